@@ -1,0 +1,52 @@
+"""CBAM: a channel gate (SE), then a spatial gate from the mean and the maximum over channels.
+
+Source: Woo et al., "CBAM: Convolutional Block Attention Module", https://arxiv.org/abs/1807.06521
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .common import AttentionBlock, add_shortcut, check_map
+from .se import SEBlock
+
+
+class CBAM(AttentionBlock):
+    """``u = SE(x)``, then ``u · σ(conv7×7([mean_c u, max_c u]))``.
+
+    Args:
+        in_channels: ``C``, the channels of the map.
+        reduction: the channel gate's hidden layer has ``C // reduction`` channels.
+        device, dtype: where and in what type the parameters are made.
+
+    Raises:
+        ValueError: ``reduction`` leaves no hidden channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channel_attention = SEBlock(in_channels, reduction, device=device, dtype=dtype)
+        self.spatial_attention = nn.Conv2d(2, 1, kernel_size=7, padding=3, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
+        check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
+        u = self.channel_attention(x)
+        return add_shortcut(u * self.spatial_gate(u), shortcut)
+
+    def spatial_gate(self, u: Tensor) -> Tensor:
+        """The spatial gate of the channel-gated map ``u``, ``(N, 1, H, W)``."""
+        pooled = torch.cat([u.mean(1, keepdim=True), u.max(dim=1, keepdim=True).values], dim=1)
+        return torch.sigmoid(self.spatial_attention(pooled))
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        channel = self.channel_attention.attention_maps(x)["channel"]
+        return {"channel": channel, "spatial": self.spatial_gate(x * channel)}

@@ -1,0 +1,92 @@
+"""What every block shares: the checks on its input and the tail of a residual block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class AttentionBlock(nn.Module):
+    """An attention block: takes ``(N, C, H, W)``, returns the same shape, dtype and layout."""
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The attention this block pays to ``x``, by kind, for looking at.
+
+        ``"channel"`` is ``(N, C, 1, 1)``, ``"spatial"`` ``(N, 1, H, W)``, ``"pixel"`` ``(N, C, H, W)``.
+        A block may have several kinds (CBAM) or none of these (non-local, which has ``attention_from``).
+        """
+        raise TypeError(f"{type(self).__name__} does not define attention_maps")
+
+
+def hidden_channels(channels: int, reduction: int) -> int:
+    """``channels // reduction``, or a ValueError where that leaves nothing.
+
+    Raises:
+        ValueError: ``channels`` or ``reduction`` is not a positive integer, or no hidden channel is left.
+    """
+    positive("channels", channels)
+    positive("reduction", reduction)
+    hidden = channels // reduction
+    if hidden == 0:
+        raise ValueError(
+            f"reduction={reduction} leaves no hidden channel: {channels} channels // {reduction} = 0, "
+            "expected at least 1"
+        )
+    return hidden
+
+
+def positive(name: str, value: object) -> None:
+    """Raise a ValueError that names the argument unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_map(
+    x: Tensor, channels: int, parameter: Tensor, shortcut: Tensor | None = None, *, name: str = "x"
+) -> None:
+    """Check a block's input before any arithmetic starts.
+
+    Args:
+        x: the feature map, ``(N, C, H, W)``, floating point.
+        channels: the channel count ``C`` that the block was built for.
+        parameter: one of the block's parameters, whose device and (outside autocast) dtype ``x`` must share.
+        shortcut: what is added behind the block, of ``x``'s shape and device.
+        name: what the caller calls ``x``.
+
+    Raises:
+        TypeError: not a tensor, not a floating-point one, or not of the parameters' dtype.
+        ValueError: wrong number of dimensions, channel count, device, or shape of the shortcut.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (N, {channels}, H, W), got {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"{name} must be 4-D, (N, {channels}, H, W), got shape {tuple(x.shape)}")
+    if x.shape[1] != channels:
+        raise ValueError(f"{name} must have {channels} channels, (N, {channels}, H, W), got shape {tuple(x.shape)}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.device != parameter.device:
+        raise ValueError(f"{name} is on {x.device}, but the block's parameters are on {parameter.device}")
+    if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{name} is {x.dtype}, but the block's parameters are {parameter.dtype}: convert one of them, "
+            "or use torch.autocast"
+        )
+    if shortcut is None:
+        return
+    if not isinstance(shortcut, Tensor):
+        raise TypeError(f"shortcut must be a torch.Tensor of {name}'s shape, got {type(shortcut).__name__}")
+    if shortcut.shape != x.shape:
+        raise ValueError(f"shortcut must have {name}'s shape {tuple(x.shape)}, got {tuple(shortcut.shape)}")
+    if shortcut.dtype not in FLOATS:
+        raise TypeError(f"shortcut must be float16, bfloat16, float32 or float64, got {shortcut.dtype}")
+    if shortcut.device != x.device:
+        raise ValueError(f"shortcut is on {shortcut.device}, but {name} is on {x.device}")
+
+
+def add_shortcut(y: Tensor, shortcut: Tensor | None) -> Tensor:
+    """``relu(y + shortcut)``, the tail of a residual block, or ``y`` itself without a shortcut."""
+    return y if shortcut is None else F.relu(y + shortcut)

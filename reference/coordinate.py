@@ -1,0 +1,52 @@
+"""Coordinate attention as the tutorial has it: a linear gate per channel, from its mean and its maximum.
+
+The published block of that name (Hou, Zhou, Feng, https://arxiv.org/abs/2103.02907) pools rows and columns apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .common import AttentionBlock, add_shortcut, check_map, hidden_channels
+
+
+class CoordinateAttention(AttentionBlock):
+    """``x · (f(mean_hw x) + f(max_hw x))`` with ``f = fc_out ∘ fc``: no nonlinearity and no sigmoid.
+
+    Tied maxima share the gradient evenly (``torch.amax``).
+
+    Args:
+        in_channels: ``C``, the channels of the map.
+        reduction: ``fc`` has ``C // reduction`` output channels.
+        device, dtype: where and in what type the parameters are made.
+
+    Raises:
+        ValueError: ``reduction`` leaves no hidden channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = hidden_channels(in_channels, reduction)
+        self.fc = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
+        self.fc_out = nn.Conv2d(hidden, in_channels, kernel_size=1, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
+        check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
+        return add_shortcut(x * self.channel_gate(x), shortcut)
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """The gate, ``(N, C, 1, 1)``, of any sign and size."""
+        mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        return self.fc_out(self.fc(mean)) + self.fc_out(self.fc(peak))
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        return {"channel": self.channel_gate(x)}

@@ -1,0 +1,49 @@
+"""Dual attention as the tutorial has it: SE, then CBAM.
+
+The published DANet (Fu et al., https://arxiv.org/abs/1809.02983) is another block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cbam import CBAM
+from .common import AttentionBlock, check_map
+from .se import SEBlock
+
+
+class DualAttentionBlock(AttentionBlock):
+    """``CBAM(SE(x))``.
+
+    Args:
+        in_channels: ``C``, the channels of the map.
+        reduction: each channel gate's hidden layer has ``C // reduction`` channels.
+        device, dtype: where and in what type the parameters are made.
+
+    Raises:
+        ValueError: ``reduction`` leaves no hidden channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channel_attention = SEBlock(in_channels, reduction, device=device, dtype=dtype)
+        self.spatial_attention = CBAM(in_channels, reduction, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
+        check_map(x, self.channel_attention.fc1.in_features, self.channel_attention.fc1.weight, shortcut)
+        return self.spatial_attention(self.channel_attention(x), shortcut)
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """``"channel"`` is the product of the two channel gates, ``"spatial"`` CBAM's gate."""
+        first = self.channel_attention.attention_maps(x)["channel"]
+        second = self.spatial_attention.attention_maps(x * first)
+        return {"channel": first * second["channel"], "spatial": second["spatial"]}

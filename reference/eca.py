@@ -1,0 +1,63 @@
+"""Efficient channel attention: one gate per channel, from the means of the channel and its neighbours.
+
+Source: Wang et al., "ECA-Net", https://arxiv.org/abs/1910.03151
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .common import AttentionBlock, add_shortcut, check_map, positive
+
+
+def adaptive_kernel_size(channels: int) -> int:
+    """The paper's kernel size for a channel count: odd, growing with log2(C), at least 3."""
+    size = int((math.log2(channels) + 1) / 2)
+    return max(size if size % 2 else size + 1, 3)
+
+
+class ECABlock(AttentionBlock):
+    """``x · σ(conv1d over channels of mean_hw x)``, zero-padded, without a bias.
+
+    Args:
+        channels: ``C``, the channels of the map.
+        kernel_size: odd; None takes the paper's adaptive size.
+        device, dtype: where and in what type the parameter is made.
+
+    Raises:
+        ValueError: ``kernel_size`` is even or not positive.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | None = 3,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        positive("channels", channels)
+        if kernel_size is None:
+            kernel_size = adaptive_kernel_size(channels)
+        positive("kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.channels = channels
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
+        check_map(x, self.channels, self.conv.weight, shortcut)
+        return add_shortcut(x * self.channel_gate(x), shortcut)
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """The gate, ``(N, C, 1, 1)``."""
+        logits = self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1)
+        return torch.sigmoid(logits)[:, :, None, None]
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        return {"channel": self.channel_gate(x)}

@@ -1,0 +1,91 @@
+"""From a name to a plain block, and from what a person asks for to a block at every site."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .attention_gate import AttentionGate
+from .cbam import CBAM
+from .coordinate import CoordinateAttention
+from .dual import DualAttentionBlock
+from .eca import ECABlock
+from .non_local import NonLocalBlock
+from .pixel import AttentionModule
+from .se import SEBlock
+
+BLOCKS: dict[str, type[nn.Module]] = {
+    "cbam": CBAM,
+    "coordinate": CoordinateAttention,
+    "dual": DualAttentionBlock,
+    "eca": ECABlock,
+    "gate": AttentionGate,
+    "nonlocal": NonLocalBlock,
+    "pixel": AttentionModule,
+    "se": SEBlock,
+}
+
+SITES = ("stem", "layer1", "layer2", "layer3", "layer4", "block")
+
+Factory = Callable[[int], nn.Module]
+Attention = str | Factory
+
+
+def look_up(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise unless ``name`` is known; the error says the nearest known one.
+
+    Raises:
+        ValueError: ``name`` is not one of ``known``.
+    """
+    names = list(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
+
+
+def sites_of(
+    attention: Attention | Mapping[str, Attention] | None,
+    where: str | Iterable[str],
+    attention_kwargs: Mapping[str, Any] | None,
+    blocks: Mapping[str, type[nn.Module]],
+) -> dict[str, Factory]:
+    """Resolve the arguments of a network to a factory ``channels -> nn.Module`` per site.
+
+    Raises:
+        TypeError: ``attention`` is of no accepted kind, or ``attention_kwargs`` have no named block to go to.
+        ValueError: an unknown name or site, or no site at all.
+    """
+    if attention is None:
+        if attention_kwargs:
+            raise TypeError(f"attention_kwargs {dict(attention_kwargs)} given, but attention is None")
+        return {}
+    if isinstance(attention, Mapping):
+        chosen = dict(attention)
+    else:
+        names = (where,) if isinstance(where, str) else tuple(where)
+        chosen = {site: attention for site in names}
+        if not chosen:
+            raise ValueError(f"where is empty, expected some of {', '.join(SITES)}")
+    for site in chosen:
+        look_up("site", site, SITES)
+    if attention_kwargs and not any(isinstance(each, str) for each in chosen.values()):
+        raise TypeError("attention_kwargs go to blocks given by name, and attention names none: bind them yourself")
+    return {site: _factory(each, attention_kwargs or {}, blocks) for site, each in chosen.items()}
+
+
+def _factory(attention: Attention, kwargs: Mapping[str, Any], blocks: Mapping[str, type[nn.Module]]) -> Factory:
+    if isinstance(attention, str):
+        look_up("attention", attention, blocks)
+        return functools.partial(blocks[attention], **kwargs)
+    if callable(attention):
+        return attention
+    raise TypeError(
+        "attention must be a name, a callable (channels -> nn.Module), a mapping from site to either, or None; "
+        f"got {type(attention).__name__}"
+    )

@@ -1,0 +1,44 @@
+"""Attention blocks for convolutional networks as fused Triton kernels, with a plain PyTorch twin for each."""
+
+from . import functional, reference
+from .backend import BackendError, use_backend
+from .blocks import (
+    CBAM,
+    AttentionGate,
+    AttentionModule,
+    CoordinateAttention,
+    DualAttentionBlock,
+    ECABlock,
+    NonLocalBlock,
+    SEBlock,
+)
+from .explain import explain
+from .reference import ResNetWithAttention
+from .registry import create_attention, list_attention
+from .resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from .version import __version__
+
+__all__ = [
+    "CBAM",
+    "AttentionGate",
+    "AttentionModule",
+    "BackendError",
+    "CoordinateAttention",
+    "DualAttentionBlock",
+    "ECABlock",
+    "NonLocalBlock",
+    "ResNetWithAttention",
+    "SEBlock",
+    "__version__",
+    "create_attention",
+    "explain",
+    "functional",
+    "list_attention",
+    "reference",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "use_backend",
+]

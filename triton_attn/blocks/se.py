@@ -1,0 +1,18 @@
+"""Squeeze-and-excitation, fused."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import backend, ops, reference
+from ..reference.common import check_map
+
+
+class SEBlock(reference.SEBlock):
+    __doc__ = reference.SEBlock.__doc__
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
+        if not backend.use_triton(x):
+            return super().forward(x, shortcut)
+        return ops.squeeze_excite(x, *self.weights(), shortcut)

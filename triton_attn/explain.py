@@ -1,0 +1,81 @@
+"""Which backend serves each block of a network, and why."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import backend
+from .reference import AttentionBlock
+
+
+@dataclass(frozen=True)
+class Served:
+    """One block's call: where the block lies in the module, its class, what served it, and why."""
+
+    name: str
+    block: str
+    backend: str
+    reason: str
+
+
+class Explanation(list[Served]):
+    """A list of :class:`Served` that prints as a table."""
+
+    def __str__(self) -> str:
+        rows = [("module", "block", "backend", "why"), *((s.name, s.block, s.backend, s.reason) for s in self)]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+        )
+
+
+def explain(module: nn.Module, x: Tensor) -> Explanation:
+    """Run ``module`` on ``x`` once and report which backend serves each attention block, and why.
+
+    The pass is in evaluation mode and without gradients, so nothing about the module changes.
+
+    Args:
+        module: a block or a network that holds blocks.
+        x: its input.
+
+    Returns:
+        One entry per call of an attention block, in the order of the calls; ``print`` shows a table. A plain twin is
+        listed as served by the reference. Where ``use_backend("triton")`` is in force and Triton cannot serve a
+        block, the entry says why, and nothing is raised.
+    """
+    found = Explanation()
+    training = {each: each.training for each in module.modules()}
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        heard = stack.enter_context(backend.listen())
+        for name, block in outermost_blocks(module):
+            stack.callback(block.register_forward_pre_hook(lambda *_: heard.clear()).remove)
+            stack.callback(block.register_forward_hook(_reporter(name, heard, found)).remove)
+        module.eval()
+        try:
+            module(x)
+        finally:
+            for each, mode in training.items():
+                each.training = mode
+    return found
+
+
+def outermost_blocks(module: nn.Module, name: str = "") -> Iterator[tuple[str, AttentionBlock]]:
+    """The attention blocks of a module with their paths; those inside of another block are its own affair."""
+    if isinstance(module, AttentionBlock):
+        yield name, module
+        return
+    for child_name, child in module.named_children():
+        yield from outermost_blocks(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _reporter(name: str, heard: list[backend.Choice], found: Explanation) -> Callable[..., None]:
+    def report(block: nn.Module, *_: object) -> None:
+        choice = heard[0] if heard else backend.Choice("reference", "a plain twin, which has no other backend")
+        found.append(Served(name or "(itself)", type(block).__name__, choice.backend, choice.reason))
+
+    return report

@@ -1,0 +1,70 @@
+"""What the kernels share.
+
+A map is seen as (N, outer, inner) with inner contiguous in memory: outer = channels and inner = positions where it is
+contiguous, outer = positions and inner = channels where it is channels_last. So one kernel serves both layouts, and
+its tiles are (BLOCK_OUTER, BLOCK_INNER) with the fast axis last.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(ptr, n, outer, inner, mask, stride_n, stride_outer):
+    """A tile of a map, in float32 (the interpreter cannot compute in bfloat16, and sums want float32 anyway)."""
+    # Offsets in int64: a map may hold more than 2³¹ elements.
+    offsets = n.to(tl.int64) * stride_n + outer.to(tl.int64)[:, None] * stride_outer + inner[None, :]
+    return tl.load(ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(ptr, values, n, outer, inner, mask, stride_n, stride_outer):
+    """Write a float32 tile in the map's dtype."""
+    offsets = n.to(tl.int64) * stride_n + outer.to(tl.int64)[:, None] * stride_outer + inner[None, :]
+    tl.store(ptr + offsets, values.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def bit_offsets(n, outer, inner_start, outer_size, inner_size, BLOCK_INNER: tl.constexpr):
+    """Where a tile's bits lie, (BLOCK_OUTER, BLOCK_INNER // 8), and which of them exist.
+
+    Bits are kept as (N, outer, ceil(inner / 8)) bytes, whatever the tiles are: bit i of byte b is element 8b + i.
+    """
+    row_bytes = tl.cdiv(inner_size, 8)
+    byte = inner_start // 8 + tl.arange(0, BLOCK_INNER // 8)
+    row = n.to(tl.int64) * outer_size + outer.to(tl.int64)
+    return row[:, None] * row_bytes + byte[None, :], (outer < outer_size)[:, None] & (byte < row_bytes)[None, :]
+
+
+@triton.jit
+def store_bits(
+    ptr, flags, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr
+):
+    """Pack a boolean tile eight to a byte and write it."""
+    offsets, mask = bit_offsets(n, outer, inner_start, outer_size, inner_size, BLOCK_INNER)
+    grouped = tl.reshape(flags.to(tl.int32), (BLOCK_OUTER, BLOCK_INNER // 8, 8))
+    packed = tl.sum(grouped << tl.arange(0, 8)[None, None, :], axis=2)
+    tl.store(ptr + offsets, packed.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def load_bits(
+    ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr
+):
+    """The boolean tile that ``store_bits`` wrote."""
+    offsets, mask = bit_offsets(n, outer, inner_start, outer_size, inner_size, BLOCK_INNER)
+    packed = tl.load(ptr + offsets, mask=mask, other=0).to(tl.int32)
+    bits = (packed[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(bits, (BLOCK_OUTER, BLOCK_INNER)) != 0
+
+
+@triton.jit
+def over_positions(values, CHANNELS_LAST: tl.constexpr):
+    """A value per channel, spread over a tile's positions."""
+    return values[None, :] if CHANNELS_LAST else values[:, None]
+
+
+@triton.jit
+def relu(x):
+    # Not tl.maximum: NaN must stay NaN, as in PyTorch.
+    return tl.where(x <= 0.0, 0.0, x)

@@ -1,0 +1,1 @@
+"""The training application: its dependencies are the extra `train`."""
