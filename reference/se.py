@@ -25,6 +25,20 @@ def squeeze_excite(
     return add_shortcut(x * squeeze_excite_gate(x, weight1, bias1, weight2, bias2), shortcut)
 
 
+def check_gate_network(weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> None:
+    """Raise a ValueError or TypeError that names the argument unless the parameters fit together."""
+    if weight1.dim() != 2:
+        raise ValueError(f"weight1 must be (m, C), got shape {tuple(weight1.shape)}")
+    hidden, channels = weight1.shape
+    for name, value, shape in (("bias1", bias1, (hidden,)), ("weight2", weight2, (channels, hidden)), ("bias2", bias2, (channels,))):
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} must be {shape} beside a weight1 of {(hidden, channels)}, got {tuple(value.shape)}")
+        if value.dtype != weight1.dtype:
+            raise TypeError(f"{name} is {value.dtype}, but weight1 is {weight1.dtype}")
+        if value.device != weight1.device:
+            raise ValueError(f"{name} is on {value.device}, but weight1 is on {weight1.device}")
+
+
 class SEBlock(AttentionBlock):
     """``x · σ(fc2(relu(fc1(mean_hw x))))``.
 

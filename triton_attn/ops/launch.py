@@ -6,7 +6,6 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor
 
 # One place that every launch goes through, so that a test can see which kernels are started, and with what.
 
@@ -23,7 +22,3 @@ def cdiv(a: int, b: int) -> int:
     """``a / b`` rounded up."""
     return -(-a // b)
 
-
-def row_stride(x: Tensor, channels_last: bool) -> int:
-    """The step from one row of the map to the next, rows being channels or, in channels_last, positions."""
-    return x.stride(3) if channels_last else x.stride(1)

@@ -1,0 +1,48 @@
+"""The lanes: ``pytest --lane NAME`` runs the tests of one, since the interpreter and the compiler cannot share a process.
+
+plain        no Triton: networks, training, the command line (the default)
+interpreter  kernels on the CPU, by Triton's interpreter
+compile      kernels to machine code, without a GPU
+gpu          on a GPU, skipped where there is none
+"""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+LANES = ("plain", "interpreter", "compile", "gpu")
+
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("project")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lane", choices=LANES, default="plain", help="which tests to run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before anything imports Triton: later is too late.
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.pop("TRITON_ATTN_BACKEND", None)
+    if config.getoption("--lane") == "interpreter":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--lane")
+    own, others = [], []
+    for item in items:
+        lane = next((lane for lane in LANES if item.get_closest_marker(lane)), "plain")
+        (own if lane == wanted else others).append(item)
+    items[:] = own
+    config.hook.pytest_deselected(items=others)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    import torch
+
+    torch.set_num_threads(2)

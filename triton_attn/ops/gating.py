@@ -1,0 +1,239 @@
+"""The steps that gating ops are made of, each one launch: squeeze, the layers of the gate network, apply."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..tuning import rules
+from .launch import cdiv, launch
+from .layout import empty_map, row_stride, rows
+
+
+def channel_sum(x: Tensor, channels_last: bool, grad: Tensor | None = None, bits: Tensor | None = None) -> Tensor:
+    """``Σ x`` over positions, or ``Σ grad · x`` with ``grad`` behind the mask that ``bits`` hold.
+
+    Returns partial sums ``(N, S, C)`` in float32, one for each of the ``S`` splits of the positions.
+    """
+    from ..kernels.channel_sum import channel_sum_kernel
+
+    batch, channels, height, width = x.shape
+    positions = height * width
+    splits = max(cdiv(positions, rules.SPLIT), 1)
+    config = rules.channel_sum(channels, positions, channels_last)
+    sums = torch.empty((batch, splits, channels), dtype=torch.float32, device=x.device)
+    launch(
+        channel_sum_kernel,
+        (batch * splits * cdiv(channels, config["BLOCK_C"]),),
+        x.device,
+        sum_ptr=sums,
+        x_ptr=x,
+        grad_ptr=grad,
+        bits_ptr=bits,
+        stride_xn=x.stride(0),
+        stride_xo=row_stride(x, channels_last),
+        stride_gn=0 if grad is None else grad.stride(0),
+        stride_go=0 if grad is None else row_stride(grad, channels_last),
+        channels=channels,
+        positions=positions,
+        splits=splits,
+        SPLIT=rules.SPLIT,
+        HAS_GRAD=grad is not None,
+        HAS_BITS=bits is not None,
+        CHANNELS_LAST=channels_last,
+        **config,
+    )
+    return sums
+
+
+def dense_fwd(
+    vectors: Tensor, weight: Tensor, bias: Tensor, *, sigmoid: bool, divisor: float = 1.0, save_input: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``act(weight · (Σ_s vectors / divisor) + bias)``, with a sigmoid or else ReLU.
+
+    ``vectors`` ``(N, S, I)`` float32, ``weight`` ``(O, I)``. Returns the output ``(N, O)`` and, with ``save_input``,
+    the input as it was used, ``(N, I)``, both float32.
+    """
+    from ..kernels.dense import dense_fwd_kernel
+
+    batch, splits, in_size = vectors.shape
+    out_size = weight.shape[0]
+    block_n, block_i, block_o = rules.dense(batch, in_size, out_size)
+    out = torch.empty((batch, out_size), dtype=torch.float32, device=vectors.device)
+    saved = torch.empty((batch, in_size) if save_input else (0,), dtype=torch.float32, device=vectors.device)
+    launch(
+        dense_fwd_kernel,
+        (cdiv(batch, block_n), cdiv(out_size, block_o)),
+        vectors.device,
+        out_ptr=out,
+        in_ptr=vectors,
+        saved_ptr=saved,
+        weight_ptr=weight.contiguous(),
+        bias_ptr=bias.contiguous(),
+        batch=batch,
+        in_size=in_size,
+        out_size=out_size,
+        splits=splits,
+        divisor=float(divisor),
+        SAVE_INPUT=save_input,
+        SIGMOID=sigmoid,
+        BLOCK_N=block_n,
+        BLOCK_O=block_o,
+        BLOCK_I=block_i,
+        num_warps=4,
+    )
+    return out, saved
+
+
+def dense_bwd(
+    dout: Tensor, out: Tensor, weight: Tensor, *, sigmoid: bool, divisor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The gradient of a layer's input before its division, ``(N, I)``, and that of its logits, ``(N, O)``; float32.
+
+    ``dout`` ``(N, S, O)`` and ``out`` ``(N, O)`` float32, ``weight`` ``(O, I)``.
+    """
+    from ..kernels.dense import dense_bwd_kernel
+
+    batch, splits, out_size = dout.shape
+    in_size = weight.shape[1]
+    block_n, block_o, block_i = rules.dense(batch, out_size, in_size)
+    din = torch.empty((batch, in_size), dtype=torch.float32, device=dout.device)
+    dlogit = torch.empty((batch, out_size), dtype=torch.float32, device=dout.device)
+    launch(
+        dense_bwd_kernel,
+        (cdiv(batch, block_n), cdiv(in_size, block_i)),
+        dout.device,
+        din_ptr=din,
+        dlogit_ptr=dlogit,
+        dout_ptr=dout,
+        out_ptr=out,
+        weight_ptr=weight.contiguous(),
+        batch=batch,
+        in_size=in_size,
+        out_size=out_size,
+        splits=splits,
+        divisor=float(divisor),
+        SIGMOID=sigmoid,
+        BLOCK_N=block_n,
+        BLOCK_O=block_o,
+        BLOCK_I=block_i,
+        num_warps=4,
+    )
+    return din, dlogit
+
+
+def bottleneck_weights_bwd(
+    mean: Tensor, dlogit1: Tensor, hidden: Tensor, dlogit2: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of weight1 ``(M, C)``, bias1, weight2 ``(C, M)`` and bias2, in ``dtype``.
+
+    ``mean`` and ``dlogit2`` ``(N, C)``, ``dlogit1`` and ``hidden`` ``(N, M)``, all float32.
+    """
+    from ..kernels.dense import bottleneck_weights_bwd_kernel
+
+    batch, channels = mean.shape
+    hidden_size = hidden.shape[1]
+    config = rules.bottleneck_weights(batch, channels, hidden_size)
+    shapes = ((hidden_size, channels), (hidden_size,), (channels, hidden_size), (channels,))
+    dweight1, dbias1, dweight2, dbias2 = (torch.empty(shape, dtype=dtype, device=mean.device) for shape in shapes)
+    launch(
+        bottleneck_weights_bwd_kernel,
+        (cdiv(channels, config["BLOCK_C"]), cdiv(hidden_size, config["BLOCK_M"])),
+        mean.device,
+        dweight1_ptr=dweight1,
+        dbias1_ptr=dbias1,
+        dweight2_ptr=dweight2,
+        dbias2_ptr=dbias2,
+        mean_ptr=mean,
+        dlogit1_ptr=dlogit1,
+        hidden_ptr=hidden,
+        dlogit2_ptr=dlogit2,
+        batch=batch,
+        channels=channels,
+        hidden_size=hidden_size,
+        **config,
+    )
+    return dweight1, dbias1, dweight2, dbias2
+
+
+def apply_fwd(
+    x: Tensor, gate: Tensor, channels_last: bool, shortcut: Tensor | None = None, save_bits: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``x · gate``, or ``relu(x · gate + shortcut)``, and the bits of ReLU's mask if they are to be saved.
+
+    ``gate`` ``(N, C)`` float32. The bits are ``(N, outer, ceil(inner / 8))`` uint8.
+    """
+    from ..kernels.apply_gate import apply_gate_fwd_kernel
+
+    outer, inner = rows(x, channels_last)
+    config = rules.apply_gate(outer, inner, channels_last)
+    y = empty_map(x, channels_last)
+    bits = empty_bits(x, channels_last, save_bits)
+    launch(
+        apply_gate_fwd_kernel,
+        (x.shape[0] * cdiv(outer, config["BLOCK_OUTER"]) * cdiv(inner, config["BLOCK_INNER"]),),
+        x.device,
+        y_ptr=y,
+        bits_ptr=bits,
+        x_ptr=x,
+        gate_ptr=gate,
+        shortcut_ptr=shortcut,
+        stride_yn=y.stride(0),
+        stride_yo=row_stride(y, channels_last),
+        stride_xn=x.stride(0),
+        stride_xo=row_stride(x, channels_last),
+        stride_sn=0 if shortcut is None else shortcut.stride(0),
+        stride_so=0 if shortcut is None else row_stride(shortcut, channels_last),
+        outer_size=outer,
+        inner_size=inner,
+        HAS_SHORTCUT=shortcut is not None,
+        SAVE_BITS=save_bits,
+        CHANNELS_LAST=channels_last,
+        **config,
+    )
+    return y, bits
+
+
+def apply_bwd(
+    grad: Tensor, gate: Tensor, dsum: Tensor, channels_last: bool, bits: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``grad · gate + dsum``, and with ``bits`` the gradient of the shortcut (else an empty tensor).
+
+    ``gate`` and ``dsum`` ``(N, C)`` float32.
+    """
+    from ..kernels.apply_gate import apply_gate_bwd_kernel
+
+    outer, inner = rows(grad, channels_last)
+    config = rules.apply_gate(outer, inner, channels_last)
+    dx = empty_map(grad, channels_last)
+    dshortcut = empty_map(grad, channels_last) if bits is not None else grad.new_empty(0)
+    launch(
+        apply_gate_bwd_kernel,
+        (grad.shape[0] * cdiv(outer, config["BLOCK_OUTER"]) * cdiv(inner, config["BLOCK_INNER"]),),
+        grad.device,
+        dx_ptr=dx,
+        dshortcut_ptr=dshortcut,
+        grad_ptr=grad,
+        bits_ptr=bits,
+        gate_ptr=gate,
+        dsum_ptr=dsum,
+        stride_xn=dx.stride(0),
+        stride_xo=row_stride(dx, channels_last),
+        stride_sn=0 if bits is None else dshortcut.stride(0),
+        stride_so=0 if bits is None else row_stride(dshortcut, channels_last),
+        stride_gn=grad.stride(0),
+        stride_go=row_stride(grad, channels_last),
+        outer_size=outer,
+        inner_size=inner,
+        HAS_SHORTCUT=bits is not None,
+        CHANNELS_LAST=channels_last,
+        **config,
+    )
+    return dx, dshortcut
+
+
+def empty_bits(x: Tensor, channels_last: bool, wanted: bool) -> Tensor:
+    """Room for the mask of a map, eight positions of a row to a byte, or an empty tensor."""
+    outer, inner = rows(x, channels_last)
+    shape = (x.shape[0], outer, cdiv(inner, 8)) if wanted else (0,)
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)

@@ -1,0 +1,58 @@
+"""A config for every launch by the shape of its tensors: good everywhere, best nowhere.
+
+Blocks along a summed axis decide the order of a sum, and with it the bits of the result: they go by shape alone.
+"""
+
+from __future__ import annotations
+
+# Elements of a tile: at 16 bits and 8 warps every thread moves two 16-byte words.
+TILE = 4096
+# Positions summed by one program. A larger map is split, and its partial sums added in order.
+SPLIT = 1024
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is not below ``size``."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def channel_sum(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for the sum over positions."""
+    if channels_last:
+        block_c = min(max(power_of_two(channels), 8), 128)
+        block_p = min(TILE // block_c, power_of_two(positions))
+    else:
+        block_p = min(max(power_of_two(positions), 8), 256)
+        block_c = min(TILE // block_p, power_of_two(channels))
+    return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8}
+
+
+def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for the gating multiply over (outer, inner) rows."""
+    if channels_last:
+        block_inner = min(max(power_of_two(inner), 8), 256)
+    else:
+        block_inner = _least_padding(inner, (1024, 512, 256, 128)) if inner > 128 else max(power_of_two(inner), 8)
+    block_outer = min(TILE // block_inner, power_of_two(outer))
+    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": 8}
+
+
+def dense(batch: int, summed: int, kept: int) -> tuple[int, int, int]:
+    """Blocks (batch, summed, kept) for a small dense layer that sums over one axis and keeps the other."""
+    block_n = min(power_of_two(batch), 4)
+    block_summed = min(power_of_two(summed), 256)
+    return block_n, block_summed, min(power_of_two(kept), 2 * TILE // (block_n * block_summed))
+
+
+def bottleneck_weights(batch: int, channels: int, hidden: int) -> dict[str, int]:
+    """Blocks for the gradients of a two-layer gate network's parameters."""
+    return {
+        "BLOCK_N": min(power_of_two(batch), 16),
+        "BLOCK_C": min(power_of_two(channels), 32),
+        "BLOCK_M": min(power_of_two(hidden), 16),
+        "num_warps": 8,
+    }
+
+
+def _least_padding(size: int, blocks: tuple[int, ...]) -> int:
+    return min(blocks, key=lambda block: -(-size // block) * block)
