@@ -1,0 +1,21 @@
+"""Errors that a person can act on: the command line prints them as one line, without a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+class UserError(ValueError):
+    """Something about the arguments, the data or the files; the message says what came and what was expected."""
+
+
+@contextlib.contextmanager
+def as_user_error(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
+    """Pass errors of these kinds on as :class:`UserError`, with the same text behind ``prefix``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(f"{prefix}{error}") from error
