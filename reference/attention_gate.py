@@ -72,5 +72,6 @@ class AttentionGate(AttentionBlock):
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The gate where the map gates itself."""
+        check_map(x, self.conv1.in_channels, self.conv1.weight)
         self.check_gating(x, None)
         return {"spatial": self.spatial_gate(x)}

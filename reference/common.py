@@ -12,7 +12,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class AttentionBlock(nn.Module):
     """An attention block: takes ``(N, C, H, W)``, returns the same shape, dtype and layout."""
 
-    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """The attention this block pays to ``x``, by kind, for looking at.
 
         ``"channel"`` is ``(N, C, 1, 1)``, ``"spatial"`` ``(N, 1, H, W)``, ``"pixel"`` ``(N, C, H, W)``.
@@ -44,9 +44,7 @@ def positive(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
-def check_map(
-    x: Tensor, channels: int, parameter: Tensor, shortcut: Tensor | None = None, *, name: str = "x"
-) -> None:
+def check_map(x: Tensor, channels: int, parameter: Tensor, shortcut: Tensor | None = None, *, name: str = "x") -> None:
     """Check a block's input before any arithmetic starts.
 
     Args:

@@ -49,4 +49,5 @@ class CoordinateAttention(AttentionBlock):
         return self.fc_out(self.fc(mean)) + self.fc_out(self.fc(peak))
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        check_map(x, self.fc.in_channels, self.fc.weight)
         return {"channel": self.channel_gate(x)}

@@ -60,4 +60,5 @@ class ECABlock(AttentionBlock):
         return torch.sigmoid(logits)[:, :, None, None]
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        check_map(x, self.channels, self.conv.weight)
         return {"channel": self.channel_gate(x)}

@@ -5,7 +5,7 @@ Source: Wang et al., "Non-local Neural Networks", https://arxiv.org/abs/1711.079
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,11 @@ def attend_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same in memory that grows with L + S, not L · S. Shapes as in :func:`attend_explicit`.
 
     PyTorch's tiled attention wants q, k and v of one width: the narrower are padded with zeros, which leave
-    every dot product as it is.
+    every dot product as it is. It also wants rows without gaps, which the projections of a contiguous map are not
+    (without them it would fall back to the whole matrix).
     """
     width, value_width = max(q.shape[-1], v.shape[-1]), v.shape[-1]
-    q, k, v = (F.pad(t, (0, width - t.shape[-1])).unsqueeze(1) for t in (q, k, v))
+    q, k, v = (F.pad(t, (0, width - t.shape[-1])).contiguous().unsqueeze(1) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)[..., :value_width]
 
 
@@ -66,16 +67,16 @@ class NonLocalBlock(AttentionBlock):
 
         Memory grows with H·W: above 1024 positions no (HW × HW) matrix is built, forward or backward.
         """
-        positions = x.shape[-2] * x.shape[-1] if x.dim() == 4 else 0
-        attend = attend_explicit if positions <= EXPLICIT_POSITIONS else attend_linear
-        return self._forward(attend, x, shortcut)
+        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
+        attend = attend_explicit if x.shape[2] * x.shape[3] <= EXPLICIT_POSITIONS else attend_linear
+        return self._attend(attend, x, shortcut)
 
     def forward_explicit(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """The same numbers by the explicit (HW × HW) softmax, whatever the size: the oracle."""
-        return self._forward(attend_explicit, x, shortcut)
-
-    def _forward(self, attend, x: Tensor, shortcut: Tensor | None) -> Tensor:
         check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
+        return self._attend(attend_explicit, x, shortcut)
+
+    def _attend(self, attend: Callable[..., Tensor], x: Tensor, shortcut: Tensor | None) -> Tensor:
         attended = attend(*self.project(x)).transpose(1, 2).reshape(x.shape)
         return add_shortcut(x + attended, shortcut)
 

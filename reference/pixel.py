@@ -42,4 +42,5 @@ class AttentionModule(AttentionBlock):
         return torch.sigmoid(self.conv2(F.relu(self.conv1(x))))
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        check_map(x, self.conv1.in_channels, self.conv1.weight)
         return {"pixel": self.pixel_gate(x)}

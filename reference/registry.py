@@ -69,7 +69,7 @@ def sites_of(
         chosen = dict(attention)
     else:
         names = (where,) if isinstance(where, str) else tuple(where)
-        chosen = {site: attention for site in names}
+        chosen = dict.fromkeys(names, attention)
         if not chosen:
             raise ValueError(f"where is empty, expected some of {', '.join(SITES)}")
     for site in chosen:
@@ -83,9 +83,21 @@ def _factory(attention: Attention, kwargs: Mapping[str, Any], blocks: Mapping[st
     if isinstance(attention, str):
         look_up("attention", attention, blocks)
         return functools.partial(blocks[attention], **kwargs)
-    if callable(attention):
-        return attention
-    raise TypeError(
-        "attention must be a name, a callable (channels -> nn.Module), a mapping from site to either, or None; "
-        f"got {type(attention).__name__}"
-    )
+    if isinstance(attention, nn.Module):
+        raise TypeError(
+            f"attention is a {type(attention).__name__} already built, but every site needs one for its own channels: "
+            "pass the class, or a callable (channels -> nn.Module)"
+        )
+    if not callable(attention):
+        raise TypeError(
+            "attention must be a name, a callable (channels -> nn.Module), or a mapping from site to either; "
+            f"got {type(attention).__name__}"
+        )
+
+    def build(channels: int) -> nn.Module:
+        module = attention(channels)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"attention({channels}) must return an nn.Module, got {type(module).__name__}")
+        return module
+
+    return build

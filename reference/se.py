@@ -30,9 +30,15 @@ def check_gate_network(weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: T
     if weight1.dim() != 2:
         raise ValueError(f"weight1 must be (m, C), got shape {tuple(weight1.shape)}")
     hidden, channels = weight1.shape
-    for name, value, shape in (("bias1", bias1, (hidden,)), ("weight2", weight2, (channels, hidden)), ("bias2", bias2, (channels,))):
+    for name, value, shape in (
+        ("bias1", bias1, (hidden,)),
+        ("weight2", weight2, (channels, hidden)),
+        ("bias2", bias2, (channels,)),
+    ):
         if tuple(value.shape) != shape:
-            raise ValueError(f"{name} must be {shape} beside a weight1 of {(hidden, channels)}, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be {shape} beside a weight1 of {(hidden, channels)}, got {tuple(value.shape)}"
+            )
         if value.dtype != weight1.dtype:
             raise TypeError(f"{name} is {value.dtype}, but weight1 is {weight1.dtype}")
         if value.device != weight1.device:
@@ -70,6 +76,7 @@ class SEBlock(AttentionBlock):
         return squeeze_excite(x, *self.weights(), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        check_map(x, self.fc1.in_features, self.fc1.weight)
         return {"channel": squeeze_excite_gate(x, *self.weights())}
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

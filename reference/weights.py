@@ -31,13 +31,15 @@ def load_weights(model: nn.Module, weights: Weights, architecture: str) -> list[
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the file cannot be read, or keys are missing, left over or of another shape (all are named).
+        ValueError: the file cannot be read, or keys are missing, left over or of another shape (the error names them).
     """
     state = read_weights(weights, architecture)
     missing = check_keys(model.state_dict(), state)
     model.load_state_dict(state, strict=False)
     if missing:
-        logger.warning("weights: %d attention keys are not among them and start fresh: %s", len(missing), _some(missing))
+        logger.warning(
+            "weights: %d attention keys are not among them and start fresh: %s", len(missing), _some(missing)
+        )
     return missing
 
 
@@ -50,7 +52,9 @@ def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
         for key, value in state.items()
         if key in own and value.shape != own[key].shape
     ]
-    lacking = [key for key in missing if "attention" not in key.split(".")]
+    fresh = [key for key in missing if "attention" in key.split(".")]
+    # Older files (torchvision's IMAGENET1K_V1 among them) have no such counters; PyTorch's strict loading adds them.
+    lacking = [key for key in missing if key not in fresh and not key.endswith(".num_batches_tracked")]
     problems = [
         f"{what}: {_some(keys)}"
         for what, keys in (("missing", lacking), ("not of this model", unexpected), ("of another shape", reshaped))
@@ -60,7 +64,7 @@ def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
         problems.append("for another number of classes, build with the weights' num_classes and then replace model.fc")
     if problems:
         raise ValueError("weights do not fit the model. " + ". ".join(problems))
-    return missing
+    return fresh
 
 
 def read_weights(weights: Weights, architecture: str) -> Mapping[str, Tensor]:
@@ -75,8 +79,7 @@ def read_weights(weights: Weights, architecture: str) -> Mapping[str, Tensor]:
     if hasattr(weights, "get_state_dict"):
         return load_torchvision(weights, architecture)
     raise TypeError(
-        "weights must be a path, a state dict, a torchvision weights enum or its name; "
-        f"got {type(weights).__name__}"
+        f"weights must be a path, a state dict, a torchvision weights enum or its name; got {type(weights).__name__}"
     )
 
 
@@ -131,9 +134,13 @@ def load_torchvision(weights: Any, architecture: str) -> Mapping[str, Tensor]:
 
 
 def _check_state(state: Any, what: str) -> Mapping[str, Tensor]:
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        kind = type(state).__name__
-        raise ValueError(f"{what} must be a state dict (a mapping from key to tensor), got {kind} with other contents")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{what} must be a state dict (a mapping from name to tensor), got {type(state).__name__}")
+    for key, value in state.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise ValueError(
+                f"{what} must be a state dict (a mapping from name to tensor), got {key!r}: {type(value).__name__}"
+            )
     return state
 
 

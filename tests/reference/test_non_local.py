@@ -1,0 +1,236 @@
+"""Non-local attention: two ways to the same numbers, and memory that grows with H·W alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton_attn.reference.non_local import EXPLICIT_POSITIONS, attend_explicit, attend_linear
+
+import triton_attn
+from triton_attn import reference
+
+LAYOUTS = pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
+)
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def with_gradients(function, *inputs: Tensor) -> tuple[Tensor, ...]:
+    leaves = [each.detach().clone().requires_grad_() for each in inputs]
+    out = function(*leaves)
+    out.backward(draw(*out.shape, seed=9).to(out.dtype))
+    return (out.detach(), *(leaf.grad for leaf in leaves))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("length", "source", "d", "dv"),
+    [(37, 37, 8, 16), (50, 21, 8, 8), (21, 50, 16, 4), (1, 70, 3, 5), (33, 1, 5, 3), (600, 600, 4, 8)],
+)
+def test_both_ways_agree(dtype, length, source, d, dv):
+    q, k, v = draw(2, length, d, seed=1), draw(2, source, d, seed=2), draw(2, source, dv, seed=3)
+    exact = with_gradients(attend_explicit, q, k, v)
+    linear = with_gradients(attend_linear, *(t.to(dtype) for t in (q, k, v)))
+    explicit = with_gradients(attend_explicit, *(t.to(dtype) for t in (q, k, v)))
+    assert exact[0].shape == (2, length, dv)
+    tolerance = 1e-11 if dtype == torch.float64 else 3e-5
+    for one, other, oracle in zip(linear, explicit, exact, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), oracle, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(other.double(), oracle, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("attend", [attend_explicit, attend_linear])
+def test_scores_that_overflow_a_naive_softmax(attend):
+    q, k, v = draw(1, 40, 8, seed=1, scale=40), draw(1, 30, 8, seed=2, scale=40), draw(1, 30, 6, seed=3)
+    scores = (q @ k.transpose(1, 2)).float()
+    assert scores.exp().isinf().any()
+    exact = with_gradients(attend_explicit, q, k, v)
+    found = with_gradients(attend, q.float(), k.float(), v.float())
+    for one, oracle in zip(found, exact, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one.double(), oracle, rtol=2e-3, atol=2e-3 * oracle.abs().max().item())
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_block_above_the_threshold_equals_the_formula(layout, dtype):
+    torch.manual_seed(0)
+    block = reference.NonLocalBlock(6, dtype=dtype)
+    side = int(EXPLICIT_POSITIONS**0.5)
+    x = draw(2, 6, side + 1, side, seed=4).to(dtype).contiguous(memory_format=layout)
+    shortcut = draw(2, 6, side + 1, side, seed=5).to(dtype)
+
+    def run(forward) -> tuple[Tensor, ...]:
+        block.zero_grad()
+        found = with_gradients(forward, x, shortcut)
+        return *found, *(p.grad.clone() for p in block.parameters())
+
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for one, other in zip(run(block.forward), run(block.forward_explicit), strict=True):
+        # At least 1: the gradient of key_conv.bias is zero but for rounding, since it shifts a whole row of scores.
+        scale = max(other.abs().max().item(), 1.0)
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * scale)
+    assert block(x).is_contiguous(memory_format=layout)
+
+
+def test_large_maps_work_in_every_dtype():
+    torch.manual_seed(0)
+    exact = reference.NonLocalBlock(4, dtype=torch.float64)
+    x = draw(1, 4, 33, 40)
+    for dtype, tolerance in ((torch.float16, 5e-3), (torch.bfloat16, 5e-2)):
+        block = reference.NonLocalBlock(4, dtype=dtype)
+        block.load_state_dict(exact.state_dict())
+        y = block(x.to(dtype))
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.double(), exact(x), rtol=tolerance, atol=tolerance)
+    block = exact.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = block(x.float())
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, block(x.float()), rtol=5e-2, atol=5e-2)
+    assert block(torch.zeros(0, 4, 40, 40)).shape == (0, 4, 40, 40)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that any operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))])
+        return out
+
+
+def largest_of_a_step(forward, *inputs: Tensor) -> int:
+    with Largest() as seen:
+        forward(*inputs).square().mean().backward()
+    return seen.elements
+
+
+@LAYOUTS
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize("cls", [reference.NonLocalBlock, triton_attn.NonLocalBlock])
+def test_no_matrix_above_the_threshold(layout, with_shortcut, cls):
+    block = cls(8)
+    height, width = 25, 41  # 1025 positions
+    assert height * width == EXPLICIT_POSITIONS + 1
+    x = draw(2, 8, height, width, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_()
+    inputs = (x, x.detach().clone()) if with_shortcut else (x,)
+    assert largest_of_a_step(block, *inputs) == x.numel()
+    # The meter does see the matrix where there is one, and with it the branch that builds it.
+    assert largest_of_a_step(block.forward_explicit, *inputs) == 2 * (height * width) ** 2
+    small = draw(1, 8, 32, 32, dtype=torch.float32)
+    assert largest_of_a_step(block, small) == EXPLICIT_POSITIONS**2
+
+
+def test_no_matrix_under_autocast_or_without_gradients():
+    block, x = reference.NonLocalBlock(8), draw(1, 8, 40, 40, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert largest_of_a_step(block, x) == x.numel()
+    with torch.no_grad(), Largest() as seen:
+        block(x)
+    assert seen.elements == x.numel()
+
+
+# Where a position looks.
+
+
+@LAYOUTS
+def test_attention_from_gives_rows_of_the_matrix(layout):
+    torch.manual_seed(0)
+    block = reference.NonLocalBlock(6, dtype=torch.float64)
+    x = draw(2, 6, 5, 7).contiguous(memory_format=layout)
+    q, k, v = block.project(x)
+    assert (q.shape, k.shape, v.shape) == ((2, 35, 3), (2, 35, 3), (2, 35, 6))
+    matrix = torch.softmax(q @ k.transpose(1, 2), dim=-1)
+    positions = [(0, 0), (4, 6), (2, 3), (0, 6), (2, 3)]
+    rows = block.attention_from(x, positions)
+    assert rows.shape == (2, 5, 5, 7)
+    for i, (row, column) in enumerate(positions):
+        torch.testing.assert_close(rows[:, i].flatten(1), matrix[:, row * 7 + column], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(rows.sum((2, 3)), torch.ones(2, 5, dtype=torch.float64))
+    # With all rows at hand they give the block's own output.
+    every = block.attention_from(x, [(row, column) for row in range(5) for column in range(7)]).flatten(2)
+    torch.testing.assert_close(x + (every @ v).transpose(1, 2).reshape(x.shape), block(x), rtol=1e-12, atol=1e-12)
+    assert block.attention_from(x, []).shape == (2, 0, 5, 7)
+
+
+@pytest.mark.parametrize("position", [(5, 0), (0, 7), (-1, 0), (0, -1), (35, 1)])
+def test_attention_from_refuses_positions_outside(position):
+    block, x = reference.NonLocalBlock(6), torch.zeros(1, 6, 5, 7)
+    with pytest.raises(ValueError, match=rf"positions must lie on the 5×7 map, got \({position[0]}, {position[1]}\)"):
+        block.attention_from(x, [(0, 0), position])
+    with pytest.raises(ValueError, match="x must be 4-D"):
+        block.attention_from(x[0], [(0, 0)])
+
+
+# Memory of a training step, in a process of its own.
+
+STEP = """
+import json, re, sys
+import torch
+from torch import nn
+import triton_attn
+
+torch.set_num_threads(1)
+
+def peak():  # not ru_maxrss: a process inherits that one from its parent
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+
+torch.manual_seed(0)
+model = triton_attn.resnet18(attention="nonlocal", where="stem", num_classes=10)
+if sys.argv[1] == "explicit":
+    model.attention["stem"].forward = model.attention["stem"].forward_explicit
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+before = peak()
+loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 144, 144)), torch.tensor([1, 2]))
+loss.backward()
+optimizer.step()
+print(json.dumps({"growth": peak() - before, "loss": loss.item()}))
+"""
+
+
+def memory_of_a_step(way: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STEP), way],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
+def test_training_step_stays_within_its_memory():
+    # The stem of a 144-pixel image has 5,184 positions: the matrices of two images take 205 MiB, and a step holds several.
+    matrix = 2 * 5184**2 * 4 / 2**20
+    linear, explicit = memory_of_a_step("linear"), memory_of_a_step("explicit")
+    assert explicit["growth"] > 2 * matrix
+    assert linear["growth"] < matrix
+    assert linear["loss"] == pytest.approx(explicit["loss"], rel=1e-3)
+
+
+def test_networks_take_the_linear_way():
+    # Contiguous images give contiguous maps, whose projections are transposed views: they too must not fall back.
+    model: nn.Module = triton_attn.resnet18(attention="nonlocal", where="stem", num_classes=4)
+    images = draw(2, 3, 96, 96, dtype=torch.float32)  # 48 × 48 at the stem
+    assert largest_of_a_step(model, images) < 48**4
+    assert largest_of_a_step(model, images.contiguous(memory_format=torch.channels_last)) < 48**4
