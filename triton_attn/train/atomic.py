@@ -21,6 +21,7 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
+        temporary.chmod(_file_mode())  # some writers make files that only their owner may read
         _flush(temporary)
         os.replace(temporary, path)
     finally:
@@ -90,6 +91,13 @@ def check_writable(folder: Path) -> None:
 
 def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{what}")
+
+
+def _file_mode() -> int:
+    """The mode that new files have: only setting the mask tells what it is."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _flush(file: Path) -> None:

@@ -17,7 +17,6 @@ from torchvision.transforms import v2
 from .folder import Sample, check_images, scan_folder, split_by_class
 
 DIGITS = "digits"
-DIGITS_SIZE, FOLDER_SIZE = 48, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)
 

@@ -1,0 +1,82 @@
+"""The command line: ``triton-attn train | eval | show | info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("triton_attn.train.run", "triton_attn.train.options", "train a ResNet with attention"),
+    "eval": ("triton_attn.train.evaluate", None, "evaluate a checkpoint on held-out images"),
+    "show": ("triton_attn.train.show", None, "draw what the attention of a checkpoint looks at"),
+    "info": ("triton_attn.info", None, "versions, devices, and which backend serves what"),
+}
+"""A command's module (with ``add_arguments`` and ``run``), where its arguments are if not there, and its summary."""
+
+EXTRAS = {
+    "accelerate",
+    "matplotlib",
+    "numpy",
+    "PIL",
+    "safetensors",
+    "sklearn",
+    "tensorboard",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+    "yaml",
+}
+"""What comes with the extra ``train``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status: 0, or 2 where the arguments, the data or the files are at fault."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parse(words)
+        return importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRAS:
+            raise
+        return fail(f'{error.name} is not installed; expected the extra packages: pip install "triton_attn[train]"')
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        from .train.errors import UserError
+
+        if not isinstance(error, UserError):
+            raise  # a fault of ours, which needs its traceback
+        return fail(str(error))
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. Only the chosen command's module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="triton-attn", description="Train, evaluate and look into convolutional networks with attention."
+    )
+    from .version import __version__
+
+    parser.add_argument("--version", action="version", version=f"triton_attn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, options, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+        )
+        if name in words[:1]:
+            importlib.import_module(options or module).add_arguments(command)
+    return parser.parse_args(words)
+
+
+def fail(message: str) -> int:
+    """Say what is wrong, in one line and once, however many processes there are."""
+    if os.environ.get("RANK", "0") == "0" or "step " in message:
+        print(f"triton-attn: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What a run says about itself in words."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from torch import nn
+
+from .config import Config
+from .data import Images
+from .log import Row
+
+
+def describe_run(config: Config, images: Images, model: nn.Module, accelerator: Accelerator) -> str:
+    """What is about to be trained, on what."""
+    attention = "no attention"
+    if isinstance(config.attention, dict):
+        attention = ", ".join(f"{name} at {site}" for site, name in config.attention.items())
+    elif config.attention is not None:
+        attention = f"{config.attention} at {', '.join(config.where)}"
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return (
+        f"{config.model} with {attention}: {millions:.2f} M parameters\n"
+        f"{config.data}: {len(images.train)} images to train on, {len(images.val)} held out, {len(images.classes)} "
+        f"classes, {config.image_size}×{config.image_size}\n"
+        f"{accelerator.num_processes} × {accelerator.device.type}, mixed precision: {config.amp}"
+    )
+
+
+def describe_epoch(row: Row, epochs: int, best: bool) -> str:
+    """An epoch in a line."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"train loss {row['train_loss']:.4f}  held-out loss {row['val_loss']:.4f}  "
+        f"accuracy {100 * row['val_accuracy']:.2f} %  "
+        f"{row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s" + ("  (best)" if best else "")
+    )
+
+
+def best_of(history: list[Row]) -> str:
+    """The best epoch in words."""
+    best = max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+    return f"best held-out accuracy {100 * best['val_accuracy']:.2f} % at epoch {best['epoch']}"

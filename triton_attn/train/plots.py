@@ -1,0 +1,100 @@
+"""Pictures of a run: its curves and its confusion matrix. Drawn without pyplot, which keeps state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .atomic import new_file
+
+TRAIN, VAL, INK, FAINT = "#8aa1b8", "#c8451f", "#24303c", "#e3e7eb"
+MOST_NAMED = 40
+"""Up to this many classes the confusion matrix has its counts and names written in."""
+
+
+def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Loss, accuracy and learning rate by epoch, into a PNG; ``history`` has the rows of ``metrics.csv``."""
+    epochs = [row["epoch"] for row in history]
+    column = {name: [row[name] for row in history] for name in history[0]}
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    loss, accuracy, lr = figure.subplots(1, 3, width_ratios=(1.15, 1.15, 0.8))
+    _axes(loss, "Loss", epochs)
+    _line(loss, epochs, column["train_loss"], TRAIN, "train")
+    _line(loss, epochs, column["val_loss"], VAL, "held out")
+    loss.set_ylim(bottom=0)
+    loss.legend(frameon=False, labelcolor=INK)
+
+    _axes(accuracy, "Accuracy", epochs)
+    _line(accuracy, epochs, column["train_accuracy"], TRAIN, "train")
+    _line(accuracy, epochs, column["val_accuracy"], VAL, "held out")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    best = int(np.argmax(column["val_accuracy"]))
+    peak = column["val_accuracy"][best]
+    accuracy.plot(epochs[best], peak, "o", color=VAL, markersize=7, markeredgecolor="white")
+    accuracy.set_title(f"best held out: {100 * peak:.2f} % (epoch {epochs[best]})", loc="right", fontsize=9, color=VAL)
+    accuracy.legend(frameon=False, labelcolor=INK, loc="lower right")
+
+    _axes(lr, "Learning rate, last step", epochs)
+    _line(lr, epochs, column["lr"], INK, None)
+    lr.set_ylim(bottom=0)
+    lr.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.grid(color=FAINT)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _line(axes: Axes, x: Sequence[int], y: Sequence[float], color: str, label: str | None) -> None:
+    few = {"marker": "o", "markersize": 4} if len(x) < 30 else {}
+    axes.plot(x, y, color=color, linewidth=2, label=label, **few)
+
+
+def draw_confusion(path: Path, counts: Any, classes: Sequence[str], title: str) -> None:
+    """A confusion matrix into a PNG: colour is the share of the true class, numbers are counts.
+
+    Args:
+        path: where to.
+        counts: ``(C, C)`` integers, true class by predicted class.
+        classes: the C names.
+        title: a line above it.
+    """
+    counts = np.asarray(counts)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    named = len(classes) <= MOST_NAMED
+    side = min(max(4.5, 0.52 * len(classes) + 1.6), 16) if named else 10
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
+    axes.tick_params(colors=INK, length=0)
+    axes.spines[:].set_visible(False)
+    if named:
+        long = max(map(len, classes)) > 3
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if long else 0)
+        axes.set_yticks(range(len(classes)), classes)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if share[row, column] > 0.55 else INK
+                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, format=PercentFormatter(1))
+    bar.set_label("share of the true class", color=INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=130)

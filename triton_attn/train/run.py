@@ -1,0 +1,211 @@
+"""``triton-attn train``: a run from its first epoch to its last, or from where it was killed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from . import options
+from .atomic import check_writable, recover_folder
+from .checkpoint import Card, cpu_state, save_model
+from .config import Config
+from .data import Images, ImageSet, epoch_seed, eval_transform, load_images, train_loader, train_transform, val_loader
+from .describe import best_of, describe_epoch, describe_run
+from .errors import UserError
+from .log import Log, Row
+from .loop import NotFinite, train_epoch, validate
+from .network import build_network, make_card
+from .optim import make_optimizer, make_schedule
+from .state import FOLDER, load_state, read_history, save_state
+
+add_arguments = options.add_arguments
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train as the command line says; returns the exit status."""
+    config, dataset = options.resolve(arguments)
+    train(config, dataset)
+    return 0
+
+
+def train(config: Config, dataset: dict[str, Any] | None = None) -> nn.Module | None:
+    """Train a network and write the run into ``config.output``.
+
+    Every epoch starts from the seed, its number and the saved state alone, so that one that is begun again gives the
+    same weights, bit for bit on a CPU.
+
+    Args:
+        config: resolved.
+        dataset: of a run that is resumed, what ``config.yaml`` says about its data.
+
+    Returns:
+        The trained network, or None if there was nothing left to do.
+
+    Raises:
+        UserError: something about the options, the data or the files; nothing is written before all are checked.
+        NotFinite: the loss became NaN or infinite; the last good checkpoint stays.
+    """
+    output = Path(config.output)
+    check_device(config)
+    if is_main():
+        check_writable(output)
+    accelerator = start(config)
+    say: Callable[[str], None] = accelerator.print
+    if accelerator.is_main_process and dataset is not None:
+        recover_folder(output / FOLDER)
+    accelerator.wait_for_everyone()
+    history = read_history(output) if dataset is not None else []
+    images = load_images(config.data, config.val_fraction, config.check_images, progress=accelerator.is_main_process)
+    if dataset is not None:
+        refuse_other_data(config, images, dataset)
+
+    seed_everything(config.seed, 0, accelerator.process_index)
+    card = make_card(config, images)
+    # A state that is loaded has all weights: the file that they came from may be gone by then.
+    model, note = build_network(card, None if history else config.weights)
+    say(describe_run(config, images, model, accelerator))
+    if note:
+        say(note)
+    if dataset is None and accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        config.save(describe_images(images))
+    if len(history) >= config.epochs:
+        if accelerator.is_main_process:
+            Log(output, history).close()
+        say(f"{output}: all {config.epochs} epochs are done, nothing is left to resume ({best_of(history)})")
+        accelerator.end_training()
+        return None
+    epochs(config, accelerator, model, card, images, history)
+    accelerator.end_training()
+    return model
+
+
+def epochs(
+    config: Config, accelerator: Accelerator, model: nn.Module, card: Card, images: Images, history: list[Row]
+) -> None:
+    """The epochs that are left; arguments as in :func:`train`."""
+    output, classes, say = Path(config.output), card.num_classes, accelerator.print
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    size, workers, batch = card.image_size, config.workers or 0, config.batch_size
+    train_set = ImageSet(images.train, train_transform(images.kind, size, card.mean, card.std))
+    val_set = ImageSet(images.val, eval_transform(size, card.mean, card.std))
+    loader = train_loader(train_set, batch, workers, config.seed, accelerator.num_processes)
+    sampler = loader.sampler
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    if config.compile:
+        model.compile()  # in place: the keys of the weights stay as they are
+    bare = model
+    model, optimizer, loader, held_out = accelerator.prepare(
+        model, make_optimizer(config, model.parameters()), loader, val_loader(val_set, batch, workers)
+    )
+    # Not prepared: accelerate would step it once per process.
+    scheduler = make_schedule(config, optimizer.optimizer, len(loader))
+    accelerator.register_for_checkpointing(scheduler)
+    if history:
+        load_state(accelerator, output)
+        say(f"resumed {output} after epoch {len(history)} ({best_of(history)})")
+    metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", sync_on_compute=False).to(accelerator.device)}
+
+    # Only one process reports, but all keep the history.
+    log = Log(output, history) if accelerator.is_main_process else None
+    try:
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            start_time, label = time.perf_counter(), f"epoch {epoch}/{config.epochs}"
+            seed_everything(config.seed, epoch, accelerator.process_index)
+            sampler.epoch = epoch  # type: ignore[attr-defined]
+            trained = train_epoch(
+                accelerator, model, loader, optimizer, scheduler, classes=classes, layout=layout, label=label
+            )
+            metrics["accuracy"].reset()
+            val_loss = validate(accelerator, model, held_out, metrics=metrics, layout=layout, label=f"{label} held out")
+            if not math.isfinite(val_loss):
+                raise NotFinite(f"{label}, after step {len(loader)}: the held-out loss is {val_loss}, expected a number")
+            accuracy = metrics["accuracy"].compute().item()
+            best = accuracy > max((row["val_accuracy"] for row in history), default=-1.0)
+            row: Row = {
+                "epoch": epoch,
+                "train_loss": trained.loss,
+                "train_accuracy": trained.accuracy,
+                "val_loss": val_loss,
+                "val_accuracy": accuracy,
+                "lr": trained.lr,
+                "images_per_second": trained.images_per_second,
+                "seconds": time.perf_counter() - start_time,
+                "time": time.time(),
+            }
+            history = [*history, row]
+            if accelerator.is_main_process:
+                state, mine = cpu_state(bare), dataclasses.replace(card, epoch=epoch, val_accuracy=accuracy)
+                for name in ("best", "last") if best else ("last",):
+                    save_model(output / f"{name}.safetensors", state, mine)
+            # The state comes last: until it is saved, the epoch counts as not done and will be done again.
+            save_state(accelerator, output, history)
+            if log:
+                log.add(row)
+            say(describe_epoch(row, config.epochs, best))
+    except NotFinite as error:
+        kept = f"{output} keeps the state after epoch {len(history)}" if history else "no epoch was completed"
+        raise NotFinite(f"{error}; {kept}. Try a lower --lr, a longer --warmup-epochs, or --amp no") from None
+    finally:
+        if log:
+            log.close()
+    say(f"done: {best_of(history)}, {output / 'best.safetensors'}")
+
+
+def start(config: Config) -> Accelerator:
+    """The processes, their devices and precision."""
+    # Attention that is not scaled is nearly one-hot, and the rest of it so small that CPUs compute it at a hundredth
+    # of their speed, unless such numbers count as zero. Before the first parallel work: threads inherit it.
+    torch.set_flush_denormal(True)
+    return Accelerator(
+        mixed_precision=config.amp, dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available())
+    )
+
+
+def check_device(config: Config) -> None:
+    """Raise a UserError if the mixed precision that is asked for has no device here."""
+    accelerated = torch.accelerator.is_available()
+    if config.amp == "fp16" and not accelerated:
+        raise UserError("--amp: fp16 needs a GPU, and there is none here; expected bf16 or no")
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes, as far as the launcher says."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def seed_everything(seed: int, epoch: int, process: int) -> None:
+    """Set the random state of Python, NumPy and PyTorch, to a function of these three."""
+    mixed = epoch_seed(seed, epoch, process if epoch else 0)  # the weights start the same in every process
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
+    torch.manual_seed(mixed)
+
+
+def describe_images(images: Images) -> dict[str, Any]:
+    """What ``config.yaml`` says about the data."""
+    return {"train_images": len(images.train), "val_images": len(images.val), "classes": list(images.classes)}
+
+
+def refuse_other_data(config: Config, images: Images, dataset: dict[str, Any]) -> None:
+    """Raise a UserError if the data have changed since the run began."""
+    now = describe_images(images)
+    for key, value in now.items():
+        if dataset.get(key) != value:
+            raise UserError(
+                f"--data: {config.data} has changed since the run in {config.output} began: {key.replace('_', ' ')} "
+                f"{value}, expected {dataset.get(key)}"
+            )
