@@ -127,7 +127,8 @@ def _obstacle(x: Tensor) -> str | None:
 
 
 def _gpu_obstacle(device: torch.device) -> str | None:
-    if torch.version.hip is not None:
+    # torch.compile cannot trace a device query; it refuses GPUs too old for Triton itself.
+    if torch.version.hip is not None or torch.compiler.is_compiling():
         return None
     capability = torch.cuda.get_device_capability(device)
     if capability < (7, 5):

@@ -11,6 +11,11 @@ TILE = 4096
 SPLIT = 1024
 
 
+def cdiv(size: int, block: int) -> int:
+    """How many blocks cover ``size``."""
+    return -(-size // block)
+
+
 def power_of_two(size: int) -> int:
     """The least power of two that is not below ``size``."""
     return 1 << max(size - 1, 0).bit_length()
@@ -28,13 +33,20 @@ def channel_sum(channels: int, positions: int, channels_last: bool) -> dict[str,
 
 
 def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
-    """Blocks for the gating multiply over (outer, inner) rows."""
+    """Blocks for the gating multiply over (outer, inner) rows.
+
+    Every tile reads its channels' gates again, 4 bytes each: many positions to a tile make that little.
+    """
     if channels_last:
-        block_inner = min(max(power_of_two(inner), 8), 256)
+        block_inner = min(max(power_of_two(inner), 8), 64)
+        block_outer = min(256, power_of_two(outer))
     else:
-        block_inner = _least_padding(inner, (1024, 512, 256, 128)) if inner > 128 else max(power_of_two(inner), 8)
-    block_outer = min(TILE // block_inner, power_of_two(outer))
-    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": 8}
+        block_inner = min(max(power_of_two(inner), 8), 1024)
+        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
+    # Rows that are no multiple of 16 bytes are read element by element: fewer of them to a thread, or registers run out.
+    per_thread = 32 if inner % 8 == 0 else 16
+    num_warps = min(max(block_outer * block_inner // (32 * per_thread), 1), 16)
+    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
 
 
 def dense(batch: int, summed: int, kept: int) -> tuple[int, int, int]:
@@ -53,6 +65,3 @@ def bottleneck_weights(batch: int, channels: int, hidden: int) -> dict[str, int]
         "num_warps": 8,
     }
 
-
-def _least_padding(size: int, blocks: tuple[int, ...]) -> int:
-    return min(blocks, key=lambda block: -(-size // block) * block)

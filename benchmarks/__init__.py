@@ -1,0 +1,1 @@
+"""Traffic, machine code and time: what the library claims, counted or measured."""
