@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it; 0 if all went well, 2 where the checkpoint cannot be read, told in one line."""
+    """Print it.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
     report: dict[str, Any] = {
         "versions": versions(),
         "devices": devices(),
@@ -49,21 +52,9 @@ def run(args: argparse.Namespace) -> int:
         "blocks": blocks(),
     }
     if args.checkpoint is not None:
-        try:
-            report["checkpoint"] = checkpoint(args.checkpoint)
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("triton_attn"):
-                raise
-            return _fail(f'reading one needs {error.name}, which is not installed: pip install "triton_attn[train]"')
-        except (ValueError, OSError) as error:
-            return _fail(str(error))
+        report["checkpoint"] = checkpoint(args.checkpoint)
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else as_text(report))
     return 0
-
-
-def _fail(message: str) -> int:
-    print(f"triton-attn info: error: CHECKPOINT: {message}", file=sys.stderr)
-    return 2
 
 
 def versions() -> dict[str, str]:
@@ -167,13 +158,16 @@ def checkpoint(path: str) -> dict[str, Any]:
     """What a checkpoint says about itself, its size, and what serves its blocks here.
 
     Raises:
-        ModuleNotFoundError: safetensors is not installed.
-        ValueError: no checkpoint, or a broken one; the file is named.
+        UserError: no checkpoint, or a broken one; the file is named.
     """
     from .train.checkpoint import find_weights, load_model
+    from .train.errors import UserError
 
-    file = find_weights(path)
-    model, card = load_model(file)
+    try:
+        file = find_weights(path)
+        model, card = load_model(file)
+    except UserError as error:
+        raise UserError(f"CHECKPOINT: {error}") from error
     device = test_device()
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     attention = sum(count for name, count in parameters.items() if "attention" in name.split("."))

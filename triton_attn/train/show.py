@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DIGIT = "digits:"
-EXTRA = 'pip install "triton_attn[train]"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,19 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the sheet; 0 if all went well, 2 for an error that the user can mend, told in one line."""
-    try:
-        return _run(args)
-    except UserError as error:
-        print(f"triton-attn show: error: {error}", file=sys.stderr)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("triton_attn"):
-            raise
-        print(f"triton-attn show: error: needs {error.name}, which is not installed: {EXTRA}", file=sys.stderr)
-    return 2
+    """Write the sheet and say so.
 
-
-def _run(args: argparse.Namespace) -> int:
+    Raises:
+        UserError: something about the arguments or the files, named; no sheet is written then.
+    """
     if args.channels < 0:
         raise UserError(f"--channels: expected 0 or more, got {args.channels}")
     output = _output(args.output)
@@ -116,7 +106,8 @@ def _run(args: argparse.Namespace) -> int:
         )
     with as_user_error(OSError, prefix="--output: cannot be written: "):
         width, height = save_sheet(figure, output)
-    print(f"{output}: {len(images)} image{'s'[: len(images) > 1]}, sites {', '.join(sites)}, {width}×{height} pixels")
+    count = f"{len(images)} image" + ("s" if len(images) > 1 else "")
+    print(f"{output}: {count}, sites {', '.join(sites)}, {width}×{height} pixels")
     if len(sites) < len(known):
         left = [name for name in known if name not in sites]
         print(f"left out: {', '.join(left)} (--site '*' shows all, --site PATTERN those that match)")
@@ -157,7 +148,7 @@ def attention_sheet(
 
     Raises:
         ValueError: no images or of another shape, a model without attention, an unknown site, a position outside of
-            the image, or more rows than fit on a sheet.
+            the image, another number of classes than logits, or more rows than fit on a sheet.
     """
     from .sheet import Group, draw_sheet
 
@@ -173,10 +164,12 @@ def attention_sheet(
     groups = []
     for index, image in enumerate(images):
         reading = read_attention(model, image, points, sites=chosen, channels=channels)
-        numbers = [str(number) for number in range(len(reading.logits))]
+        named = list(classes) if classes else [str(number) for number in range(len(reading.logits))]
+        if len(named) != len(reading.logits):
+            raise ValueError(f"classes must name the model's {len(reading.logits)} classes, got {len(named)} names")
         shown = image.float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
         name = names[index] if names else f"image {index}"
-        groups.append(Group(name, shown.clamp(0, 1), points, reading, list(classes or numbers)))
+        groups.append(Group(name, shown.clamp(0, 1), points, reading, named))
     return draw_sheet(groups, title or f"Attention of {type(model).__name__}", note)
 
 

@@ -1,0 +1,426 @@
+"""``triton-attn show``: what is drawn is what the blocks do; the sheet; the errors."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import triton_attn
+from triton_attn import cli
+
+pytest.importorskip("matplotlib", reason="the extra `train` is not installed")
+pytest.importorskip("safetensors", reason="the extra `train` is not installed")
+pytest.importorskip("sklearn", reason="the extra `train` is not installed")
+pytest.importorskip("torchvision", reason="the extra `train` is not installed")
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from triton_attn.train.attention_maps import SiteAttention, attention_sites, choose_sites, read_attention
+from triton_attn.train.checkpoint import Card, save_model
+from triton_attn.train.errors import UserError
+from triton_attn.train.panels import draw_gates, draw_map, draw_scale, numbers
+from triton_attn.train.points import GRID, cell_of, parse_points
+from triton_attn.train.show import attention_sheet
+
+BLOCKS = triton_attn.list_attention()
+
+
+class Tiny(nn.Module):
+    """A strided convolution, an attention block, a classifier; remembers what the block took and gave."""
+
+    def __init__(self, name: str, channels: int = 32, stride: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, stride, stride=stride)
+        self.attention = nn.ModuleDict({"stem": triton_attn.create_attention(name, channels)})
+        self.fc = nn.Linear(channels, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.taken = self.conv(images)
+        self.given = self.attention["stem"](self.taken)
+        return self.fc(self.given.mean((2, 3)))
+
+
+def read_tiny(name: str, size: tuple[int, int] = (24, 32), **kwargs) -> tuple[Tiny, SiteAttention]:
+    torch.manual_seed(0)
+    model = Tiny(name)
+    for parameter in model.attention.parameters():  # fresh gates are nearly flat, and hide mistakes
+        nn.init.normal_(parameter, std=0.5)
+    image = torch.randn(3, *size)
+    points = kwargs.pop("points", parse_points(GRID, size))
+    reading = read_attention(model, image, points, **kwargs)
+    (site,) = reading.sites
+    torch.testing.assert_close(reading.logits, model(image[None])[0].detach())
+    return model, site
+
+
+@pytest.mark.parametrize("name", ["cbam", "coordinate", "dual", "eca", "gate", "se"])
+def test_gates_are_those_of_the_block(name: str) -> None:
+    model, site = read_tiny(name)
+    product = model.taken[0].clone()
+    if site.gates is not None:
+        product *= site.gates[:, None, None]
+    spatial = [panel for panel in site.panels if panel.title == "spatial gate"]
+    assert len(spatial) == (name in {"cbam", "dual", "gate"})
+    for panel in spatial:
+        product *= panel.values
+    torch.testing.assert_close(product, model.given[0])
+    assert (site.site, site.shape) == ("stem", (32, 6, 8))
+
+
+@pytest.mark.parametrize("name", ["cbam", "coordinate", "dual", "eca", "se"])
+def test_channels_with_the_largest_gates_are_shown(name: str) -> None:
+    model, site = read_tiny(name, channels=3)
+    assert site.gates is not None
+    sizes = site.gates.abs()
+    assert len(site.strongest) == 3
+    assert sizes[site.strongest].min() >= sizes[[c for c in range(32) if c not in site.strongest]].max()
+    for channel, panel in zip(site.strongest, site.panels[-3:], strict=True):
+        torch.testing.assert_close(panel.values, model.taken[0, channel].detach())
+        assert panel.title.startswith(f"channel {channel}\n")
+        assert f"{site.gates[channel]:.3f}".replace("-", "−") in panel.title
+
+
+def test_pixel_gates() -> None:
+    model, site = read_tiny("pixel", channels=2)
+    gate = (model.given / model.taken)[0].detach()
+    torch.testing.assert_close(site.panels[0].values, gate.mean(0), rtol=1e-4, atol=1e-4)
+    assert site.strongest == gate.mean((1, 2)).argsort(descending=True)[:2].tolist()
+    for channel, panel in zip(site.strongest, site.panels[1:], strict=True):
+        torch.testing.assert_close(panel.values, gate[channel], rtol=1e-4, atol=1e-4)
+
+
+def test_non_local_rows_are_those_of_the_marked_cells() -> None:
+    points = [(0, 31), (23, 0), (9, 13)]
+    model, site = read_tiny("nonlocal", points=points)
+    q, k, v = model.attention["stem"].project(model.taken)
+    matrix = torch.softmax(q @ k.transpose(1, 2), -1)
+    torch.testing.assert_close((model.taken + (matrix @ v).transpose(1, 2).reshape(model.taken.shape)), model.given)
+    assert [panel.cell for panel in site.panels] == [(0, 7), (5, 0), (2, 3)]
+    for panel in site.panels:
+        row, column = panel.cell
+        torch.testing.assert_close(panel.values, matrix[0, row * 8 + column].reshape(6, 8).detach())
+    assert [panel.points for panel in site.panels] == [(0,), (1,), (2,)]
+
+
+def test_points_in_one_cell_share_a_panel_and_only_their_rows_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    plain = triton_attn.NonLocalBlock.attention_from
+    monkeypatch.setattr(
+        triton_attn.NonLocalBlock, "attention_from", lambda self, x, p: asked.append(list(p)) or plain(self, x, p)
+    )
+    _, site = read_tiny("nonlocal", size=(8, 8))
+    assert site.shape[1:] == (2, 2)
+    assert asked == [[(0, 0), (0, 1), (1, 1), (1, 0)]]
+    assert [panel.points for panel in site.panels] == [(0,), (1,), (2, 4), (3,)]
+
+
+def test_a_gating_signal_counts() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = triton_attn.AttentionGate(4, gating_channels=6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.x, self.signal = x.repeat(1, 2, 1, 1)[:, :4], x.repeat(1, 2, 1, 1)[:, :, ::2, ::2]
+            self.y = self.gate(self.x, gating=self.signal)
+            return self.y.mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Gated()
+    (site,) = read_attention(model, torch.randn(3, 8, 8), []).sites
+    torch.testing.assert_close(model.x * site.panels[0].values, model.y)
+
+
+@pytest.mark.parametrize("image", [(28, 28), (48, 64), (7, 5)])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (7, 5), (14, 3)])
+def test_a_pixel_lies_in_its_cell(image: tuple[int, int], grid: tuple[int, int]) -> None:
+    for point in itertools.product(range(image[0]), range(image[1])):
+        for position, size, cells, cell in zip(point, image, grid, cell_of(point, image, grid), strict=True):
+            assert 0 <= cell < cells
+            assert cell * size / cells <= position + 0.5 <= (cell + 1) * size / cells
+
+
+def test_nothing_stays_behind() -> None:
+    model = Tiny("cbam").train()
+    model.conv.eval()
+    read_attention(model, torch.randn(3, 16, 16), [])
+    with pytest.raises(RuntimeError):
+        read_attention(model, torch.randn(4, 16, 16), [])
+    for module in model.modules():
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+        assert module.training == (module is not model.conv)
+
+
+def test_sites_are_named_and_chosen() -> None:
+    few = ["stem", "layer4"]
+    assert choose_sites(few) == few
+    model = triton_attn.resnet18({"stem": "eca", "block": "eca"})
+    names = list(attention_sites(model))
+    assert sorted(names) == ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer4.0",
+                             "layer4.1", "stem"]  # fmt: skip
+    assert sorted(choose_sites(names)) == ["layer1.1", "layer2.1", "layer3.1", "layer4.1", "stem"]
+    assert choose_sites(names, ["layer2.*", "layer4.1"]) == ["layer2.0", "layer2.1", "layer4.1"]
+    assert choose_sites(names, ["*"]) == names
+    assert len(choose_sites([f"site{i}" for i in range(50)])) == 8
+    with pytest.raises(ValueError, match=r"'layer9' is not in this model \(its sites: stem, layer4\)"):
+        choose_sites(few, ["stem", "layer9"])
+
+
+def test_points_are_pixels_or_fractions() -> None:
+    assert parse_points(["0,0", " 27 , 55 ", "0.5,0.25", "1.0,1.0", "0.0,.5"], (28, 56)) == [
+        (0, 0), (27, 55), (14, 14), (27, 55), (0, 28)]  # fmt: skip
+    for word in ("", "3", "a,b", "1,2,3", "0.5,1", ".,.", "1e1,2.0", "nan,nan"):
+        with pytest.raises(UserError, match="--at: expected Y,X"):
+            parse_points([word], (28, 56))
+    for word in ("28,0", "0,56", "-1,0", "1.01,0.5", "-0.1,0.5"):
+        with pytest.raises(UserError, match=f"--at: {word} lies outside of the image, which is 28×56"):
+            parse_points([word], (28, 56))
+
+
+def test_a_small_map_is_drawn_in_its_cells() -> None:
+    _, site = read_tiny("nonlocal", size=(8, 8), points=[(0, 7)])
+    axes = Figure().add_subplot()
+    draw_map(axes, torch.rand(3, 8, 8), site.panels[0], [(0, 7)])
+    drawn = axes.images[-1]
+    assert drawn.get_interpolation() == "nearest"
+    assert drawn.get_extent() == [0, 8, 8, 0]
+    torch.testing.assert_close(torch.tensor(drawn.get_array().data), site.panels[0].values)
+    (frame,) = axes.patches
+    assert (*frame.get_xy(), frame.get_width(), frame.get_height()) == (4, 0, 4, 4)
+    cross = axes.lines[-1]
+    assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (7.5, 0.5)
+
+
+def test_bars_tell_true_values() -> None:
+    for name in ("gate", "coordinate"):
+        _, site = read_tiny(name)
+        axes, scale = Figure().subplots(1, 2)
+        values = site.panels[0].values
+        drawn = draw_map(axes, torch.rand(3, 24, 32), site.panels[0], [])
+        draw_scale(scale, drawn, values)
+        assert drawn.get_clim() == (float(values.min()), float(values.max()))
+        words = [label.get_text().replace("−", "-") for label in scale.get_yticklabels()]
+        ticks = torch.linspace(float(values.min()), float(values.max()), 3)
+        assert [float(word) for word in words] == pytest.approx(ticks.tolist(), rel=0.01, abs=0.01)
+    axes = Figure().add_subplot()
+    draw_gates(axes, site)
+    torch.testing.assert_close(torch.tensor(axes.lines[0].get_ydata()), site.gates.sort(descending=True).values)
+    assert numbers([0.5, 0.50001, 0.50002]) == ["0.50000", "0.50001", "0.50002"]
+    assert numbers([0.0, 4e-5, 8e-5]) == ["0.0e−6", "40.0e−6", "80.0e−6"]
+    assert numbers([-1.5, 0.0, 1.5]) == ["−1.50", "0.00", "1.50"]
+
+
+def test_values_that_are_not_finite_are_told() -> None:
+    model = Tiny("gate")
+    nn.init.constant_(model.attention["stem"].psi.bias, float("nan"))
+    figure = attention_sheet(model, torch.rand(1, 3, 16, 16))
+    assert any("not finite" in text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (24, 48)])
+def test_no_text_overlaps_or_leaves_the_page(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    classes = [f"a class with a name that is very long {i}" for i in range(10)]
+    model = triton_attn.resnet18({"stem": "cbam", "layer2": "nonlocal", "layer3": "pixel", "layer4": "coordinate"},
+                                 num_classes=10)  # fmt: skip
+    figure = attention_sheet(
+        model, torch.rand(1, 3, *shape), names=["a $file_{ with a long, long name.jpeg"], classes=classes,
+        channels=6, title="long " * 100, note="long " * 200,
+    )  # fmt: skip
+    figure.canvas.draw()
+    page = figure.bbox
+    boxes = [(text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
+             if text.get_visible() and text.get_text().strip()]  # fmt: skip
+    assert len(boxes) > 80
+    for words, box in boxes:
+        assert box.x0 >= 0, words
+        assert box.y0 >= 0, words
+        assert box.x1 <= page.width, words
+        assert box.y1 <= page.height, words
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        across = min(a.x1, b.x1) - max(a.x0, b.x0)
+        down = min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert across <= 1 or down <= 1, (one, other)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("size", [(4, 4), (8, 16)])
+def test_every_block_is_drawn_on_the_smallest_maps(name: str, size: tuple[int, int]) -> None:
+    figure = attention_sheet(Tiny(name), torch.rand(1, 3, *size))
+    pictures = [axes for axes in figure.axes if len(axes.images) == 2]
+    assert len(pictures) == len(read_tiny(name, size=size)[1].panels)
+
+
+def test_bad_arguments_of_the_function() -> None:
+    model = Tiny("se")
+    with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\)"):
+        attention_sheet(model, torch.rand(3, 16, 16))
+    with pytest.raises(ValueError, match=r"at must lie on the 16×16 image, got \(16, 0\)"):
+        attention_sheet(model, torch.rand(1, 3, 16, 16), at=[(16, 0)])
+    with pytest.raises(ValueError, match="must name the model's 5 classes, got 2"):
+        attention_sheet(model, torch.rand(1, 3, 16, 16), classes=["a", "b"])
+    with pytest.raises(ValueError, match="no attention block"):
+        attention_sheet(nn.Conv2d(3, 4, 1), torch.rand(1, 3, 16, 16))
+    with pytest.raises(ValueError, match="pixels high, expected at most"):
+        attention_sheet(model, torch.rand(1, 3, 1, 1).expand(200, 3, 16, 16))
+
+
+def write_checkpoint(path: Path, attention: object, size: int = 32) -> Path:
+    torch.manual_seed(0)
+    card = Card("resnet18", attention, ("stem", "layer4"), {}, 10, tuple("0123456789"), size, epoch=2, val_accuracy=0.5)
+    save_model(path, card.build().state_dict(), card)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return write_checkpoint(folder / "best.safetensors", {"stem": "cbam", "layer4": "nonlocal"})
+
+
+def test_the_sheet_is_a_png(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGBA", (70, 50), "red").save(tmp_path / "red.png")
+    output = tmp_path / "sheet.png"
+    words = ["show", str(checkpoint.parent), "digits:3", str(tmp_path / "red.png"), "--output", str(output)]
+    assert cli.main([*words, "--at", "0,31", "--at", "0.5,0.5"]) == 0
+    with Image.open(output) as sheet:
+        sheet.load()
+        assert sheet.format == "PNG"
+        assert 1000 < sheet.width < 3000
+        assert 800 < sheet.height < 3000
+        assert len(sheet.convert("RGB").resize((300, 200)).getcolors(60_000)) > 500
+        said = capsys.readouterr().out
+        assert said == f"{output}: 2 images, sites stem, layer4, {sheet.width}×{sheet.height} pixels\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["red.png", "sheet.png"]
+
+
+def test_the_sheet_is_of_the_numbers_that_the_network_saw(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton_attn.train import sheet
+
+    drawn = []
+    plain = sheet.draw_sheet
+    monkeypatch.setattr(sheet, "draw_sheet", lambda groups, *rest: drawn.extend(groups) or plain(groups, *rest))
+    assert cli.main(["show", str(checkpoint), "digits:0", "--output", str(tmp_path / "a.png"), "--site", "layer*"]) == 0
+    (group,) = drawn
+    assert group.name == "digits:0 (a 0)"
+    assert [site.site for site in group.reading.sites] == ["layer4"]
+    assert group.image.shape == (3, 32, 32)
+    # A digit is grey and black at its corners: so is the picture, once the normalisation is undone.
+    assert group.image[:, 0, 0].abs().max() < 1e-3
+    assert (group.image[0] - group.image[2]).abs().max() < 1e-3
+    assert group.image.max() > 0.8
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_checkpoint(tmp_path / "many.safetensors", {"block": "eca"})
+    assert cli.main(["show", str(file), "digits:3", "--output", str(tmp_path / "a.png"), "--channels", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "sites layer1.1, layer2.1, layer3.1, layer4.1," in said
+    assert "left out: layer1.0, layer2.0, layer3.0, layer4.0 (--site '*' shows all" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("{tmp}/nope.safetensors digits:1", "CHECKPOINT: {tmp}/nope.safetensors: no such file"),
+        ("{tmp} digits:1", "CHECKPOINT: {tmp}: no best.safetensors"),
+        ("{tmp}/cut.safetensors digits:1", "CHECKPOINT: {tmp}/cut.safetensors: cannot be read"),
+        ("{tmp}/text.png digits:1", "CHECKPOINT: {tmp}/text.png: cannot be read"),
+        ("{tmp}/foreign.safetensors digits:1", "CHECKPOINT: {tmp}/foreign.safetensors: not a checkpoint"),
+        ("{tmp}/plain.safetensors digits:1", "CHECKPOINT: {tmp}/plain.safetensors: the model has no attention"),
+        ("{good} {tmp}/nope.png", "IMAGE: {tmp}/nope.png: no such file"),
+        ("{good} {tmp}", "IMAGE: {tmp}: it is a folder"),
+        ("{good} {tmp}/text.png", "IMAGE: {tmp}/text.png: cannot be read as an image"),
+        ("{good} {tmp}/cut.png", "IMAGE: {tmp}/cut.png: cannot be read as an image"),
+        ("{good} digits:1797", "IMAGE: expected digits:INDEX with an index of 0 to 1796, got 'digits:1797'"),
+        ("{good} digits:x", "IMAGE: expected digits:INDEX"),
+        ("{good} digits:1 --at 32,0", "--at: 32,0 lies outside of the image, which is 32×32"),
+        ("{good} digits:1 --at here", "--at: expected Y,X"),
+        ("{good} digits:1 --site layer9", "--site: site 'layer9' is not in this model (its sites: stem, layer4)"),
+        ("{good} digits:1 --channels -1", "--channels: expected 0 or more, got -1"),
+        ("{good} digits:1 --output {tmp}/none/sheet.png", "--output: {tmp}/none/sheet.png: there is no folder"),
+        ("{good} digits:1 --output {tmp}", "--output: expected the name of a .png file"),
+        ("{good} digits:1 --output {tmp}/folder.png", "--output: {tmp}/folder.png is a folder"),
+        ("{good} digits:1 --output {tmp}/sheet.jpg", "--output: expected the name of a .png file"),
+        ("{good} digits:1 --output /proc/sheet.png", "--output: cannot write into /proc"),
+    ],
+)
+def test_errors(
+    words: str,
+    expected: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from safetensors.torch import save_file
+
+    if "/proc" in words and not Path("/proc/self").exists():
+        pytest.skip("no /proc here: a folder that nobody can write into is missing")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1500])
+    if "cut.safetensors" in words:
+        (tmp_path / "cut.safetensors").write_bytes(checkpoint.read_bytes()[:100_000])
+    if "foreign" in words:
+        save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    if "plain" in words:
+        write_checkpoint(tmp_path / "plain.safetensors", None)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["show", *words.format(tmp=tmp_path, good=checkpoint).split()]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert expected.format(tmp=tmp_path) in said.err
+    assert said.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_failed_write_leaves_the_old_sheet(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "sheet.png"
+    output.write_bytes(b"the old one")
+
+    def savefig(_: Figure, path: Path, **__: object) -> None:
+        path.write_bytes(b"half a she")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    assert cli.main(["show", str(checkpoint), "digits:3", "--output", str(output)]) == 2
+    assert "--output: cannot be written: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert output.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "torchvision", "sklearn", "safetensors"])
+def test_missing_packages_are_named(
+    package: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == package or name in {f"triton_attn.train.{m}" for m in ("sheet", "panels", "data")}:
+            monkeypatch.delitem(sys.modules, name)
+
+    class Without:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.partition(".")[0] == package:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Without(), *sys.meta_path])
+    assert cli.main(["show", str(checkpoint), "digits:3", "--output", str(tmp_path / "sheet.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{package} is not installed" in said
+    assert 'pip install "triton_attn[train]"' in said
+    assert not list(tmp_path.iterdir())
