@@ -60,7 +60,7 @@ class Config:
             self,
             data=self.data if digits else str(Path(self.data).absolute()),
             weights=weights,
-            image_size=self.image_size or (40 if digits else 224),
+            image_size=self.image_size or (48 if digits else 224),
             warmup_epochs=min(1.0, self.epochs / 5) if warmup is None else warmup,
             weight_decay=weight_decay,
             workers=(0 if digits else 4) if self.workers is None else self.workers,

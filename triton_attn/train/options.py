@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the share that is held out where there is no val/ (default: {default.val_fraction})",
     )
     data.add_argument(
-        "--image-size", type=at_least(1), metavar="PIXELS", help="default: 40 for digits, 224 for a folder"
+        "--image-size", type=at_least(1), metavar="PIXELS", help="default: 48 for digits, 224 for a folder"
     )
     data.add_argument(
         "--workers", type=at_least(0), metavar="N", help="processes that load images (default: 0 for digits, else 4)"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from .atomic import new_file
 
@@ -43,7 +43,7 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     _axes(lr, "Learning rate, last step", epochs)
     _line(lr, epochs, column["lr"], INK, None)
     lr.set_ylim(bottom=0)
-    lr.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    lr.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     with new_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
@@ -60,8 +60,7 @@ def _axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
 
 
 def _line(axes: Axes, x: Sequence[int], y: Sequence[float], color: str, label: str | None) -> None:
-    few = {"marker": "o", "markersize": 4} if len(x) < 30 else {}
-    axes.plot(x, y, color=color, linewidth=2, label=label, **few)
+    axes.plot(x, y, color=color, linewidth=2, label=label, marker="o" if len(x) < 30 else None, markersize=4)
 
 
 def draw_confusion(path: Path, counts: Any, classes: Sequence[str], title: str) -> None:
@@ -95,6 +94,6 @@ def draw_confusion(path: Path, counts: Any, classes: Sequence[str], title: str) 
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, format=PercentFormatter(1))
     bar.set_label("share of the true class", color=INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     with new_file(path) as temporary:
         figure.savefig(temporary, dpi=130)

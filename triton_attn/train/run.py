@@ -104,7 +104,7 @@ def epochs(
     val_set = ImageSet(images.val, eval_transform(size, card.mean, card.std))
     loader = train_loader(train_set, batch, workers, config.seed, accelerator.num_processes)
     sampler = loader.sampler
-    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    model = model.to(memory_format=layout)
     if config.compile:
         model.compile()  # in place: the keys of the weights stay as they are
     bare = model
@@ -132,7 +132,7 @@ def epochs(
             metrics["accuracy"].reset()
             val_loss = validate(accelerator, model, held_out, metrics=metrics, layout=layout, label=f"{label} held out")
             if not math.isfinite(val_loss):
-                raise NotFinite(f"{label}, after step {len(loader)}: the held-out loss is {val_loss}, expected a number")
+                raise NotFinite(f"{label}, step {len(loader)}: the held-out loss is {val_loss}, expected a number")
             accuracy = metrics["accuracy"].compute().item()
             best = accuracy > max((row["val_accuracy"] for row in history), default=-1.0)
             row: Row = {

@@ -1,0 +1,77 @@
+"""The command line itself: commands, help, missing extras."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from triton_attn import cli
+from triton_attn.version import __version__
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("train", "eval", "show", "info"):
+        assert f"    {command} " in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train", "--epoch", "3"]])
+def test_words_it_does_not_know_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(words)
+    assert exit.value.code == 2
+    assert "usage: triton-attn" in capsys.readouterr().err
+
+
+def test_help_needs_no_extra_packages() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('accelerate', 'torchvision', 'matplotlib', 'sklearn', 'torchmetrics', 'tensorboard'):\n"
+        "    sys.modules[name] = None\n"
+        "from triton_attn.cli import main\n"
+        "main(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["torchvision", "accelerate", "matplotlib"])
+def test_missing_extras_say_what_to_install(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    assert cli.main(["train"]) == 2
+    line = capsys.readouterr().err
+    assert missing in line
+    assert 'pip install "triton_attn[train]"' in line
+    assert line.count("\n") == 1
+
+
+def test_other_missing_modules_are_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(name: str) -> object:
+        raise ModuleNotFoundError("No module named 'triton_attn.nowhere'", name="triton_attn.nowhere")
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["train"])
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "triton_attn.cli", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert __version__ in done.stdout

@@ -1,0 +1,68 @@
+"""Small image folders, and the command line called in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+for needed in ("accelerate", "torchvision", "sklearn", "tensorboard", "torchmetrics", "matplotlib"):
+    pytest.importorskip(needed, reason="the training application needs the extra packages: triton_attn[train]")
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def make_folder(root: Path, classes: dict[str, int], size: int = 16, seed: int = 0) -> Path:
+    """An image folder of noise, in each class around a brightness of its own."""
+    generator = np.random.default_rng(seed)
+    for index, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = generator.integers(0, 90, (size, size, 3)) + 60 * (index % 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def _pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("pictures") / "data", {"cat": 15, "dog": 15})
+
+
+@pytest.fixture
+def pictures(_pictures: Path, tmp_path: Path) -> Path:
+    """Two classes of 15 images of 16×16: 24 to train on, 6 held out."""
+    return Path(shutil.copytree(_pictures, tmp_path / "pictures"))
+
+
+@pytest.fixture(autouse=True)
+def clean_slate() -> Iterator[None]:
+    """Accelerate keeps its state for the life of a process; what a run sets must not reach other tests."""
+    from accelerate.state import AcceleratorState
+
+    torch.set_num_threads(1)
+    state = torch.get_rng_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_flush_denormal(False)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture
+def triton_attn_main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Call ``triton-attn`` with these words; returns the exit status, stdout and stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        from triton_attn.cli import main
+
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as exit:  # argparse
+            status = int(exit.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
