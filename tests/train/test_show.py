@@ -18,7 +18,9 @@ pytest.importorskip("safetensors", reason="the extra `train` is not installed")
 pytest.importorskip("sklearn", reason="the extra `train` is not installed")
 pytest.importorskip("torchvision", reason="the extra `train` is not installed")
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
@@ -99,11 +101,14 @@ def test_pixel_gates() -> None:
 def test_non_local_rows_are_those_of_the_marked_cells() -> None:
     points = [(0, 31), (23, 0), (9, 13)]
     model, site = read_tiny("nonlocal", points=points)
-    q, k, v = model.attention["stem"].project(model.taken)
+    block = model.attention["stem"]
+    assert isinstance(block, triton_attn.NonLocalBlock)
+    q, k, v = block.project(model.taken)
     matrix = torch.softmax(q @ k.transpose(1, 2), -1)
     torch.testing.assert_close((model.taken + (matrix @ v).transpose(1, 2).reshape(model.taken.shape)), model.given)
     assert [panel.cell for panel in site.panels] == [(0, 7), (5, 0), (2, 3)]
     for panel in site.panels:
+        assert panel.cell is not None
         row, column = panel.cell
         torch.testing.assert_close(panel.values, matrix[0, row * 8 + column].reshape(6, 8).detach())
     assert [panel.points for panel in site.panels] == [(0,), (1,), (2,)]
@@ -112,9 +117,12 @@ def test_non_local_rows_are_those_of_the_marked_cells() -> None:
 def test_points_in_one_cell_share_a_panel_and_only_their_rows_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     plain = triton_attn.NonLocalBlock.attention_from
-    monkeypatch.setattr(
-        triton_attn.NonLocalBlock, "attention_from", lambda self, x, p: asked.append(list(p)) or plain(self, x, p)
-    )
+
+    def heard(self: triton_attn.NonLocalBlock, x: Tensor, positions: list[tuple[int, int]]) -> Tensor:
+        asked.append(list(positions))
+        return plain(self, x, positions)
+
+    monkeypatch.setattr(triton_attn.NonLocalBlock, "attention_from", heard)
     _, site = read_tiny("nonlocal", size=(8, 8))
     assert site.shape[1:] == (2, 2)
     assert asked == [[(0, 0), (0, 1), (1, 1), (1, 0)]]
@@ -192,11 +200,12 @@ def test_a_small_map_is_drawn_in_its_cells() -> None:
     drawn = axes.images[-1]
     assert drawn.get_interpolation() == "nearest"
     assert drawn.get_extent() == [0, 8, 8, 0]
-    torch.testing.assert_close(torch.tensor(drawn.get_array().data), site.panels[0].values)
+    torch.testing.assert_close(torch.tensor(np.asarray(drawn.get_array())), site.panels[0].values)
     (frame,) = axes.patches
+    assert isinstance(frame, Rectangle)
     assert (*frame.get_xy(), frame.get_width(), frame.get_height()) == (4, 0, 4, 4)
     cross = axes.lines[-1]
-    assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (7.5, 0.5)
+    assert np.asarray(cross.get_xydata()).tolist() == [[7.5, 0.5]]
 
 
 def test_bars_tell_true_values() -> None:
@@ -210,6 +219,7 @@ def test_bars_tell_true_values() -> None:
         words = [label.get_text().replace("−", "-") for label in scale.get_yticklabels()]
         ticks = torch.linspace(float(values.min()), float(values.max()), 3)
         assert [float(word) for word in words] == pytest.approx(ticks.tolist(), rel=0.01, abs=0.01)
+    assert site.gates is not None
     axes = Figure().add_subplot()
     draw_gates(axes, site)
     torch.testing.assert_close(torch.tensor(axes.lines[0].get_ydata()), site.gates.sort(descending=True).values)
@@ -220,7 +230,7 @@ def test_bars_tell_true_values() -> None:
 
 def test_values_that_are_not_finite_are_told() -> None:
     model = Tiny("gate")
-    nn.init.constant_(model.attention["stem"].psi.bias, float("nan"))
+    nn.init.constant_(model.attention.get_parameter("stem.psi.bias"), float("nan"))
     figure = attention_sheet(model, torch.rand(1, 3, 16, 16))
     assert any("not finite" in text.get_text() for text in figure.findobj(Text))
 
@@ -273,7 +283,7 @@ def test_bad_arguments_of_the_function() -> None:
         attention_sheet(model, torch.rand(1, 3, 1, 1).expand(200, 3, 16, 16))
 
 
-def write_checkpoint(path: Path, attention: object, size: int = 32) -> Path:
+def write_checkpoint(path: Path, attention: str | dict[str, str] | None, size: int = 32) -> Path:
     torch.manual_seed(0)
     card = Card("resnet18", attention, ("stem", "layer4"), {}, 10, tuple("0123456789"), size, epoch=2, val_accuracy=0.5)
     save_model(path, card.build().state_dict(), card)
@@ -307,9 +317,14 @@ def test_the_sheet_is_of_the_numbers_that_the_network_saw(
 ) -> None:
     from triton_attn.train import sheet
 
-    drawn = []
+    drawn: list[sheet.Group] = []
     plain = sheet.draw_sheet
-    monkeypatch.setattr(sheet, "draw_sheet", lambda groups, *rest: drawn.extend(groups) or plain(groups, *rest))
+
+    def draw_sheet(groups: list[sheet.Group], *rest: str) -> Figure:
+        drawn.extend(groups)
+        return plain(groups, *rest)
+
+    monkeypatch.setattr(sheet, "draw_sheet", draw_sheet)
     assert cli.main(["show", str(checkpoint), "digits:0", "--output", str(tmp_path / "a.png"), "--site", "layer*"]) == 0
     (group,) = drawn
     assert group.name == "digits:0 (a 0)"
