@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from triton_attn import cli
 from triton_attn.version import __version__
 
@@ -51,7 +52,7 @@ def test_help_needs_no_extra_packages() -> None:
 def test_missing_extras_say_what_to_install(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def without(name: str) -> object:
+    def without(_: str) -> object:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(importlib, "import_module", without)
@@ -63,7 +64,7 @@ def test_missing_extras_say_what_to_install(
 
 
 def test_other_missing_modules_are_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(name: str) -> object:
+    def without(_: str) -> object:
         raise ModuleNotFoundError("No module named 'triton_attn.nowhere'", name="triton_attn.nowhere")
 
     monkeypatch.setattr(importlib, "import_module", without)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton_attn
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+import triton_attn
 from triton_attn.train.checkpoint import Card, load_model, save_model
 
 CARD = Card(

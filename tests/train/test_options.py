@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from triton_attn.cli import parse
 from triton_attn.train.config import Config, load_config
 from triton_attn.train.errors import UserError

@@ -15,7 +15,7 @@ from processes import Command
 from safetensors.torch import load_file
 
 EPOCHS = 4
-SMALL = ("--image-size", 16, "--batch-size", 8, "--epochs", EPOCHS, "--attention", "stem=se,layer4=nonlocal")
+SMALL = ("--image-size", 16, "--batch-size", 8, "--workers", 0, "--epochs", EPOCHS, "--attention", "nonlocal")
 
 
 def same_weights(one: Path, other: Path) -> bool:

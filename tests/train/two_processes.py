@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from triton_attn.cli import parse
 from triton_attn.train.options import resolve
 from triton_attn.train.run import train

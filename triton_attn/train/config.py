@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Config:
             image_size=self.image_size or (48 if digits else 224),
             warmup_epochs=min(1.0, self.epochs / 5) if warmup is None else warmup,
             weight_decay=weight_decay,
-            workers=(0 if digits else 4) if self.workers is None else self.workers,
+            workers=(0 if digits else min(4, os.cpu_count() or 1)) if self.workers is None else self.workers,
         )
 
     def save(self, dataset: Mapping[str, Any]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from .atomic import check_writable
@@ -17,6 +15,7 @@ from .errors import UserError
 from .folder import some
 from .loop import validate
 from .plots import draw_confusion
+from .runtime import check_amp, start
 from .values import at_least, between
 
 PICTURE = "confusion.png"
@@ -49,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate as the command line says; returns the exit status."""
+    check_amp(arguments.amp)
     file = find_weights(arguments.checkpoint)
     model, card = load_model(file)
     picture = picture_path(arguments.output, file)
@@ -59,8 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     samples = [*images.train, *images.val] if arguments.split == "all" else list(images.val)
     samples = relabel(samples, images.classes, card, data)
 
-    torch.set_flush_denormal(True)  # as in training
-    accelerator = Accelerator(mixed_precision=arguments.amp)
+    accelerator = start(arguments.amp)
     dataset = ImageSet(samples, eval_transform(card.image_size, card.mean, card.std))
     model, loader = accelerator.prepare(model, val_loader(dataset, arguments.batch_size, arguments.workers))
     few, classes = min(5, card.num_classes), card.num_classes
@@ -72,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = {name: metric.to(accelerator.device) for name, metric in metrics.items()}
     loss = validate(accelerator, model, loader, metrics=metrics, label=str(file))
     top1, top5 = (100 * metrics[name].compute().item() for name in ("top-1", "top-5"))
-    what = "all images" if arguments.split == "all" else "held-out images"
-    accelerator.print(f"{file} ({card.model}, epoch {card.epoch}) on {len(samples)} {what} of {data}")
+    what = f"all {len(samples)} images" if arguments.split == "all" else f"the {len(samples)} held-out images"
+    accelerator.print(f"{file} ({card.model}, epoch {card.epoch}) on {what} of {data}")
     accelerator.print(f"top-1 {top1:.2f} %   top-5 {top5:.2f} %   loss {loss:.4f}")
     if accelerator.is_main_process:
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -22,13 +19,14 @@ from . import options
 from .atomic import check_writable, recover_folder
 from .checkpoint import Card, cpu_state, save_model
 from .config import Config
-from .data import Images, ImageSet, epoch_seed, eval_transform, load_images, train_loader, train_transform, val_loader
+from .data import Images, ImageSet, eval_transform, load_images, train_loader, train_transform, val_loader
 from .describe import best_of, describe_epoch, describe_run
 from .errors import UserError
 from .log import Log, Row
 from .loop import NotFinite, train_epoch, validate
 from .network import build_network, make_card
 from .optim import make_optimizer, make_schedule
+from .runtime import check_amp, is_main, seed_everything, start
 from .state import FOLDER, load_state, read_history, save_state
 
 add_arguments = options.add_arguments
@@ -59,10 +57,10 @@ def train(config: Config, dataset: dict[str, Any] | None = None) -> nn.Module | 
         NotFinite: the loss became NaN or infinite; the last good checkpoint stays.
     """
     output = Path(config.output)
-    check_device(config)
+    check_amp(config.amp)
     if is_main():
         check_writable(output)
-    accelerator = start(config)
+    accelerator = start(config.amp)
     say: Callable[[str], None] = accelerator.print
     if accelerator.is_main_process and dataset is not None:
         recover_folder(output / FOLDER)
@@ -72,7 +70,7 @@ def train(config: Config, dataset: dict[str, Any] | None = None) -> nn.Module | 
     if dataset is not None:
         refuse_other_data(config, images, dataset)
 
-    seed_everything(config.seed, 0, accelerator.process_index)
+    seed_everything(config.seed, 0, 0)  # the weights start the same in every process
     card = make_card(config, images)
     # A state that is loaded has all weights: the file that they came from may be gone by then.
     model, note = build_network(card, None if history else config.weights)
@@ -163,36 +161,6 @@ def epochs(
         if log:
             log.close()
     say(f"done: {best_of(history)}, {output / 'best.safetensors'}")
-
-
-def start(config: Config) -> Accelerator:
-    """The processes, their devices and precision."""
-    # Attention that is not scaled is nearly one-hot, and the rest of it so small that CPUs compute it at a hundredth
-    # of their speed, unless such numbers count as zero. Before the first parallel work: threads inherit it.
-    torch.set_flush_denormal(True)
-    return Accelerator(
-        mixed_precision=config.amp, dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available())
-    )
-
-
-def check_device(config: Config) -> None:
-    """Raise a UserError if the mixed precision that is asked for has no device here."""
-    accelerated = torch.accelerator.is_available()
-    if config.amp == "fp16" and not accelerated:
-        raise UserError("--amp: fp16 needs a GPU, and there is none here; expected bf16 or no")
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes, as far as the launcher says."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def seed_everything(seed: int, epoch: int, process: int) -> None:
-    """Set the random state of Python, NumPy and PyTorch, to a function of these three."""
-    mixed = epoch_seed(seed, epoch, process if epoch else 0)  # the weights start the same in every process
-    random.seed(mixed)
-    np.random.seed(mixed % 2**32)
-    torch.manual_seed(mixed)
 
 
 def describe_images(images: Images) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""``triton-attn eval``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from image_folders import make_folder
+from PIL import Image
+
+from triton_attn.train.checkpoint import Card, load_model, save_model
+from triton_attn.train.data import eval_transform, load_images
+
+Main = Callable[..., tuple[int, str, str]]
+CARD = Card("resnet18", "eca", ("stem",), {}, 2, ("cat", "dog"), 16, epoch=3)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "run" / "best.safetensors"
+    path.parent.mkdir()
+    save_model(path, CARD.build().state_dict(), CARD)
+    return path
+
+
+def test_it_counts_what_the_network_gets_right(checkpoint: Path, pictures: Path, triton_attn_main: Main) -> None:
+    status, out, error = triton_attn_main("eval", checkpoint, "--data", pictures, "--split", "all")
+    assert status == 0, error
+    model, card = load_model(checkpoint)
+    images = load_images(str(pictures))
+    samples = [*images.train, *images.val]
+    look = eval_transform(16, card.mean, card.std)
+    with torch.no_grad():
+        guess = model(torch.stack([look(Image.open(path)) for path, _ in samples])).argmax(1)
+    right = (guess == torch.tensor([label for _, label in samples])).float().mean().item()
+    assert f"top-1 {100 * right:.2f} %   top-5 100.00 %" in out
+    assert "on all 30 images" in out
+    assert Image.open(checkpoint.with_name("confusion.png")).width > 300
+
+
+def test_classes_go_by_name(checkpoint: Path, tmp_path: Path, triton_attn_main: Main) -> None:
+    make_folder(tmp_path / "a", {"cat": 4, "dog": 4})
+    (tmp_path / "a").rename(tmp_path / "b")
+    save_model(checkpoint, load_model(checkpoint)[0].state_dict(), dataclasses.replace(CARD, classes=("dog", "cat")))
+    _, swapped, _ = triton_attn_main("eval", checkpoint, "--data", tmp_path / "b", "--split", "all")
+    save_model(checkpoint, load_model(checkpoint)[0].state_dict(), CARD)
+    _, straight, _ = triton_attn_main("eval", checkpoint, "--data", tmp_path / "b", "--split", "all")
+    rates = [float(re.search(r"top-1 ([\d.]+)", text)[1]) for text in (swapped, straight)]  # type: ignore[index]
+    assert rates[0] + rates[1] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("output", ["pictures/mine.png", "pictures", None])
+def test_the_picture_goes_where_it_is_wanted(
+    output: str | None, checkpoint: Path, pictures: Path, tmp_path: Path, triton_attn_main: Main
+) -> None:
+    words = [] if output is None else ["--output", tmp_path / "new" / output]
+    status, out, error = triton_attn_main("eval", checkpoint.parent, "--data", pictures, *words)
+    assert status == 0, error
+    assert "6 held-out images" in out
+    expected = {
+        "pictures/mine.png": tmp_path / "new" / "pictures" / "mine.png",
+        "pictures": tmp_path / "new" / "pictures" / "confusion.png",
+        None: checkpoint.with_name("confusion.png"),
+    }[output]
+    assert expected.is_file()
+    assert f"confusion matrix: {expected}" in out
+
+
+def test_errors_name_what_is_wrong(checkpoint: Path, pictures: Path, tmp_path: Path, triton_attn_main: Main) -> None:
+    (tmp_path / "short.safetensors").write_bytes(checkpoint.read_bytes()[:5000])
+    (tmp_path / "file").write_text("")
+    other = make_folder(tmp_path / "other", {"cat": 3, "cow": 3})
+    for words, expected in [
+        ((tmp_path / "nowhere",), "nowhere: no such file"),
+        ((tmp_path / "short.safetensors",), "short.safetensors: cannot be read"),
+        ((checkpoint, "--data", tmp_path / "gone"), "--data:"),
+        ((checkpoint, "--data", other), "classes that the checkpoint does not know: cow"),
+        ((checkpoint, "--data", "digits"), "classes that the checkpoint does not know: 0, 1"),
+        ((checkpoint, "--data", pictures, "--output", tmp_path / "file" / "x.png"), "--output: cannot write into"),
+        ((checkpoint, "--data", pictures, "--output", "matrix.svg"), "expected a .png file or a folder"),
+    ]:
+        status, _, error = triton_attn_main("eval", *words)
+        assert status == 2
+        assert expected in error
+        assert error.count("\n") == 1
