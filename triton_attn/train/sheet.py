@@ -99,12 +99,12 @@ def legend(sites: Sequence[SiteAttention]) -> str:
     """What the panels on the sheet show, in a line."""
     parts = []
     if any(panel.cell is not None for site in sites for panel in site.panels):
-        parts.append("from N: how much the framed cell looks at every other; even: 1 / number of cells")
+        parts.append("from N: how much the framed cell looks at every other (even: 1 / number of cells)")
     if any(site.gates_name == "gates" for site in sites):
-        parts.append("channel N: its map before the gate; shown are the largest gates")
+        parts.append("channel N: its map before the gate (of the largest gates)")
     if any(site.gates_name == "mean gates" for site in sites):
-        parts.append("shown are the channels with the largest mean gate")
-    return ". ".join(parts)
+        parts.append("gate of channel N: its gates (of the largest means)")
+    return " · ".join(parts)
 
 
 def save_sheet(figure: Figure, path: Path) -> tuple[int, int]:
