@@ -115,7 +115,7 @@ def se_formula(x: Tensor, state: dict[str, Tensor], prefix: str = "") -> Tensor:
 def cbam_formula(x: Tensor, state: dict[str, Tensor], prefix: str = "") -> Tensor:
     u = se_formula(x, state, f"{prefix}channel_attention.")
     weight, bias = state[f"{prefix}spatial_attention.weight"], state[f"{prefix}spatial_attention.bias"]
-    batch, channels, height, width = u.shape
+    _, channels, height, width = u.shape
     mean, peak = u.sum(1) / channels, torch.stack(u.unbind(1)).sort(0).values[-1]
     out = torch.zeros_like(mean)
     for kind, pooled in enumerate((mean, peak)):

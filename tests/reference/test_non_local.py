@@ -220,7 +220,7 @@ def memory_of_a_step(way: str) -> dict[str, float]:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
 def test_training_step_stays_within_its_memory():
-    # The stem of a 144-pixel image has 5,184 positions: the matrices of two images take 205 MiB, and a step holds several.
+    # The stem of a 144-pixel image has 5,184 positions: the matrices of two images take 205 MiB.
     matrix = 2 * 5184**2 * 4 / 2**20
     linear, explicit = memory_of_a_step("linear"), memory_of_a_step("explicit")
     assert explicit["growth"] > 2 * matrix

@@ -1,0 +1,228 @@
+"""The networks a user builds: the plain ones' numbers and checkpoints, with the fast blocks inside."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import logging
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from triton_attn.reference import build_resnet
+
+import triton_attn
+from triton_attn import reference
+from triton_attn.registry import BLOCKS
+from triton_attn.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+
+CONSTRUCTORS = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+}
+ALL_SITES = ("stem", "layer1", "layer2", "layer3", "layer4", "block")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(two_threads) -> None:  # noqa: ARG001
+    """The maps here are so small that a second thread costs more than it brings."""
+    torch.set_num_threads(1)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (2, 3, 32, 32)), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_constructors_build_their_depth(name):
+    with torch.device("meta"):
+        own, plain = CONSTRUCTORS[name]("se", where=ALL_SITES), build_resnet(name, "se", where=ALL_SITES)
+    assert list(own.state_dict()) == list(plain.state_dict())
+    assert [v.shape for v in own.state_dict().values()] == [v.shape for v in plain.state_dict().values()]
+    parameters = inspect.signature(CONSTRUCTORS[name]).parameters
+    assert list(parameters) == ["attention", "where", "attention_kwargs", "weights", "num_classes"]
+    assert [p.default for p in parameters.values()] == [None, ("stem", "layer4"), None, None, 1000]
+    assert parameters["attention"].kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert all(p.kind == inspect.Parameter.KEYWORD_ONLY for p in list(parameters.values())[1:])
+
+
+@pytest.mark.parametrize("attention", sorted(BLOCKS))
+def test_named_attention_is_the_fast_block(attention):
+    with torch.device("meta"):
+        model = resnet18(attention, where=("stem", "block"))
+    for block in (model.attention["stem"], model.layer1[0].attention, model.layer4[1].attention):
+        assert type(block) is BLOCKS[attention]
+        assert type(block).__module__.startswith("triton_attn.blocks.")
+    assert model.layer1[0].takes_shortcut
+
+
+@pytest.mark.parametrize("attention", sorted(BLOCKS))
+def test_checkpoints_pass_between_fast_and_plain(attention):
+    torch.manual_seed(0)
+    sites = ("stem", "layer3", "block")
+    fast = resnet18(attention, where=sites, num_classes=5).eval()
+    plain = build_resnet("resnet18", attention, where=sites, num_classes=5).eval()
+    x = images()
+    with torch.no_grad():
+        assert not torch.equal(fast(x), plain(x))
+        plain.load_state_dict(fast.state_dict(), strict=True)
+        expected = plain(x)
+        assert torch.equal(fast(x), expected)
+        with triton_attn.use_backend("reference"):
+            assert torch.equal(fast(x), expected)
+
+
+def test_a_checkpoint_in_a_file(tmp_path, caplog):
+    torch.manual_seed(0)
+    plain = resnet18(num_classes=5).eval()
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="triton_attn"):
+        model = resnet18("se", weights=tmp_path / "plain.pth", num_classes=5).eval()
+    assert "8 attention keys" in caplog.text
+    for key, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_plain_network_equals_torchvision():
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    theirs = models.resnet50(num_classes=3).eval()
+    own = resnet50(weights=theirs.state_dict(), num_classes=3).eval()
+    with torch.no_grad():
+        assert torch.equal(own(images()), theirs(images()))
+
+
+@pytest.mark.parametrize("attention", sorted(BLOCKS))
+def test_training_step(attention):
+    torch.manual_seed(0)
+    model = resnet18({"layer4": attention, "block": attention}, num_classes=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    loss = F.cross_entropy(model(images(2, 3, 48, 48)), torch.tensor([0, 3]))
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), key
+        # A shift of every score of a row, which no softmax sees: its gradient is zero but for rounding.
+        if not key.endswith("key_conv.bias"):
+            assert not torch.equal(parameter, before[key]), key
+
+
+def test_channels_last_and_autocast_give_the_same_logits():
+    torch.manual_seed(0)
+    model = resnet18({"stem": "cbam", "block": "se"}, num_classes=4).eval()
+    x = images()
+    with torch.no_grad():
+        expected = model(x)
+        last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        torch.testing.assert_close(
+            last(x.contiguous(memory_format=torch.channels_last)), expected, rtol=1e-3, atol=1e-4
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(model(x).float(), expected, rtol=0.1, atol=0.1)
+        torch.testing.assert_close(model.double()(x.double()).float(), expected, rtol=1e-3, atol=1e-4)
+
+
+# Copying, saving, exporting.
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return resnet18({"stem": "coordinate", "layer2": "nonlocal", "block": "se"}, num_classes=4).eval()
+
+
+def test_copies_and_pickles():
+    model, x = small(), images()
+    with torch.no_grad():
+        expected = model(x)
+        copied = copy.deepcopy(model)
+        assert torch.equal(copied(x), expected)
+        copied.conv1.weight.data.zero_()
+        assert torch.equal(model(x), expected)
+        whole = pickle.loads(pickle.dumps(model))
+        assert torch.equal(whole(x), expected)
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+        buffer.seek(0)
+        other = resnet18({"stem": "coordinate", "layer2": "nonlocal", "block": "se"}, num_classes=4).eval()
+        other.load_state_dict(torch.load(buffer, weights_only=True))
+        assert torch.equal(other(x), expected)
+
+
+def test_export():
+    model, x = small(), images()
+    exported = torch.export.export(model, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(x), model(x))
+    targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert all(target.startswith(("aten.", "<built-in")) for target in targets), targets
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trace():
+    model, x = small(), images()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x, check_trace=False)
+        torch.testing.assert_close(traced(x), model(x))
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"attention": "sebam"},
+            r"unknown attention 'sebam'; did you mean 'cbam'\? \(known: .*, pixel, se\)",
+        ),
+        ({"attention": "se", "where": "layer9"}, r"unknown site 'layer9'; did you mean 'layer\d'\?"),
+        ({"attention": {"blocks": "se"}}, r"unknown site 'blocks'; did you mean 'block'\?"),
+        ({"num_classes": -1}, r"num_classes must be a positive integer, got -1"),
+        ({"attention": "se", "attention_kwargs": {"reduction": 128}}, r"reduction=128 leaves no hidden channel"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        resnet18(**arguments)
+
+
+def test_where_is_keyword_only():
+    with pytest.raises(TypeError):
+        resnet18("se", "stem")
+
+
+def test_wrong_images_reach_torch_and_wrong_maps_the_block():
+    model = resnet18("se", num_classes=2)
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 4, 32, 32))
+    with pytest.raises(ValueError, match="x must have 64 channels"):
+        model.attention["stem"](torch.zeros(1, 3, 8, 8))
+
+
+# The tutorial's model.
+
+
+def test_the_tutorial_model_takes_fast_and_plain_blocks():
+    torch.manual_seed(0)
+    fast = triton_attn.ResNetWithAttention(triton_attn.CBAM, pretrained=False).eval()
+    plain = reference.ResNetWithAttention(reference.CBAM, pretrained=False).eval()
+    assert type(fast.attention_layer1) is triton_attn.CBAM
+    plain.load_state_dict(fast.state_dict(), strict=True)
+    with torch.no_grad():
+        x = images(1, 3, 64, 64)
+        assert torch.equal(fast(x), plain(x))
+
+
+def test_the_tutorial_model_wants_weights_by_default():
+    parameters = inspect.signature(triton_attn.ResNetWithAttention).parameters
+    assert list(parameters) == ["attention_cls", "pretrained"]
+    assert parameters["pretrained"].default is True
