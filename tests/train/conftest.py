@@ -12,14 +12,15 @@ from image_folders import make_folder
 
 
 @pytest.fixture(scope="session")
-def _pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 15 images of 16×16: 24 to train on, 6 held out. Not to be touched."""
     return make_folder(tmp_path_factory.mktemp("pictures") / "data", {"cat": 15, "dog": 15})
 
 
 @pytest.fixture
-def pictures(_pictures: Path, tmp_path: Path) -> Path:
-    """Two classes of 15 images of 16×16: 24 to train on, 6 held out."""
-    return Path(shutil.copytree(_pictures, tmp_path / "pictures"))
+def pictures(shared_pictures: Path, tmp_path: Path) -> Path:
+    """The same, for one test to do with as it likes."""
+    return Path(shutil.copytree(shared_pictures, tmp_path / "pictures"))
 
 
 @pytest.fixture(autouse=True)

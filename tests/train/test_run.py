@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import yaml
 from image_folders import make_folder
 from PIL import Image
+from processes import Command
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,22 +24,27 @@ Main = Callable[..., tuple[int, str, str]]
 SMALL = ("--image-size", 16, "--batch-size", 8, "--workers", 0)
 
 
-@pytest.fixture
-def trained(pictures: Path, tmp_path: Path, triton_attn_main: Main) -> Path:
-    output = tmp_path / "run"
+@pytest.fixture(scope="session")
+def _trained(shared_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
     words = ("--attention", "se", "--where", "layer4", "--attention-kwargs", "reduction=8", "--optimizer", "sgd")
-    status, _, error = triton_attn_main(
-        "train", "--data", pictures, "--output", output, "--epochs", 2, *SMALL, *words, "--channels-last"
-    )
-    assert status == 0, error
+    words = ("--data", shared_pictures, "--output", output, "--epochs", 2, *SMALL, *words, "--channels-last")
+    Command(["train", *words], output.with_suffix(".log")).finish()
     return output
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture
+def trained(_trained: Path, tmp_path: Path) -> Path:
+    """A finished run of two epochs, to do with as the test likes."""
+    return Path(shutil.copytree(_trained, tmp_path / "run"))
 
 
-def test_what_a_run_leaves(trained: Path, pictures: Path) -> None:
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    """What would show that something was written."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_what_a_run_leaves(trained: Path, shared_pictures: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
         "config.yaml",
         "metrics.csv",
@@ -49,7 +55,7 @@ def test_what_a_run_leaves(trained: Path, pictures: Path) -> None:
         "last",
     }
     config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert config["options"]["data"] == str(pictures)
+    assert config["options"]["data"] == str(shared_pictures)
     assert config["options"]["attention_kwargs"] == {"reduction": 8}
     assert config["dataset"] == {"train_images": 24, "val_images": 6, "classes": ["cat", "dog"]}
     assert config["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -96,7 +102,9 @@ def test_resuming_a_finished_run_is_no_error(trained: Path, triton_attn_main: Ma
     assert [event.step for event in events.Scalars("val/loss")] == [1, 2]
 
 
-def test_resume_takes_the_stored_options(trained: Path, pictures: Path, tmp_path: Path, triton_attn_main: Main) -> None:
+def test_resume_takes_the_stored_options(
+    trained: Path, shared_pictures: Path, tmp_path: Path, triton_attn_main: Main
+) -> None:
     for words, expected in [
         (("--lr", 0.1), "--lr: 0.1 was given, but the run in"),
         (("--attention", "nonlocal"), "--attention: nonlocal was given"),
@@ -106,34 +114,37 @@ def test_resume_takes_the_stored_options(trained: Path, pictures: Path, tmp_path
         status, _, error = triton_attn_main("train", "--output", trained, "--resume", *words)
         assert status == 2
         assert expected in error
-    same = ("--lr", 0.001, "--data", pictures, "--workers", 1, "--where", "layer4")
+    same = ("--lr", 0.001, "--data", shared_pictures, "--workers", 1, "--where", "layer4")
     assert triton_attn_main("train", "--output", trained, "--resume", *same)[0] == 0
     status, _, error = triton_attn_main("train", "--output", tmp_path / "none", "--resume")
     assert status == 2
     assert "none holds no run (no config.yaml)" in error
-    (pictures / "cat" / "000.png").unlink()
+    stored = trained / "config.yaml"
+    stored.write_text(stored.read_text().replace("train_images: 24", "train_images: 25"))
     status, _, error = triton_attn_main("train", "--output", trained, "--resume")
     assert status == 2
     assert "has changed since the run in" in error
+    assert "train images 24, expected 25" in error
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "history.json"])
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_damaged_state_is_named(name: str, damage: str, trained: Path, triton_attn_main: Main) -> None:
+def test_a_damaged_state_is_named(trained: Path, triton_attn_main: Main) -> None:
     stored = trained / "config.yaml"
     stored.write_text(stored.read_text().replace("epochs: 2\n", "epochs: 3\n"))
-    file = trained / "last" / name
-    if damage == "missing":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    before = contents(trained)
-    status, _, error = triton_attn_main("train", "--output", trained, "--resume")
-    assert status == 2
-    assert f"{trained}/last" in error
-    assert "cannot be read" in error
-    assert error.count("\n") == 1
-    assert contents(trained) == before
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "history.json"):
+        file = trained / "last" / name
+        whole = file.read_bytes()
+        for keep in (None, len(whole) // 2):
+            file.unlink()
+            if keep is not None:
+                file.write_bytes(whole[:keep])
+            before = contents(trained)
+            status, _, error = triton_attn_main("train", "--output", trained, "--resume")
+            assert status == 2
+            assert f"{trained}/last" in error
+            assert "cannot be read" in error
+            assert error.count("\n") == 1
+            assert contents(trained) == before
+            file.write_bytes(whole)
 
 
 def test_weights_for_other_classes_get_a_new_last_layer(
@@ -179,6 +190,22 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
         AcceleratorState._reset_state(reset_partial_state=True)
         assert triton_attn_main("train", "--output", output, "--resume")[0] == 0
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run(
+    pictures: Path, tmp_path: Path, triton_attn_main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = F.cross_entropy
+
+    def nan_when_held_out(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return real(logits, labels) * (1 if logits.requires_grad else float("nan"))
+
+    monkeypatch.setattr(F, "cross_entropy", nan_when_held_out)
+    output = tmp_path / "run"
+    status, _, error = triton_attn_main("train", "--data", pictures, "--output", output, "--epochs", 2, *SMALL)
+    assert status == 2
+    assert "epoch 1/2, step 3: the held-out loss is nan" in error
+    assert not (output / "last.safetensors").exists()
 
 
 def test_broken_data_leaves_no_folder(pictures: Path, tmp_path: Path, triton_attn_main: Main) -> None:

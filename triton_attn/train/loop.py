@@ -56,7 +56,7 @@ def train_epoch(
         NotFinite: the loss became NaN or infinite; the message says at which step.
     """
     model.train()
-    mean = MeanMetric().to(accelerator.device)
+    mean = MeanMetric(nan_strategy="disable").to(accelerator.device)
     accuracy = MulticlassAccuracy(classes, average="micro").to(accelerator.device)
     before: Tensor | None = None
     lr, seen, start = 0.0, 0, time.perf_counter()
@@ -100,7 +100,7 @@ def validate(
     (``sync_on_compute=False``).
     """
     model.eval()
-    mean = MeanMetric(sync_on_compute=False).to(accelerator.device)
+    mean = MeanMetric(nan_strategy="disable", sync_on_compute=False).to(accelerator.device)
     with progress(accelerator, loader, label) as bar:
         for images, labels in loader:
             logits = model(images.to(memory_format=layout))
