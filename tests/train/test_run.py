@@ -27,9 +27,9 @@ SMALL = ("--image-size", 16, "--batch-size", 8, "--workers", 0)
 @pytest.fixture(scope="session")
 def _trained(shared_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "run"
-    words = ("--attention", "se", "--where", "layer4", "--attention-kwargs", "reduction=8", "--optimizer", "sgd")
-    words = ("--data", shared_pictures, "--output", output, "--epochs", 2, *SMALL, *words, "--channels-last")
-    Command(["train", *words], output.with_suffix(".log")).finish()
+    network = ("--attention", "se", "--where", "layer4", "--attention-kwargs", "reduction=8", "--channels-last")
+    words = ("--data", shared_pictures, "--output", output, "--epochs", 2, "--optimizer", "sgd")
+    Command(["train", *words, *network, *SMALL], output.with_suffix(".log")).finish()
     return output
 
 
