@@ -15,7 +15,14 @@ import pytest
 
 LANES = ("plain", "interpreter", "compile", "gpu")
 
-hypothesis.settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile(
+    "project",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    # A failing example is small already, and shrinking it under the interpreter takes minutes.
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
 hypothesis.settings.load_profile("project")
 
 

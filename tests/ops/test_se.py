@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.parity import assert_within, run
+from tests.parity import assert_within, largest_error, run
 from torch import Tensor
 
 import triton_attn
@@ -50,41 +50,40 @@ def check(
     with_shortcut: bool,
     scale: float = 1.0,
 ) -> None:
-    torch.manual_seed(0)
-    fast, exact = twins(shape[1], reduction, dtype)
-    x, shortcut, grad = ((torch.randn(shape) * scale).to(dtype) for _ in range(3))
-    inputs = [lay_out(x, layout)] + ([lay_out(shortcut, layout)] if with_shortcut else [])
     keywords = ["shortcut"] if with_shortcut else []
+
+    def draw(seed: int) -> tuple[triton_attn.SEBlock, list[Tensor], Tensor, list[Tensor], list[Tensor]]:
+        torch.manual_seed(seed)
+        fast, exact = twins(shape[1], reduction, dtype)
+        *inputs, grad = (lay_out((torch.randn(shape) * scale).to(dtype), layout) for _ in range(2 + with_shortcut))
+        with triton_attn.use_backend("reference"):
+            plain_y, plain_grads = run(fast, inputs, grad, keywords)
+        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+        return fast, inputs, grad, [plain_y, *plain_grads], [exact_y, *exact_grads]
+
+    errors = [
+        [largest_error(a, b) for a, b in zip(plain, exact, strict=True)]
+        for *_, plain, exact in (draw(seed) for seed in range(1, 8))
+    ]
+    fast, inputs, grad, plain, exact = draw(0)
     with triton_attn.use_backend("triton"):
-        y, grads = run(fast, inputs, lay_out(grad, layout), keywords)
-    plain = [plain_in_some_order(fast, inputs, grad, keywords, seed) for seed in range(4)]
-    exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
-    names = ["y", "x", *keywords, *(name for name, _ in fast.named_parameters())]
-    for name, ours, plains, right in zip(
-        names, [y, *grads], zip(*plain, strict=True), [exact_y, *exact_grads], strict=True
-    ):
-        assert_within(ours, plains, right, name if name == "y" else f"gradient of {name}")
+        y, grads = run(fast, inputs, grad, keywords)
+    names = ["y", *(f"gradient of {name}" for name in ("x", *keywords, *dict(fast.named_parameters())))]
+    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
+        plain_error = max(largest_error(plain[i], exact[i]), *(each[i] for each in errors))
+        assert_within(ours, plain[i], exact[i], name, plain_error=plain_error)
 
 
-def plain_in_some_order(
-    block: torch.nn.Module, inputs: list[Tensor], grad: Tensor, keywords: list[str], seed: int
-) -> list[Tensor]:
-    """Plain PyTorch's output and gradients with the positions in another order: SE does not care about it."""
-    batch, channels, height, width = inputs[0].shape
-    order = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))
-    back = order.argsort()
-
-    def reordered(t: Tensor, by: Tensor) -> Tensor:
-        return t.reshape(batch, channels, -1)[:, :, by].reshape(t.shape)
-
-    with triton_attn.use_backend("reference"):
-        y, grads = run(block, [reordered(t, order) for t in inputs], reordered(grad, order), keywords)
-    return [reordered(t, back) if t.dim() == 4 else t for t in (y, *grads)]
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Maps of up to 33 × 33 and up to 96 channels, and of 2¹³ elements in all: the interpreter is slow."""
+    batch, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 33)), draw(st.integers(1, 33))
+    return batch, draw(st.integers(1, min(96, 2**13 // (batch * height * width)))), height, width
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 96), st.integers(1, 33), st.integers(1, 33)),
+    shape=shapes(),
     reduction=st.integers(1, 16),
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(LAYOUTS),
@@ -101,7 +100,7 @@ def test_parity(
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
-    ("shape", "reduction"), [((1, 3, 45, 47), 1), ((2, 300, 5, 4), 1), ((20, 24, 3, 3), 2)], ids=str
+    ("shape", "reduction"), [((1, 3, 45, 47), 1), ((2, 300, 5, 4), 9), ((20, 24, 3, 3), 2)], ids=str
 )
 def test_parity_over_many_tiles(shape: tuple[int, int, int, int], reduction: int, layout: str) -> None:
     """Several splits of the positions, several blocks of every dense layer, several of the batch."""
@@ -123,9 +122,8 @@ def test_values_that_are_not_finite(value: float, layout: str) -> None:
     inputs, keywords = [lay_out(x, layout), lay_out(shortcut, layout)], ["shortcut"]
     y, grads = run(fast, inputs, grad, keywords)
     exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
-    assert_within(y, exact_y.float(), exact_y, "y")
-    for ours, right in zip(grads, exact_grads, strict=True):
-        assert_within(ours, right.float(), right)
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-6, rtol=1e-5, equal_nan=True)
 
 
 def test_zero_map_passes_the_gradient_as_relu_does() -> None:
@@ -322,10 +320,16 @@ def test_a_training_step_through_a_network() -> None:
     fast = triton_attn.resnet18("se", where="block", num_classes=3)
     plain = reference.build_resnet("resnet18", "se", where="block", num_classes=3)
     plain.load_state_dict(fast.state_dict())
-    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
-    for model in (fast, plain):
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+    exact = copy.deepcopy(plain).double()
+    images, labels = torch.randn(3, 3, 64, 64), torch.tensor([0, 2, 1])
+    for model in (fast, plain, exact):
+        inputs = images.double() if model is exact else images
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
     served = triton_attn.explain(fast, images)
     assert [entry.backend for entry in served] == ["triton"] * 8
-    for ours, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-4, rtol=2e-3)
+    for (name, ours), theirs, right in zip(
+        fast.named_parameters(), plain.parameters(), exact.parameters(), strict=True
+    ):
+        scale = right.grad.norm()
+        error, plain_error = (ours.grad - right.grad).norm() / scale, (theirs.grad - right.grad).norm() / scale
+        assert error <= 2 * plain_error + 1e-6, name

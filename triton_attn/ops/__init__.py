@@ -1,5 +1,5 @@
 """One file per op: its registration with PyTorch, its fake, its autograd, its launches. Triton is imported on first use."""
 
-from .squeeze_excite import squeeze_excite
+from .se import squeeze_excite
 
 __all__ = ["squeeze_excite"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules
-from .launch import cdiv, launch
+from . import launch
 from .layout import empty_map, row_stride, rows
 
 
@@ -19,12 +19,12 @@ def channel_sum(x: Tensor, channels_last: bool, grad: Tensor | None = None, bits
 
     batch, channels, height, width = x.shape
     positions = height * width
-    splits = max(cdiv(positions, rules.SPLIT), 1)
+    splits = max(rules.cdiv(positions, rules.SPLIT), 1)
     config = rules.channel_sum(channels, positions, channels_last)
     sums = torch.empty((batch, splits, channels), dtype=torch.float32, device=x.device)
-    launch(
+    launch.start(
         channel_sum_kernel,
-        (batch * splits * cdiv(channels, config["BLOCK_C"]),),
+        (batch * splits * rules.cdiv(channels, config["BLOCK_C"]),),
         x.device,
         sum_ptr=sums,
         x_ptr=x,
@@ -61,9 +61,9 @@ def dense_fwd(
     block_n, block_i, block_o = rules.dense(batch, in_size, out_size)
     out = torch.empty((batch, out_size), dtype=torch.float32, device=vectors.device)
     saved = torch.empty((batch, in_size) if save_input else (0,), dtype=torch.float32, device=vectors.device)
-    launch(
+    launch.start(
         dense_fwd_kernel,
-        (cdiv(batch, block_n), cdiv(out_size, block_o)),
+        (rules.cdiv(batch, block_n), rules.cdiv(out_size, block_o)),
         vectors.device,
         out_ptr=out,
         in_ptr=vectors,
@@ -99,9 +99,9 @@ def dense_bwd(
     block_n, block_o, block_i = rules.dense(batch, out_size, in_size)
     din = torch.empty((batch, in_size), dtype=torch.float32, device=dout.device)
     dlogit = torch.empty((batch, out_size), dtype=torch.float32, device=dout.device)
-    launch(
+    launch.start(
         dense_bwd_kernel,
-        (cdiv(batch, block_n), cdiv(in_size, block_i)),
+        (rules.cdiv(batch, block_n), rules.cdiv(in_size, block_i)),
         dout.device,
         din_ptr=din,
         dlogit_ptr=dlogit,
@@ -136,9 +136,9 @@ def bottleneck_weights_bwd(
     config = rules.bottleneck_weights(batch, channels, hidden_size)
     shapes = ((hidden_size, channels), (hidden_size,), (channels, hidden_size), (channels,))
     dweight1, dbias1, dweight2, dbias2 = (torch.empty(shape, dtype=dtype, device=mean.device) for shape in shapes)
-    launch(
+    launch.start(
         bottleneck_weights_bwd_kernel,
-        (cdiv(channels, config["BLOCK_C"]), cdiv(hidden_size, config["BLOCK_M"])),
+        (rules.cdiv(channels, config["BLOCK_C"]), rules.cdiv(hidden_size, config["BLOCK_M"])),
         mean.device,
         dweight1_ptr=dweight1,
         dbias1_ptr=dbias1,
@@ -169,9 +169,9 @@ def apply_fwd(
     config = rules.apply_gate(outer, inner, channels_last)
     y = empty_map(x, channels_last)
     bits = empty_bits(x, channels_last, save_bits)
-    launch(
+    launch.start(
         apply_gate_fwd_kernel,
-        (x.shape[0] * cdiv(outer, config["BLOCK_OUTER"]) * cdiv(inner, config["BLOCK_INNER"]),),
+        (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
         x.device,
         y_ptr=y,
         bits_ptr=bits,
@@ -207,9 +207,9 @@ def apply_bwd(
     config = rules.apply_gate(outer, inner, channels_last)
     dx = empty_map(grad, channels_last)
     dshortcut = empty_map(grad, channels_last) if bits is not None else grad.new_empty(0)
-    launch(
+    launch.start(
         apply_gate_bwd_kernel,
-        (grad.shape[0] * cdiv(outer, config["BLOCK_OUTER"]) * cdiv(inner, config["BLOCK_INNER"]),),
+        (grad.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
         grad.device,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
@@ -235,5 +235,5 @@ def apply_bwd(
 def empty_bits(x: Tensor, channels_last: bool, wanted: bool) -> Tensor:
     """Room for the mask of a map, eight positions of a row to a byte, or an empty tensor."""
     outer, inner = rows(x, channels_last)
-    shape = (x.shape[0], outer, cdiv(inner, 8)) if wanted else (0,)
+    shape = (x.shape[0], outer, rules.cdiv(inner, 8)) if wanted else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)

@@ -34,7 +34,7 @@ def squeeze_excite(
     return _forward_op(*arguments, saves)[0]
 
 
-def _forward(
+def forward(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shortcut: Tensor | None, saves: bool
 ) -> Tensors:
     """The output, and what the backward needs: mean and gate (N, C), hidden (N, m), the bits of ReLU's mask."""
@@ -63,7 +63,7 @@ def _forward_fake(
     )
 
 
-def _backward(
+def backward(
     grad: Tensor,
     x: Tensor,
     weight1: Tensor,
@@ -133,13 +133,13 @@ class _SqueezeExcite(torch.autograd.Function):
 _forward_op = register(
     "squeeze_excite(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? shortcut, bool saves)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward,
+    forward,
     _forward_fake,
     _SqueezeExcite,
 )
 _backward_op = register(
     "squeeze_excite_backward(Tensor grad, Tensor x, Tensor weight1, Tensor weight2, Tensor mean, Tensor hidden,"
     " Tensor gate, Tensor? bits) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
+    backward,
     _backward_fake,
 )
