@@ -29,15 +29,19 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_it_counts_what_the_network_gets_right(checkpoint: Path, pictures: Path, triton_attn_main: Main) -> None:
-    status, out, error = triton_attn_main("eval", checkpoint, "--data", pictures, "--split", "all")
+    status, out, error = triton_attn_main("eval", checkpoint, "--data", pictures, "--split", "all", "--batch-size", 8)
     assert status == 0, error
     model, card = load_model(checkpoint)
     images = load_images(str(pictures))
     samples = [(path, label) for path, label in (*images.train, *images.val) if isinstance(path, Path)]
     look = eval_transform(16, card.mean, card.std)
     with torch.no_grad():
-        guess = model(torch.stack([look(Image.open(path)) for path, _ in samples])).argmax(1)
-    right = (guess == torch.tensor([label for _, label in samples])).float().mean().item()
+        logits = model(torch.stack([look(Image.open(path)) for path, _ in samples]))
+    labels = torch.tensor([label for _, label in samples])
+    right = (logits.argmax(1) == labels).float().mean().item()
+    # Thirty images in batches of eight: every image counts the same, whatever its batch.
+    loss = float(re.search(r"loss ([\d.]+)", out)[1])  # type: ignore[index]
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=2e-4)
     assert f"top-1 {100 * right:.2f} %   top-5 100.00 %" in out
     assert "on all 30 images" in out
     assert Image.open(checkpoint.with_name("confusion.png")).width > 300

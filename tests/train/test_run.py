@@ -169,10 +169,10 @@ def test_a_loss_that_is_no_number_stops_the_run(
 ) -> None:
     calls, real = 0, F.cross_entropy
 
-    def sometimes_nan(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def sometimes_nan(logits: torch.Tensor, labels: torch.Tensor, **how: str) -> torch.Tensor:
         nonlocal calls
         calls += logits.requires_grad
-        return real(logits, labels) * (float("nan") if calls == bad_call else 1)
+        return real(logits, labels, **how) * (float("nan") if calls == bad_call else 1)
 
     monkeypatch.setattr(F, "cross_entropy", sometimes_nan)
     output = tmp_path / "run"
@@ -197,8 +197,8 @@ def test_a_held_out_loss_that_is_no_number_stops_the_run(
 ) -> None:
     real = F.cross_entropy
 
-    def nan_when_held_out(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return real(logits, labels) * (1 if logits.requires_grad else float("nan"))
+    def nan_when_held_out(logits: torch.Tensor, labels: torch.Tensor, **how: str) -> torch.Tensor:
+        return real(logits, labels, **how) * (1 if logits.requires_grad else float("nan"))
 
     monkeypatch.setattr(F, "cross_entropy", nan_when_held_out)
     output = tmp_path / "run"

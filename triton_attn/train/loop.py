@@ -56,6 +56,7 @@ def train_epoch(
         NotFinite: the loss became NaN or infinite; the message says at which step.
     """
     model.train()
+    # NaN must reach the mean; torchmetrics 1.9 ignores weights then, so it is given one loss per image.
     mean = MeanMetric(nan_strategy="disable").to(accelerator.device)
     accuracy = MulticlassAccuracy(classes, average="micro").to(accelerator.device)
     before: Tensor | None = None
@@ -74,7 +75,7 @@ def train_epoch(
             if before is not None:
                 bar.set_postfix(loss=f"{check_finite(before, label, step - 1):.3f}", refresh=False)
             before = loss.detach()
-            mean.update(before, weight=len(labels))
+            mean.update(before.expand(len(labels)))
             accuracy.update(logits.detach(), labels)
             seen += len(labels) * accelerator.num_processes
             bar.update(len(labels) * accelerator.num_processes)
@@ -105,7 +106,7 @@ def validate(
         for images, labels in loader:
             logits = model(images.to(memory_format=layout))
             logits, labels = accelerator.gather_for_metrics((logits, labels))
-            mean.update(F.cross_entropy(logits.float(), labels), weight=len(labels))
+            mean.update(F.cross_entropy(logits.float(), labels, reduction="none"))
             for metric in metrics.values():
                 metric.update(logits, labels)
             bar.update(len(labels))
