@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -73,7 +73,7 @@ def launches_of(run: Callable[[], Any]) -> list[Launch]:
 
     seen: dict[Launch, None] = {}
 
-    def write_down(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+    def write_down(kernel: Any, grid: tuple[int, ...], _: torch.device, **arguments: Any) -> None:
         if 0 not in grid:
             seen.setdefault(specialised(kernel, arguments))
 
@@ -104,7 +104,7 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> Launch:
     return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), options)
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(launch: Launch, target: str) -> Report:
     """Compile a launch for ``target`` and read its resources and accesses."""
     import triton

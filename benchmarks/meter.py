@@ -47,6 +47,7 @@ class Traffic:
 def count_kernels() -> Iterator[Traffic]:
     """Count the Triton kernels that run within, under the interpreter."""
     from triton.runtime.interpreter import InterpreterBuilder
+
     from triton_attn.ops import launch
 
     traffic = Traffic()
@@ -60,7 +61,11 @@ def count_kernels() -> Iterator[Traffic]:
             return
         name = kernel.fn.__name__
         tensors[:] = [
-            (t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes() - t.storage_offset() * t.itemsize, role(key, t))
+            (
+                t.data_ptr(),
+                t.data_ptr() + int(t.untyped_storage().nbytes()) - int(t.storage_offset()) * t.itemsize,
+                role(key, t),
+            )
             for key, t in arguments.items()
             if isinstance(t, torch.Tensor) and t.numel()
         ]

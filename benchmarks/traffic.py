@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -80,7 +81,7 @@ def measure(name: str, channels_last: bool, with_shortcut: bool, shape: tuple[in
             y = block(x, **keywords)
         with CountOperators() as eager_backward:
             torch.autograd.grad(y, wanted, grad)
-    counts = (None, None, None, None, None)
+    counts: tuple[Any, ...] = (None, None, None, None, None)
     if triton_attn.explain(block, x)[0].backend == "triton":
         with count_kernels() as forward:
             y = block(x, **keywords)
@@ -116,8 +117,8 @@ def measure_all() -> Iterator[Row]:
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| block | layout | shortcut + ReLU | forward, T | backward, T | eager forward, T | eager backward, T | eager / ours "
-        "| sectors / bytes | launches (of them over the map) |",
+        "| block | layout | shortcut + ReLU | forward, T | backward, T | eager forward, T | eager backward, T "
+        "| eager / ours | sectors / bytes | launches (of them over the map) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

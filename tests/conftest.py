@@ -1,4 +1,4 @@
-"""The lanes: ``pytest --lane NAME`` runs the tests of one, since the interpreter and the compiler cannot share a process.
+"""The lanes: ``pytest --lane NAME`` runs the tests of one; the interpreter and the compiler cannot share a process.
 
 plain        no Triton: networks, training, the command line (the default)
 interpreter  kernels on the CPU, by Triton's interpreter
@@ -49,7 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
+def one_thread() -> None:
+    """Tests run side by side, one to a core: threads of their own would only wait for each other."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)

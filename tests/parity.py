@@ -1,4 +1,4 @@
-"""The rule on numbers: against float64, at most twice the error of plain PyTorch in the same dtype, plus one rounding."""
+"""The rule on numbers: against float64, at most twice plain PyTorch's error in the same dtype, plus one rounding."""
 
 from __future__ import annotations
 

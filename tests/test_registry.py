@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from torch import nn
-from triton_attn.reference import registry as plain
 
 import triton_attn
 from triton_attn import registry
+from triton_attn.reference import registry as plain
 
 
 def test_fast_and_plain_names_agree():

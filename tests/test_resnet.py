@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from triton_attn.reference import build_resnet
 
 import triton_attn
 from triton_attn import reference
+from triton_attn.reference import build_resnet
 from triton_attn.registry import BLOCKS
 from triton_attn.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 
@@ -27,12 +27,6 @@ CONSTRUCTORS = {
     "resnet152": resnet152,
 }
 ALL_SITES = ("stem", "layer1", "layer2", "layer3", "layer4", "block")
-
-
-@pytest.fixture(autouse=True)
-def one_thread(two_threads) -> None:  # noqa: ARG001
-    """The maps here are so small that a second thread costs more than it brings."""
-    torch.set_num_threads(1)
 
 
 def images(*shape: int) -> Tensor:

@@ -18,7 +18,7 @@ def squeeze_excite(
     Differentiable once in every argument. Under ``torch.autocast`` the weights may stay float32.
 
     Args:
-        x: ``(N, C, H, W)``; contiguous and channels_last maps are served as they are, and the result has ``x``'s layout.
+        x: ``(N, C, H, W)``; contiguous and channels_last maps are served as they are; the result has ``x``'s layout.
         weight1, bias1: ``(m, C)`` and ``(m,)``, the squeeze to ``m`` hidden channels.
         weight2, bias2: ``(C, m)`` and ``(C,)``, the excitation.
         shortcut: ``(N, C, H, W)``, added before a last ReLU.

@@ -43,8 +43,15 @@ def resnet18(
         FileNotFoundError: ``weights`` is the path of no file.
         RuntimeError: torchvision's weights could not be downloaded.
     """
-    return build_resnet("resnet18", attention, where=where, attention_kwargs=attention_kwargs, weights=weights,
-                        num_classes=num_classes, blocks=BLOCKS)
+    return build_resnet(
+        "resnet18",
+        attention,
+        where=where,
+        attention_kwargs=attention_kwargs,
+        weights=weights,
+        num_classes=num_classes,
+        blocks=BLOCKS,
+    )
 
 
 def resnet34(
@@ -56,8 +63,15 @@ def resnet34(
     num_classes: int = 1000,
 ) -> ResNet:
     """Build a ResNet-34; arguments, result and errors as for :func:`resnet18`."""
-    return build_resnet("resnet34", attention, where=where, attention_kwargs=attention_kwargs, weights=weights,
-                        num_classes=num_classes, blocks=BLOCKS)
+    return build_resnet(
+        "resnet34",
+        attention,
+        where=where,
+        attention_kwargs=attention_kwargs,
+        weights=weights,
+        num_classes=num_classes,
+        blocks=BLOCKS,
+    )
 
 
 def resnet50(
@@ -69,8 +83,15 @@ def resnet50(
     num_classes: int = 1000,
 ) -> ResNet:
     """Build a ResNet-50; arguments, result and errors as for :func:`resnet18`."""
-    return build_resnet("resnet50", attention, where=where, attention_kwargs=attention_kwargs, weights=weights,
-                        num_classes=num_classes, blocks=BLOCKS)
+    return build_resnet(
+        "resnet50",
+        attention,
+        where=where,
+        attention_kwargs=attention_kwargs,
+        weights=weights,
+        num_classes=num_classes,
+        blocks=BLOCKS,
+    )
 
 
 def resnet101(
@@ -82,8 +103,15 @@ def resnet101(
     num_classes: int = 1000,
 ) -> ResNet:
     """Build a ResNet-101; arguments, result and errors as for :func:`resnet18`."""
-    return build_resnet("resnet101", attention, where=where, attention_kwargs=attention_kwargs, weights=weights,
-                        num_classes=num_classes, blocks=BLOCKS)
+    return build_resnet(
+        "resnet101",
+        attention,
+        where=where,
+        attention_kwargs=attention_kwargs,
+        weights=weights,
+        num_classes=num_classes,
+        blocks=BLOCKS,
+    )
 
 
 def resnet152(
@@ -95,5 +123,12 @@ def resnet152(
     num_classes: int = 1000,
 ) -> ResNet:
     """Build a ResNet-152; arguments, result and errors as for :func:`resnet18`."""
-    return build_resnet("resnet152", attention, where=where, attention_kwargs=attention_kwargs, weights=weights,
-                        num_classes=num_classes, blocks=BLOCKS)
+    return build_resnet(
+        "resnet152",
+        attention,
+        where=where,
+        attention_kwargs=attention_kwargs,
+        weights=weights,
+        num_classes=num_classes,
+        blocks=BLOCKS,
+    )

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from triton_attn.reference.eca import adaptive_kernel_size
-from triton_attn.reference.registry import BLOCKS
 
 from triton_attn import reference
+from triton_attn.reference.eca import adaptive_kernel_size
+from triton_attn.reference.registry import BLOCKS
 
 # The least channel count that every block accepts with its default arguments.
 LEAST = {"cbam": 16, "coordinate": 16, "dual": 16, "eca": 1, "gate": 2, "nonlocal": 2, "pixel": 16, "se": 16}

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from triton_attn.reference.non_local import EXPLICIT_POSITIONS, attend_explicit, attend_linear
 
 import triton_attn
 from triton_attn import reference
+from triton_attn.reference.non_local import EXPLICIT_POSITIONS, attend_explicit, attend_linear
 
 LAYOUTS = pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
@@ -188,11 +188,11 @@ import torch
 from torch import nn
 import triton_attn
 
-torch.set_num_threads(1)
 
 def peak():  # not ru_maxrss: a process inherits that one from its parent
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
+torch.set_num_threads(1)
 torch.manual_seed(0)
 model = triton_attn.resnet18(attention="nonlocal", where="stem", num_classes=10)
 if sys.argv[1] == "explicit":

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from triton_attn import reference
 from triton_attn.reference import ResNetWithAttention, build_resnet
 from triton_attn.reference.registry import BLOCKS, SITES
 from triton_attn.reference.resnet import ARCHITECTURES, BasicBlock, Bottleneck
-
-from triton_attn import reference
 
 DEPTHS = sorted(ARCHITECTURES)
 STAGES = ("layer1", "layer2", "layer3", "layer4")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+
 from triton_attn.reference import ResNetWithAttention, SEBlock, build_resnet
 
 torchvision = pytest.importorskip("torchvision")

@@ -147,9 +147,7 @@ def test_a_damaged_state_is_named(trained: Path, triton_attn_main: Main) -> None
             file.write_bytes(whole)
 
 
-def test_weights_for_other_classes_get_a_new_last_layer(
-    trained: Path, tmp_path: Path, triton_attn_main: Main
-) -> None:
+def test_weights_for_other_classes_get_a_new_last_layer(trained: Path, tmp_path: Path, triton_attn_main: Main) -> None:
     three = make_folder(tmp_path / "three", {"a": 5, "b": 5, "c": 5})
     words = ("--attention", "se", "--where", "layer4", "--attention-kwargs", "reduction=8", "--lr", 1e-12)
     status, out, error = triton_attn_main(

@@ -57,9 +57,7 @@ def apply_gate_fwd_kernel(
         if SAVE_BITS:
             # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
             kept = (y <= 0.0) == 0
-            store_bits(
-                bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER
-            )
+            store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
     store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
 
 

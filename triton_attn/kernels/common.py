@@ -48,9 +48,7 @@ def store_bits(
 
 
 @triton.jit
-def load_bits(
-    ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr
-):
+def load_bits(ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr):
     """The boolean tile that ``store_bits`` wrote."""
     offsets, mask = bit_offsets(n, outer, inner_start, outer_size, inner_size, BLOCK_INNER)
     packed = tl.load(ptr + offsets, mask=mask, other=0).to(tl.int32)

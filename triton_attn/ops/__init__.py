@@ -1,4 +1,4 @@
-"""One file per op: its registration with PyTorch, its fake, its autograd, its launches. Triton is imported on first use."""
+"""One file per op: its registration with PyTorch, fake, autograd and launches. Triton is imported on first use."""
 
 from .se import squeeze_excite
 

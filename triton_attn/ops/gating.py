@@ -58,7 +58,7 @@ def dense_fwd(
 
     batch, splits, in_size = vectors.shape
     out_size = weight.shape[0]
-    block_n, block_i, block_o = rules.dense(batch, in_size, out_size)
+    block_n, block_i, block_o, num_warps = rules.dense(batch, in_size, out_size)
     out = torch.empty((batch, out_size), dtype=torch.float32, device=vectors.device)
     saved = torch.empty((batch, in_size) if save_input else (0,), dtype=torch.float32, device=vectors.device)
     launch.start(
@@ -80,7 +80,7 @@ def dense_fwd(
         BLOCK_N=block_n,
         BLOCK_O=block_o,
         BLOCK_I=block_i,
-        num_warps=4,
+        num_warps=num_warps,
     )
     return out, saved
 
@@ -96,7 +96,7 @@ def dense_bwd(
 
     batch, splits, out_size = dout.shape
     in_size = weight.shape[1]
-    block_n, block_o, block_i = rules.dense(batch, out_size, in_size)
+    block_n, block_o, block_i, num_warps = rules.dense(batch, out_size, in_size)
     din = torch.empty((batch, in_size), dtype=torch.float32, device=dout.device)
     dlogit = torch.empty((batch, out_size), dtype=torch.float32, device=dout.device)
     launch.start(
@@ -117,7 +117,7 @@ def dense_bwd(
         BLOCK_N=block_n,
         BLOCK_O=block_o,
         BLOCK_I=block_i,
-        num_warps=4,
+        num_warps=num_warps,
     )
     return din, dlogit
 

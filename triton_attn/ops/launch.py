@@ -1,7 +1,7 @@
 """Starting a kernel: the one door that every launch goes through.
 
-Call it as ``launch.start``, through the module: the traffic meter and the compile lane put their own in its place, to see
-which kernels run, and with what.
+Call it as ``launch.start``, through the module: the traffic meter and the compile lane put their own in its place, to
+see which kernels run, and with what.
 """
 
 from __future__ import annotations

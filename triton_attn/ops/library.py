@@ -12,7 +12,10 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register(
-    schema: str, launch: Callable[..., Any], fake: Callable[..., Any], function: type[torch.autograd.Function] | None = None
+    schema: str,
+    launch: Callable[..., Any],
+    fake: Callable[..., Any],
+    function: type[torch.autograd.Function] | None = None,
 ) -> Any:
     """Define ``triton_attn::…`` and return it as something to call.
 

@@ -78,9 +78,7 @@ def backward(
     grad, _ = served(grad, channels_last)
     dgate = gating.channel_sum(x, channels_last, grad, bits)
     dhidden, dlogit2 = gating.dense_bwd(dgate, gate, weight2, sigmoid=True)
-    dsum, dlogit1 = gating.dense_bwd(
-        dhidden[:, None], hidden, weight1, sigmoid=False, divisor=x.shape[2] * x.shape[3]
-    )
+    dsum, dlogit1 = gating.dense_bwd(dhidden[:, None], hidden, weight1, sigmoid=False, divisor=x.shape[2] * x.shape[3])
     parameters = gating.bottleneck_weights_bwd(mean, dlogit1, hidden, dlogit2, weight1.dtype)
     dx, dshortcut = gating.apply_bwd(grad, gate, dsum, channels_last, bits)
     return dx, *parameters, dshortcut

@@ -174,9 +174,7 @@ def read_block(
     return SiteAttention(site, type(block).__name__, shape, panels, gates, name, strongest)
 
 
-def _seen_from(
-    block: NonLocalBlock, x: Tensor, image: Sequence[int], points: Sequence[Point]
-) -> Iterator[Panel]:
+def _seen_from(block: NonLocalBlock, x: Tensor, image: Sequence[int], points: Sequence[Point]) -> Iterator[Panel]:
     """One panel per distinct cell: on a small map, several points may lie in one."""
     height, width = x.shape[2:]
     seen: dict[Point, list[int]] = {}

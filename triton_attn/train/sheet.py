@@ -179,7 +179,13 @@ def _draw_image(page: Page, group: Group, top: float) -> None:
         outline = [withStroke(linewidth=2.2, foreground=ACCENT)]
         for number, (y, x) in enumerate(group.points, start=1):
             axes.text(
-                x + 0.5, y + 0.5, str(number), color="white", weight="bold", ha="center", va="center_baseline",
+                x + 0.5,
+                y + 0.5,
+                str(number),
+                color="white",
+                weight="bold",
+                ha="center",
+                va="center_baseline",
                 path_effects=outline,
             )
 

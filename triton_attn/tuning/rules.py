@@ -47,17 +47,18 @@ def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
     else:
         block_inner = min(max(power_of_two(inner), 8), 1024)
         block_outer = min(2 * TILE // block_inner, power_of_two(outer))
-    # Rows that are no multiple of 16 bytes are read element by element: fewer of them to a thread, or registers run out.
+    # Rows of no multiple of 16 bytes go element by element: fewer of them to a thread, or registers run out.
     per_thread = 32 if inner % 8 == 0 else 16
     num_warps = min(max(block_outer * block_inner // (32 * per_thread), 1), 16)
     return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
 
 
-def dense(batch: int, summed: int, kept: int) -> tuple[int, int, int]:
-    """Blocks (batch, summed, kept) for a small dense layer that sums over one axis and keeps the other."""
+def dense(batch: int, summed: int, kept: int) -> tuple[int, int, int, int]:
+    """Blocks (batch, summed, kept) and warps for a small dense layer that sums over one axis and keeps the other."""
     block_n = min(power_of_two(batch), 4)
     block_summed = min(power_of_two(summed), 256)
-    return block_n, block_summed, min(power_of_two(kept), 2 * TILE // (block_n * block_summed))
+    block_kept = min(power_of_two(kept), TILE // (block_n * block_summed))
+    return block_n, block_summed, block_kept, min(max(block_n * block_summed * block_kept // 512, 1), 8)
 
 
 def bottleneck_weights(batch: int, channels: int, hidden: int) -> dict[str, int]:
@@ -68,4 +69,3 @@ def bottleneck_weights(batch: int, channels: int, hidden: int) -> dict[str, int]
         "BLOCK_M": min(power_of_two(hidden), 16),
         "num_warps": 8,
     }
-

@@ -1,0 +1,50 @@
+# make demo   install, train a small network with attention on real images, and show what it looks at
+# make test   install, and run lint, types and every lane of tests
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --lane
+
+.PHONY: demo test lint plain interpreter compile gpu-tests traffic bench docs clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,bench,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m examples.demo
+
+test: lint plain interpreter compile gpu-tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	# A type checker cannot follow package-dir: it sees the package as it is installed, through links.
+	rm -rf build/types && mkdir -p build/types/triton_attn
+	ln -s $(CURDIR)/triton_attn/* $(CURDIR)/reference build/types/triton_attn/
+	ln -s $(CURDIR)/benchmarks build/types/
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p triton_attn -p benchmarks
+
+plain: $(INSTALLED)
+	$(LANE) plain -n 2
+
+interpreter: $(INSTALLED)
+	$(LANE) interpreter -n 2
+
+compile: $(INSTALLED)
+	$(LANE) compile -n 2
+
+gpu-tests: $(INSTALLED)
+	$(LANE) gpu
+
+# What every block moves over memory, counted.
+traffic: $(INSTALLED)
+	$(BIN)/python -m benchmarks.traffic --check
+
+bench: traffic
+
+clean:
+	rm -rf .venv build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

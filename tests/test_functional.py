@@ -1,0 +1,53 @@
+"""The functions check what they are given, and give what the blocks give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import triton_attn
+from triton_attn import functional
+
+
+def arguments() -> dict[str, torch.Tensor]:
+    return {
+        "x": torch.randn(2, 8, 3, 5),
+        "weight1": torch.randn(2, 8),
+        "bias1": torch.randn(2),
+        "weight2": torch.randn(8, 2),
+        "bias2": torch.randn(8),
+    }
+
+
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_squeeze_excite_is_the_block(with_shortcut: bool) -> None:
+    block = triton_attn.SEBlock(8, 4)
+    x = torch.randn(2, 8, 3, 5)
+    shortcut = torch.randn(2, 8, 3, 5) if with_shortcut else None
+    assert torch.equal(functional.squeeze_excite(x, *block.weights(), shortcut), block(x, shortcut))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"x": torch.randn(2, 8, 3)}, ValueError, r"x must be 4-D, \(N, 8, H, W\), got shape \(2, 8, 3\)"),
+        ({"x": torch.randn(2, 7, 3, 5)}, ValueError, r"x must have 8 channels"),
+        ({"x": torch.ones(2, 8, 3, 5, dtype=torch.int32)}, TypeError, r"x must be float16.*got torch.int32"),
+        ({"x": torch.randn(2, 8, 3, 5).half()}, TypeError, r"x is torch.float16, but .*torch.float32"),
+        ({"x": torch.randn(2, 8, 3, 5, device="meta")}, ValueError, r"x is on meta"),
+        ({"x": [1.0]}, TypeError, r"x must be a torch.Tensor .*got list"),
+        ({"weight1": torch.randn(8)}, ValueError, r"weight1 must be \(m, C\), got shape \(8,\)"),
+        ({"bias1": torch.randn(3)}, ValueError, r"bias1 must be \(2,\)"),
+        ({"weight2": torch.randn(2, 8)}, ValueError, r"weight2 must be \(8, 2\)"),
+        ({"bias2": torch.randn(8).double()}, TypeError, r"bias2 is torch.float64"),
+        ({"bias2": torch.randn(8, device="meta")}, ValueError, r"bias2 is on meta"),
+        ({"shortcut": torch.randn(2, 8, 3, 4)}, ValueError, r"shortcut must have x's shape \(2, 8, 3, 5\)"),
+        ({"shortcut": torch.ones(2, 8, 3, 5, dtype=torch.long)}, TypeError, r"shortcut must be float16"),
+        ({"shortcut": torch.randn(2, 8, 3, 5, device="meta")}, ValueError, r"shortcut is on meta"),
+    ],
+)
+@pytest.mark.parametrize("name", ["auto", "triton"])
+def test_errors_name_the_argument(changes: dict, error: type[Exception], message: str, name: str) -> None:
+    """The same errors whatever backend is asked for: the checks come before the choice."""
+    with triton_attn.use_backend(name), pytest.raises(error, match=message):
+        functional.squeeze_excite(**{**arguments(), **changes})

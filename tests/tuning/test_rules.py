@@ -1,0 +1,48 @@
+"""The rules hold what the kernels rely on, at any shape."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from triton_attn.tuning import rules
+
+sizes = st.integers(1, 20000)
+
+
+def is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@given(channels=sizes, positions=sizes, channels_last=st.booleans())
+def test_channel_sum(channels: int, positions: int, channels_last: bool) -> None:
+    config = rules.channel_sum(channels, positions, channels_last)
+    assert all(is_power_of_two(value) for value in config.values())
+    # A split is a whole number of blocks, and bits are packed by eight along the contiguous axis.
+    assert rules.SPLIT % config["BLOCK_P"] == 0
+    assert config["BLOCK_C" if channels_last else "BLOCK_P"] >= 8
+    assert config["BLOCK_C"] * config["BLOCK_P"] <= rules.TILE
+
+
+@given(outer=sizes, inner=sizes, channels_last=st.booleans())
+def test_apply_gate(outer: int, inner: int, channels_last: bool) -> None:
+    config = rules.apply_gate(outer, inner, channels_last)
+    assert all(is_power_of_two(value) for value in config.values())
+    assert config["BLOCK_INNER"] >= 8
+    assert config["BLOCK_OUTER"] * config["BLOCK_INNER"] <= 4 * rules.TILE
+    assert config["num_warps"] <= 16
+
+
+@given(batch=sizes, summed=sizes, kept=sizes)
+def test_dense(batch: int, summed: int, kept: int) -> None:
+    *blocks, num_warps = rules.dense(batch, summed, kept)
+    assert all(is_power_of_two(value) for value in (*blocks, num_warps))
+    assert blocks[0] * blocks[1] * blocks[2] <= rules.TILE
+    # The order of the sum goes by the summed axis alone.
+    assert blocks[1] == rules.dense(1, summed, 1)[1]
+
+
+def test_powers_of_two() -> None:
+    assert [rules.power_of_two(size) for size in (0, 1, 2, 3, 4, 5, 1024, 1025)] == [1, 1, 2, 4, 4, 8, 1024, 2048]
+    assert rules.cdiv(7, 4) == 2
+    assert rules.cdiv(8, 4) == 2
