@@ -15,7 +15,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m examples.demo
+	rm -rf runs/demo
+	$(BIN)/triton-attn train --model resnet18 --attention nonlocal --data digits --image-size 40 --epochs 8 --output runs/demo
+	$(BIN)/triton-attn eval runs/demo
+	$(BIN)/triton-attn show runs/demo digits:5 digits:8 digits:13 --output runs/demo/attention.png
+	@printf '\n%s\n' \
+	  'Look at   runs/demo/curves.png       loss, accuracy and learning rate, epoch by epoch' \
+	  '          runs/demo/attention.png    where the attention looks, for three digits' \
+	  '          runs/demo/confusion.png    which digits are taken for which' \
+	  'Try next  $(BIN)/triton-attn show runs/demo digits:42 --at 20,20 --output digit.png' \
+	  '          $(BIN)/triton-attn train --attention cbam --where block --output runs/cbam' \
+	  '          $(BIN)/triton-attn train --data PATH/TO/IMAGES --model resnet50 --attention se --where block --output runs/mine' \
+	  '          $(BIN)/triton-attn info'
 
 test: lint plain interpreter compile gpu-tests
 
@@ -45,6 +56,10 @@ traffic: $(INSTALLED)
 	$(BIN)/python -m benchmarks.traffic --check
 
 bench: traffic
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 clean:
 	rm -rf .venv build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,8 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -33,13 +32,13 @@ class Row:
     block: str
     layout: str
     shortcut: bool
-    ours_forward: float | None
-    ours_backward: float | None
-    sectors: float | None
-    launches: tuple[int, int] | None
-    map_launches: tuple[int, int] | None
     eager_forward: float
     eager_backward: float
+    ours_forward: float | None = None
+    ours_backward: float | None = None
+    sectors: float | None = None
+    launches: tuple[int, int] | None = None
+    map_launches: tuple[int, int] | None = None
 
     def excess(self) -> list[str]:
         """What of this row is over its ceiling."""
@@ -81,26 +80,26 @@ def measure(name: str, channels_last: bool, with_shortcut: bool, shape: tuple[in
             y = block(x, **keywords)
         with CountOperators() as eager_backward:
             torch.autograd.grad(y, wanted, grad)
-    counts: tuple[Any, ...] = (None, None, None, None, None)
-    if triton_attn.explain(block, x)[0].backend == "triton":
-        with count_kernels() as forward:
-            y = block(x, **keywords)
-        with count_kernels() as backward:
-            torch.autograd.grad(y, wanted, grad)
-        counts = (
-            forward.total / size,
-            backward.total / size,
-            (forward.total_sectors + backward.total_sectors) / (forward.total + backward.total),
-            (forward.launches.total(), backward.launches.total()),
-            (forward.map_launches.total(), backward.map_launches.total()),
-        )
-    return Row(
-        name,
-        "channels_last" if channels_last else "contiguous",
-        with_shortcut,
-        *counts,
-        eager_forward.moved / size,
-        eager_backward.moved / size,
+    row = Row(
+        block=name,
+        layout="channels_last" if channels_last else "contiguous",
+        shortcut=with_shortcut,
+        eager_forward=eager_forward.moved / size,
+        eager_backward=eager_backward.moved / size,
+    )
+    if triton_attn.explain(block, x)[0].backend != "triton":
+        return row
+    with count_kernels() as forward:
+        y = block(x, **keywords)
+    with count_kernels() as backward:
+        torch.autograd.grad(y, wanted, grad)
+    return replace(
+        row,
+        ours_forward=forward.total / size,
+        ours_backward=backward.total / size,
+        sectors=(forward.total_sectors + backward.total_sectors) / (forward.total + backward.total),
+        launches=(forward.launches.total(), backward.launches.total()),
+        map_launches=(forward.map_launches.total(), backward.map_launches.total()),
     )
 
 

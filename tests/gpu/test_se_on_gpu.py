@@ -1,0 +1,133 @@
+"""The SE op on a GPU, at ResNet-50's shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.parity import assert_within, run
+
+import triton_attn
+from triton_attn import reference
+
+pytestmark = pytest.mark.gpu
+
+# (C, H, W) of ResNet-50 at 224²: the stem, and the residual blocks of layer1 to layer4.
+SITES = [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def draw(
+    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, count: int
+) -> list[torch.Tensor]:
+    return [torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=memory_format) for _ in range(count)]
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("with_shortcut", [False, True], ids=["plain", "shortcut"])
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_parity(
+    site: tuple[int, int, int], with_shortcut: bool, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    fast = triton_attn.SEBlock(site[0], device="cuda", dtype=dtype)
+    exact = reference.SEBlock(site[0], device="cuda", dtype=torch.float64)
+    exact.load_state_dict(fast.state_dict())
+    *inputs, grad = draw((8, *site), dtype, memory_format, 2 + with_shortcut)
+    keywords = ["shortcut"] if with_shortcut else []
+    with triton_attn.use_backend("triton"):
+        y, grads = run(fast, inputs, grad, keywords)
+        again, grads_again = run(fast, inputs, grad, keywords)
+    with triton_attn.use_backend("reference"):
+        plain_y, plain_grads = run(fast, inputs, grad, keywords)
+    exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+    assert y.stride() == inputs[0].stride()
+    assert_within(y, plain_y, exact_y, "y")
+    for name, ours, plain, right in zip(
+        ["x", *keywords, *dict(fast.named_parameters())], grads, plain_grads, exact_grads, strict=True
+    ):
+        assert_within(ours, plain, right, f"gradient of {name}")
+    assert torch.equal(y, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shape", [(3, 63, 7, 7), (1, 17, 33, 5), (2, 96, 1, 1), (0, 32, 8, 8)], ids=str)
+def test_odd_shapes(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    fast = triton_attn.SEBlock(shape[1], 4, device="cuda")
+    exact = reference.SEBlock(shape[1], 4, device="cuda", dtype=torch.float64)
+    exact.load_state_dict(fast.state_dict())
+    x, shortcut, grad = draw(shape, torch.float32, memory_format, 3)
+    y, grads = run(fast, [x, shortcut], grad, ["shortcut"])
+    exact_y, exact_grads = run(exact, [x.double(), shortcut.double()], grad.double(), ["shortcut"])
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_as_one_graph(dynamic: bool) -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    block = triton_attn.SEBlock(64, device="cuda")
+    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    x, shortcut, grad = draw((4, 64, 28, 28), torch.float32, torch.channels_last, 3)
+    y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+    leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
+    compiled_y = compiled(leaves[0], shortcut=leaves[1])
+    torch.testing.assert_close(compiled_y, y)
+    for ours, right in zip(torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad), grads, strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+def test_opcheck() -> None:
+    block = triton_attn.SEBlock(64, device="cuda")
+    x, shortcut = draw((2, 64, 9, 7), torch.float32, torch.channels_last, 2)
+    weights = [w.detach().requires_grad_() for w in block.weights()]
+    op = torch.ops.triton_attn.squeeze_excite.default
+    torch.library.opcheck(op, (x.requires_grad_(), *weights, shortcut.requires_grad_(), True))
+
+
+def test_cuda_graph() -> None:
+    torch.manual_seed(0)
+    block = triton_attn.SEBlock(256, device="cuda", dtype=torch.bfloat16)
+    x, shortcut, grad = draw((8, 256, 14, 14), torch.bfloat16, torch.channels_last, 3)
+    run(block, [x, shortcut], grad, ["shortcut"])  # compiles the kernels
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+    for t in (x, shortcut, grad):
+        t.copy_(torch.randn_like(t))
+    graph.replay()
+    right, right_grads = run(block, [x, shortcut], grad, ["shortcut"])
+    assert torch.equal(y, right)
+    assert all(torch.equal(a, b) for a, b in zip(grads, right_grads, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_training_step(dtype: torch.dtype) -> None:
+    """ResNet-50 with SE in every block: the loss of the plain twins, and every block on Triton."""
+    torch.manual_seed(0)
+    fast = triton_attn.resnet50("se", where="block", num_classes=10).cuda().to(memory_format=torch.channels_last)
+    plain = reference.build_resnet("resnet50", "se", where="block", num_classes=10).cuda()
+    plain = plain.to(memory_format=torch.channels_last)
+    plain.load_state_dict(fast.state_dict())
+    images = torch.randn(8, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(8, device="cuda")
+    losses = []
+    for model in (fast, plain):
+        with torch.autocast("cuda", dtype):
+            losses.append(torch.nn.functional.cross_entropy(model(images), labels))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1], atol=3e-2, rtol=3e-2)
+    assert all(p.grad.isfinite().all() for p in fast.parameters())
+    assert {entry.backend for entry in triton_attn.explain(fast, images)} == {"triton"}
+
+
+def test_a_gpu_that_is_not_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    block = triton_attn.SEBlock(16, 4, device="cuda:1")
+    x = torch.randn(2, 16, 5, 5, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(block(x), reference.SEBlock.forward(block, x))
