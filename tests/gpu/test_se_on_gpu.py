@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.parity import assert_within, run
 
 import triton_attn
+from tests.parity import assert_within, run
 from triton_attn import reference
 
 pytestmark = pytest.mark.gpu

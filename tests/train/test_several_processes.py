@@ -14,22 +14,25 @@ from triton_attn.train.checkpoint import load_model
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def test_two_processes_train_one_network(pictures: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    words = ["train", "--data", pictures, "--output", output, "--image-size", 16, "--batch-size", 4, "--epochs", 2]
-    words += ["--workers", 0]
-    script = Path(__file__).with_name("two_processes.py")
-    done = subprocess.run(
-        [*TORCHRUN, str(script), *map(str, words)],
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TORCHRUN, *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=180,
     )
-    assert done.returncode == 0, done.stderr
 
-    sums = [(tmp_path / f"run.{rank}.sum").read_text() for rank in (0, 1)]
-    assert sums[0] == sums[1], "the processes ended with different weights"
+
+def options(pictures: Path, output: Path, epochs: int) -> list[object]:
+    words: list[object] = ["train", "--data", pictures, "--output", output, "--image-size", 16, "--batch-size", 4]
+    return [*words, "--epochs", epochs, "--workers", 0]
+
+
+def test_the_command_trains_one_network_in_two_processes(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    done = torchrun("-m", "triton_attn.cli", *options(pictures, output, 2))
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1, "one process reports"
     assert "2 × cpu" in done.stdout
     with open(output / "metrics.csv", newline="") as file:
@@ -42,13 +45,15 @@ def test_two_processes_train_one_network(pictures: Path, tmp_path: Path) -> None
     assert load_model(output)[1].classes == ("cat", "dog")
 
 
+def test_both_processes_end_with_the_same_weights(pictures: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_processes.py")
+    done = torchrun(script, *options(pictures, tmp_path / "run", 1))
+    assert done.returncode == 0, done.stderr
+    sums = [(tmp_path / f"run.{rank}.sum").read_text() for rank in (0, 1)]
+    assert sums[0] == sums[1]
+
+
 def test_a_wrong_option_is_said_once(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "triton_attn.cli", "train", "--data", str(tmp_path / "nowhere")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    done = torchrun("-m", "triton_attn.cli", "train", "--data", tmp_path / "nowhere")
     assert done.returncode != 0
     assert done.stderr.count("triton-attn: error: --data:") == 1, done.stderr
