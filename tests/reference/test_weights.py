@@ -272,7 +272,9 @@ def test_mappings_that_are_no_state_dict():
         build({5: torch.zeros(1)})
 
 
-@pytest.mark.parametrize("wrong", [5, 1.5, True, [1], nn.Identity(), io.BytesIO(), b"weights.pth"], ids=lambda wrong: type(wrong).__name__)
+@pytest.mark.parametrize(
+    "wrong", [5, 1.5, True, [1], nn.Identity(), io.BytesIO(), b"weights.pth"], ids=lambda wrong: type(wrong).__name__
+)
 def test_wrong_types(wrong):
     with pytest.raises(TypeError, match=rf"weights must be a path, .*; got {type(wrong).__name__}"):
         build(wrong)
