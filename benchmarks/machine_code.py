@@ -84,12 +84,17 @@ def launches_of(run: Callable[[], Any]) -> list[Launch]:
 
 def specialised(kernel: Any, arguments: dict[str, Any]) -> Launch:
     """What Triton makes of a launch's arguments: ones are constants, and multiples of 16 are known as such."""
+    unspecialised = set(getattr(kernel, "do_not_specialize", None) or ())
     options = tuple((key, arguments[key]) for key in ("num_warps", "num_stages") if key in arguments)
     signature, constants, divisible = [], [], []
     for parameter in kernel.params:
         name = parameter.name
         value = arguments[name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (isinstance(value, int) and value == 1 and name not in unspecialised)
+        ):
             signature.append((name, "constexpr"))
             constants.append((name, value))
         elif isinstance(value, torch.Tensor):
@@ -99,7 +104,7 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> Launch:
             signature.append((name, "fp32"))
         else:
             signature.append((name, "i32" if -(2**31) <= value < 2**31 else "i64"))
-            if value % 16 == 0:
+            if value % 16 == 0 and name not in unspecialised:
                 divisible.append(name)
     return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), options)
 

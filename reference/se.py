@@ -30,6 +30,8 @@ def check_gate_network(weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: T
     if weight1.dim() != 2:
         raise ValueError(f"weight1 must be (m, C), got shape {tuple(weight1.shape)}")
     hidden, channels = weight1.shape
+    if hidden == 0 or channels == 0:
+        raise ValueError(f"weight1 must be (m, C) with m and C of at least 1, got shape {tuple(weight1.shape)}")
     for name, value, shape in (
         ("bias1", bias1, (hidden,)),
         ("weight2", weight2, (channels, hidden)),

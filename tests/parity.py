@@ -18,6 +18,15 @@ def run(
     return y.detach(), list(torch.autograd.grad(y, [*leaves, *block.parameters()], grad.to(y.dtype)))
 
 
+def away_from_the_kink(grad: Tensor, before_relu: Tensor) -> Tensor:
+    """``grad`` without the elements where rounding decides whether ReLU passes it.
+
+    There plain PyTorch is off by the whole gradient, and the rule would allow as much everywhere.
+    """
+    near = before_relu.abs() <= 4 * torch.finfo(grad.dtype).eps * before_relu.abs().max().clamp(min=1.0)
+    return grad.masked_fill(near, 0.0)
+
+
 def assert_within(
     ours: Tensor, plain: Tensor, exact: Tensor, what: str = "", *, plain_error: float | None = None
 ) -> None:
@@ -32,18 +41,19 @@ def assert_within(
     assert torch.equal(ours.isnan(), exact.isnan()), f"{what}: NaN elsewhere than in the reference"
     infinite = exact.isinf()
     assert torch.equal(ours[infinite].double(), exact[infinite]), f"{what}: infinities elsewhere than in the reference"
-    finite = exact.isfinite() & (exact.abs() < torch.finfo(dtype).max) & plain.isfinite()
+    finite = exact.isfinite()
     if not finite.any():
         return
     if plain_error is None:
-        plain_error = largest_error(plain[finite], exact[finite])
+        plain_error = largest_error(plain, exact)
     # The interpreter truncates where a GPU rounds to bfloat16: one step more.
     steps = 2 if dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1" else 1
     bound = 2 * plain_error + steps * torch.finfo(dtype).eps * exact[finite].abs().max().item()
-    error = largest_error(ours[finite], exact[finite])
+    error = largest_error(ours, exact)
     assert error <= bound, f"{what}: error {error:.3g} over the bound {bound:.3g}"
 
 
 def largest_error(values: Tensor, exact: Tensor) -> float:
-    """The largest distance from ``exact``, 0 for tensors without elements."""
-    return (values.double() - exact).abs().max().item() if values.numel() else 0.0
+    """The largest distance from ``exact`` where that is finite, 0 for tensors without elements."""
+    finite = exact.isfinite()
+    return (values.double() - exact)[finite].abs().max().item() if finite.any() else 0.0

@@ -77,8 +77,8 @@ def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(x).reason == "Triton is not installed"
 
 
-def test_an_exporter_gets_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+@pytest.mark.interpreter
+def test_an_exporter_gets_plain_operators() -> None:
     block, x = triton_attn.SEBlock(8, 2).eval(), torch.randn(1, 8, 3, 3)
     exported = torch.export.export(block, (x,))
     assert not any("triton_attn" in str(node.target) for node in exported.graph.nodes)
@@ -87,9 +87,38 @@ def test_an_exporter_gets_plain_operators(monkeypatch: pytest.MonkeyPatch) -> No
     assert "triton_attn::" not in str(traced.graph)
 
 
+@pytest.mark.interpreter
+def test_torch_func_and_forward_mode_get_plain_operators() -> None:
+    torch.manual_seed(0)
+    block, x = triton_attn.SEBlock(8, 2), torch.randn(1, 8, 3, 3)
+    parameters = dict(block.named_parameters())
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(block, parameters, (x,)).sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    for ours, right in zip(grads.values(), torch.autograd.grad(loss(parameters), parameters.values()), strict=True):
+        torch.testing.assert_close(ours, right)
+    _, tangent = torch.func.jvp(block, (x,), (x,))
+    assert tangent.shape == x.shape
+    assert "torch.func" in reason_within_func(x)
+    assert reason(x).backend == "triton"
+
+
+def reason_within_func(x: torch.Tensor) -> str:
+    heard = []
+
+    def ask(t: torch.Tensor) -> torch.Tensor:
+        heard.append(reason(t).reason)
+        return t.sum()
+
+    torch.func.grad(ask)(x)
+    return heard[0]
+
+
 @pytest.mark.parametrize(("capability", "served"), [((7, 0), False), ((7, 5), True), ((9, 0), True)])
 def test_old_gpus_are_not_served(capability: tuple[int, int], served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(backend, "_capability", lambda _: capability)
     monkeypatch.setattr(torch.version, "hip", None)
     obstacle = backend._gpu_obstacle(torch.device("cuda:0"))
     assert (obstacle is None) == served

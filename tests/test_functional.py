@@ -37,6 +37,7 @@ def test_squeeze_excite_is_the_block(with_shortcut: bool) -> None:
         ({"x": torch.randn(2, 8, 3, 5, device="meta")}, ValueError, r"x is on meta"),
         ({"x": [1.0]}, TypeError, r"x must be a torch.Tensor .*got list"),
         ({"weight1": torch.randn(8)}, ValueError, r"weight1 must be \(m, C\), got shape \(8,\)"),
+        ({"weight1": torch.randn(0, 8)}, ValueError, r"weight1 must be \(m, C\) with m and C of at least 1"),
         ({"bias1": torch.randn(3)}, ValueError, r"bias1 must be \(2,\)"),
         ({"weight2": torch.randn(2, 8)}, ValueError, r"weight2 must be \(8, 2\)"),
         ({"bias2": torch.randn(8).double()}, TypeError, r"bias2 is torch.float64"),

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -37,7 +38,7 @@ class Choice:
 
 @contextlib.contextmanager
 def use_backend(name: Backend) -> Iterator[None]:
-    """Choose the backend for the calls within, process-wide.
+    """Choose the backend for the calls within, process-wide: from one thread at a time.
 
     Args:
         name: ``"auto"`` takes Triton where it can serve and the reference elsewhere; ``"triton"`` takes Triton or
@@ -104,7 +105,7 @@ def listen() -> Iterator[list[Choice]]:
 
 def interpreting() -> bool:
     """Whether Triton's interpreter runs the kernels, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _served_by(x: Tensor) -> str:
@@ -119,6 +120,10 @@ def _obstacle(x: Tensor) -> str | None:
         return f"{_short(x.dtype)} (Triton serves float16, bfloat16 and float32)"
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return "an exporter is at work, which needs plain PyTorch operators"
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    ):
+        return "torch.func or forward-mode differentiation is at work, which needs plain PyTorch operators"
     if interpreting():
         return None if x.device.type == "cpu" else f"the interpreter serves CPU tensors, x is on {x.device}"
     if x.device.type != "cuda":
@@ -130,10 +135,15 @@ def _gpu_obstacle(device: torch.device) -> str | None:
     # torch.compile cannot trace a device query; it refuses GPUs too old for Triton itself.
     if torch.version.hip is not None or torch.compiler.is_compiling():
         return None
-    capability = torch.cuda.get_device_capability(device)
+    capability = _capability(device)
     if capability < (7, 5):
         return f"compute capability {capability[0]}.{capability[1]} (Triton serves 7.5 and up)"
     return None
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _short(dtype: torch.dtype) -> str:

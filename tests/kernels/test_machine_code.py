@@ -31,7 +31,7 @@ def se_launches(
         shortcut = torch.empty_like(x) if with_shortcut else None
         weights = make(hidden, channels), make(hidden), make(channels, hidden), make(channels)
         y, *saved, bits = se.forward(x, *weights, shortcut, True)
-        se.backward(y, x, weights[0], weights[2], *saved, bits if with_shortcut else None)
+        se.backward(y, x, weights[0], weights[2], *saved, bits if with_shortcut else None, True, True)
 
     return launches_of(step)
 
@@ -69,6 +69,43 @@ def test_layer4(target: str, memory_format: torch.memory_format) -> None:
             assert report.widest_load >= 16, launch.name
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize(
+    ("dtype", "memory_format", "shape", "width"),
+    [
+        (torch.bfloat16, torch.channels_last, (64, 40, 28, 28), 16),
+        (torch.bfloat16, torch.contiguous_format, (64, 512, 28, 28), 16),
+        (torch.bfloat16, torch.contiguous_format, (64, 1024, 14, 14), 8),
+        (torch.float32, torch.contiguous_format, (64, 1024, 14, 14), 16),
+        (torch.bfloat16, torch.channels_last, (64, 63, 28, 28), 2),
+        (torch.float32, torch.contiguous_format, (2, 16, 35, 35), 4),
+    ],
+    ids=str,
+)
+def test_rows_of_every_alignment(
+    target: str, dtype: torch.dtype, memory_format: torch.memory_format, shape: tuple[int, ...], width: int
+) -> None:
+    """Rows are moved in the widest words that they are multiples of, and nothing spills."""
+    map_launches = [each for each in se_launches(dtype, memory_format, True, shape) if each.name in MAP_KERNELS]
+    assert len(map_launches) == 4
+    for launch in map_launches:
+        report = compiled(launch, target)
+        assert report.spilled == 0, launch.name
+        if launch.name == "channel_sum_kernel":
+            assert report.widest_load >= width
+        else:
+            assert report.widest_store >= width, launch.name
+
+
+def test_the_batch_changes_no_program() -> None:
+    """The last, smaller batch of an epoch compiles nothing again, and sums in no other order."""
+    of_batch = {
+        batch: set(se_launches(torch.bfloat16, torch.channels_last, True, (batch, 256, 14, 14)))
+        for batch in (64, 37, 1)
+    }
+    assert of_batch[64] == of_batch[37] == of_batch[1]
+
+
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_inference(target: str) -> None:
     se = importlib.import_module("triton_attn.ops.se")
@@ -87,17 +124,6 @@ def test_inference(target: str) -> None:
     ]
     for launch in launches:
         assert compiled(launch, target).spilled == 0
-
-
-def test_maps_of_more_than_two_to_the_31_elements() -> None:
-    """Offsets are 64-bit: 64-bit multiply-adds, or their halves, form the addresses of rows of 2³¹ elements."""
-    launches = se_launches(torch.bfloat16, torch.contiguous_format, True, (2, 16, 32768, 32768))
-    for launch in launches:
-        signature = dict(launch.signature)
-        if launch.name == "apply_gate_fwd_kernel":
-            assert signature["stride_xn"] == "i64"
-            assert signature["stride_xo"] == "i32"
-        assert compiled(launch, "sm_90").spilled == 0
 
 
 def test_a_spill_is_seen() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import triton_attn
-from tests.parity import assert_within, largest_error, run
+from tests.parity import assert_within, away_from_the_kink, largest_error, run
 from triton_attn import reference
 
 pytestmark = pytest.mark.interpreter
@@ -55,6 +55,9 @@ def check(
         torch.manual_seed(seed)
         fast, exact = twins(shape[1], reduction, dtype)
         *inputs, grad = (lay_out(torch.randn(shape).to(dtype), layout) for _ in range(2 + with_shortcut))
+        if with_shortcut:
+            with torch.no_grad():
+                grad = away_from_the_kink(grad, exact(inputs[0].double()) + inputs[1].double())
         with triton_attn.use_backend("reference"):
             plain_y, plain_grads = run(fast, inputs, grad, keywords)
         exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
@@ -104,6 +107,51 @@ def test_parity(
 def test_parity_over_many_tiles(shape: tuple[int, int, int, int], reduction: int, layout: str) -> None:
     """Several splits of the positions, several blocks of every dense layer, several of the batch."""
     check(shape, reduction, torch.float32, layout, with_shortcut=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fault", ["no dx", "a fifth too small", "no dsum", "no mask"])
+def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward with a fault in it does not pass, in any dtype."""
+    from triton_attn.ops import gating
+
+    right = gating.apply_bwd
+
+    def wrong(
+        grad: Tensor, x: Tensor, gate: Tensor, dsum: Tensor, channels_last: bool, bits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if fault == "no dsum":
+            dsum = torch.zeros_like(dsum)
+        if fault == "no mask":
+            bits = torch.full_like(bits, 255)
+        dx, dshortcut = right(grad, x, gate, dsum, channels_last, bits)
+        factor = {"no dx": 0.0, "a fifth too small": 0.8}.get(fault, 1.0)
+        return dx * factor, dshortcut * factor
+
+    shape = (3, 16, 1, 2)
+    check(shape, 4, dtype, "contiguous", with_shortcut=True)
+    monkeypatch.setattr(gating, "apply_bwd", wrong)
+    with pytest.raises(AssertionError, match="over the bound"):
+        check(shape, 4, dtype, "contiguous", with_shortcut=True)
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    from benchmarks.meter import count_kernels
+
+    block = triton_attn.SEBlock(8, 2)
+    x, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4, requires_grad=True)
+
+    def kernels(x: Tensor, shortcut: Tensor | None) -> set[str]:
+        y = block(x, shortcut)
+        with count_kernels() as traffic:
+            y.sum().backward()
+        return set(traffic.launches)
+
+    assert "apply_gate_bwd_kernel" not in kernels(x, None)
+    assert "apply_gate_bwd_kernel" in kernels(x, shortcut)
+    block.requires_grad_(False)
+    assert "bottleneck_weights_bwd_kernel" not in kernels(x, shortcut)
+    assert x.grad is None
 
 
 def test_float16_sums_do_not_overflow() -> None:
@@ -298,7 +346,9 @@ def test_opcheck(layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> N
         backward = torch.ops.triton_attn.squeeze_excite_backward.default
         grad = lay_out(torch.randn(2, 8, 5, 3), "contiguous")
         saved = [t.detach() for t in (x, weights[0], weights[2], mean, hidden, gate)]
-        torch.library.opcheck(backward, (grad, *saved, bits))
+        for needs in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(backward, (grad, *saved, bits, *needs))
+        torch.library.opcheck(backward, (grad, *saved, None, True, True))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -346,3 +396,17 @@ def test_a_training_step_through_a_network() -> None:
         scale = right.grad.norm()
         error, plain_error = (ours.grad - right.grad).norm() / scale, (theirs.grad - right.grad).norm() / scale
         assert error <= 2 * plain_error + 1e-6, name
+
+
+def test_offsets_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second image lies more than 2³¹ elements behind the first, in memory that is never touched between."""
+    monkeypatch.undo()  # to poison memory is to touch it
+    torch.manual_seed(0)
+    fast, exact = twins(8, 2, torch.float16)
+    values, grad = torch.randn(2, 8, 4, 4).half(), torch.randn(2, 8, 4, 4).half()
+    x = torch.empty(2**31 + 4096, dtype=torch.float16).as_strided((2, 8, 4, 4), (2**31 + 16, 16, 4, 1))
+    x.copy_(values)
+    y, (dx, *_) = run(fast, [x], grad)
+    exact_y, (exact_dx, *_) = run(exact, [values.double()], grad.double())
+    torch.testing.assert_close(y.double(), exact_y, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(dx.double(), exact_dx, atol=2e-3, rtol=2e-3)

@@ -33,13 +33,24 @@ def test_apply_gate(outer: int, inner: int, channels_last: bool) -> None:
     assert config["num_warps"] <= 16
 
 
-@given(batch=sizes, summed=sizes, kept=sizes)
-def test_dense(batch: int, summed: int, kept: int) -> None:
-    *blocks, num_warps = rules.dense(batch, summed, kept)
+@given(summed=sizes, kept=sizes)
+def test_dense(summed: int, kept: int) -> None:
+    *blocks, num_warps = rules.dense(summed, kept)
     assert all(is_power_of_two(value) for value in (*blocks, num_warps))
     assert blocks[0] * blocks[1] * blocks[2] <= rules.TILE
-    # The order of the sum goes by the summed axis alone.
-    assert blocks[1] == rules.dense(1, summed, 1)[1]
+
+
+@given(itemsize=st.sampled_from([2, 4]), batch_stride=sizes, row=sizes)
+def test_unit(itemsize: int, batch_stride: int, row: int) -> None:
+    unit = rules.unit(itemsize, batch_stride, row)
+    assert 16 % unit == batch_stride % unit == row % unit == 0
+    assert unit == 1 or batch_stride * itemsize % 16 == 0
+
+
+def test_units_of_common_maps() -> None:
+    assert rules.unit(2, 1024 * 196, 196) == 4
+    assert rules.unit(2, 40 * 784, 40, 40) == 8
+    assert rules.unit(2, 3 * 49, 49) == 1
 
 
 def test_powers_of_two() -> None:

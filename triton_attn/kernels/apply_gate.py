@@ -35,6 +35,7 @@ def apply_gate_fwd_kernel(
     stride_so,
     outer_size,
     inner_size,
+    UNIT: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -42,6 +43,9 @@ def apply_gate_fwd_kernel(
     BLOCK_INNER: tl.constexpr,
 ):
     """y = x · gate, or with a shortcut relu(x · gate + shortcut), whose mask is kept as bits."""
+    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
+    stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
+    stride_sn, stride_so, inner_size = stride_sn * unit, stride_so * unit, inner_size * UNIT
     n, outer_start, inner_start = tile_of_program(outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
     outer = outer_start + tl.arange(0, BLOCK_OUTER)
     inner = inner_start + tl.arange(0, BLOCK_INNER)
@@ -77,12 +81,16 @@ def apply_gate_bwd_kernel(
     stride_go,
     outer_size,
     inner_size,
+    UNIT: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_OUTER: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
 ):
     """dx = grad · gate + dsum, which needs no x; the gradient of the shortcut is grad behind ReLU's mask."""
+    unit = tl.full((), UNIT, tl.int64)
+    stride_xn, stride_xo, stride_sn, stride_so = stride_xn * unit, stride_xo * unit, stride_sn * unit, stride_so * unit
+    stride_gn, stride_go, inner_size = stride_gn * unit, stride_go * unit, inner_size * UNIT
     n, outer_start, inner_start = tile_of_program(outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
     outer = outer_start + tl.arange(0, BLOCK_OUTER)
     inner = inner_start + tl.arange(0, BLOCK_INNER)

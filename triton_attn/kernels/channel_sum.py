@@ -20,6 +20,7 @@ def channel_sum_kernel(
     positions,
     splits,
     SPLIT: tl.constexpr,
+    UNIT: tl.constexpr,
     HAS_GRAD: tl.constexpr,
     HAS_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -30,6 +31,12 @@ def channel_sum_kernel(
 
     A split's size and BLOCK_P go by the map's shape alone, so the order of the sum does too.
     """
+    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
+    stride_xn, stride_xo, stride_gn, stride_go = stride_xn * unit, stride_xo * unit, stride_gn * unit, stride_go * unit
+    if CHANNELS_LAST:
+        channels *= UNIT
+    else:
+        positions *= UNIT
     blocks = tl.cdiv(channels, BLOCK_C)
     pid = tl.program_id(0)
     n = pid // (blocks * splits)

@@ -3,6 +3,9 @@
 A map is seen as (N, outer, inner) with inner contiguous in memory: outer = channels and inner = positions where it is
 contiguous, outer = positions and inner = channels where it is channels_last. So one kernel serves both layouts, and
 its tiles are (BLOCK_OUTER, BLOCK_INNER) with the fast axis last.
+
+Strides and row lengths of maps come divided by UNIT, and are multiplied by it first of all: so the compiler knows what
+they are multiples of.
 """
 
 import triton

@@ -1,7 +1,8 @@
 """The small dense layers of a gate network, on vectors of (N, channels), in float32.
 
 A layer is ``out = act(weight · in + bias)``. Its input may come as partial sums over splits, which are added in order.
-The products are sums of broadcast tiles, not ``tl.dot``: they are too small for tensor cores, and stay exact.
+The products are sums of broadcast tiles, not ``tl.dot``: they are too small for tensor cores, and stay exact. Loops are
+unrolled so that several steps' loads are under way at once.
 """
 
 import triton
@@ -21,7 +22,8 @@ def load_vectors(ptr, n, i, batch, size, splits):
     return total
 
 
-@triton.jit
+# The batch is no constant of any program: the last, smaller batch of an epoch must not compile the kernels again.
+@triton.jit(do_not_specialize=["batch"])
 def dense_fwd_kernel(
     out_ptr,  # (N, O) float32
     in_ptr,  # (N, S, I) float32
@@ -43,7 +45,7 @@ def dense_fwd_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     total = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
-    for start in range(0, in_size, BLOCK_I):
+    for start in tl.range(0, in_size, BLOCK_I, loop_unroll_factor=2):
         i = start + tl.arange(0, BLOCK_I)
         vectors = load_vectors(in_ptr, n, i, batch, in_size, splits) / divisor
         if SAVE_INPUT:
@@ -59,7 +61,7 @@ def dense_fwd_kernel(
     tl.store(out_ptr + n.to(tl.int64)[:, None] * out_size + o[None, :], out, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def dense_bwd_kernel(
     din_ptr,  # (N, I) float32
     dlogit_ptr,  # (N, O) float32, the gradient before the activation: what the weights' gradients need
@@ -80,7 +82,7 @@ def dense_bwd_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     total = tl.zeros((BLOCK_N, BLOCK_I), tl.float32)
-    for start in range(0, out_size, BLOCK_O):
+    for start in tl.range(0, out_size, BLOCK_O, loop_unroll_factor=2):
         o = start + tl.arange(0, BLOCK_O)
         mask = (n < batch)[:, None] & (o < out_size)[None, :]
         row = n.to(tl.int64)[:, None] * out_size + o[None, :]
@@ -96,7 +98,7 @@ def dense_bwd_kernel(
     tl.store(din_ptr + n.to(tl.int64)[:, None] * in_size + i[None, :], total / divisor, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def bottleneck_weights_bwd_kernel(
     dweight1_ptr,  # (M, C)
     dbias1_ptr,  # (M,)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..tuning import rules
 from . import launch
 from .layout import empty_map, row_stride, rows
+
+
+def in_units(channels_last: bool, inner: int, **maps: Tensor | None) -> tuple[int, dict[str, int]]:
+    """The launch arguments ``UNIT`` and ``stride_<map>n`` and ``stride_<map>o`` in units, 0 for a map that is None."""
+    given = [t for t in maps.values() if t is not None]
+    strides = {f"stride_{name}n": 0 if t is None else t.stride(0) for name, t in maps.items()}
+    strides |= {f"stride_{name}o": 0 if t is None else row_stride(t, channels_last) for name, t in maps.items()}
+    unit = rules.unit(given[0].itemsize, math.gcd(*(t.stride(0) for t in given)), inner, *strides.values())
+    return unit, {"UNIT": unit, **{name: stride // unit for name, stride in strides.items()}}
 
 
 def channel_sum(x: Tensor, channels_last: bool, grad: Tensor | None = None, bits: Tensor | None = None) -> Tensor:
@@ -21,6 +32,7 @@ def channel_sum(x: Tensor, channels_last: bool, grad: Tensor | None = None, bits
     positions = height * width
     splits = max(rules.cdiv(positions, rules.SPLIT), 1)
     config = rules.channel_sum(channels, positions, channels_last)
+    unit, strides = in_units(channels_last, channels if channels_last else positions, x=x, g=grad)
     sums = torch.empty((batch, splits, channels), dtype=torch.float32, device=x.device)
     launch.start(
         channel_sum_kernel,
@@ -30,17 +42,14 @@ def channel_sum(x: Tensor, channels_last: bool, grad: Tensor | None = None, bits
         x_ptr=x,
         grad_ptr=grad,
         bits_ptr=bits,
-        stride_xn=x.stride(0),
-        stride_xo=row_stride(x, channels_last),
-        stride_gn=0 if grad is None else grad.stride(0),
-        stride_go=0 if grad is None else row_stride(grad, channels_last),
-        channels=channels,
-        positions=positions,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
         splits=splits,
         SPLIT=rules.SPLIT,
         HAS_GRAD=grad is not None,
         HAS_BITS=bits is not None,
         CHANNELS_LAST=channels_last,
+        **strides,
         **config,
     )
     return sums
@@ -58,7 +67,7 @@ def dense_fwd(
 
     batch, splits, in_size = vectors.shape
     out_size = weight.shape[0]
-    block_n, block_i, block_o, num_warps = rules.dense(batch, in_size, out_size)
+    block_n, block_i, block_o, num_warps = rules.dense(in_size, out_size)
     out = torch.empty((batch, out_size), dtype=torch.float32, device=vectors.device)
     saved = torch.empty((batch, in_size) if save_input else (0,), dtype=torch.float32, device=vectors.device)
     launch.start(
@@ -96,7 +105,7 @@ def dense_bwd(
 
     batch, splits, out_size = dout.shape
     in_size = weight.shape[1]
-    block_n, block_o, block_i, num_warps = rules.dense(batch, out_size, in_size)
+    block_n, block_o, block_i, num_warps = rules.dense(out_size, in_size)
     din = torch.empty((batch, in_size), dtype=torch.float32, device=dout.device)
     dlogit = torch.empty((batch, out_size), dtype=torch.float32, device=dout.device)
     launch.start(
@@ -133,7 +142,7 @@ def bottleneck_weights_bwd(
 
     batch, channels = mean.shape
     hidden_size = hidden.shape[1]
-    config = rules.bottleneck_weights(batch, channels, hidden_size)
+    config = rules.bottleneck_weights(channels, hidden_size)
     shapes = ((hidden_size, channels), (hidden_size,), (channels, hidden_size), (channels,))
     dweight1, dbias1, dweight2, dbias2 = (torch.empty(shape, dtype=dtype, device=mean.device) for shape in shapes)
     launch.start(
@@ -169,6 +178,7 @@ def apply_fwd(
     config = rules.apply_gate(outer, inner, channels_last)
     y = empty_map(x, channels_last)
     bits = empty_bits(x, channels_last, save_bits)
+    unit, strides = in_units(channels_last, inner, y=y, x=x, s=shortcut)
     launch.start(
         apply_gate_fwd_kernel,
         (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
@@ -178,35 +188,31 @@ def apply_fwd(
         x_ptr=x,
         gate_ptr=gate,
         shortcut_ptr=shortcut,
-        stride_yn=y.stride(0),
-        stride_yo=row_stride(y, channels_last),
-        stride_xn=x.stride(0),
-        stride_xo=row_stride(x, channels_last),
-        stride_sn=0 if shortcut is None else shortcut.stride(0),
-        stride_so=0 if shortcut is None else row_stride(shortcut, channels_last),
         outer_size=outer,
-        inner_size=inner,
+        inner_size=inner // unit,
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=save_bits,
         CHANNELS_LAST=channels_last,
+        **strides,
         **config,
     )
     return y, bits
 
 
 def apply_bwd(
-    grad: Tensor, gate: Tensor, dsum: Tensor, channels_last: bool, bits: Tensor | None = None
+    grad: Tensor, x: Tensor, gate: Tensor, dsum: Tensor, channels_last: bool, bits: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``grad · gate + dsum``, and with ``bits`` the gradient of the shortcut (else an empty tensor).
+    """``dx = grad · gate + dsum``, and with ``bits`` the gradient of the shortcut (else an empty tensor).
 
-    ``gate`` and ``dsum`` ``(N, C)`` float32.
+    ``gate`` and ``dsum`` ``(N, C)`` float32. Of ``x`` only the layout is looked at.
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
 
     outer, inner = rows(grad, channels_last)
     config = rules.apply_gate(outer, inner, channels_last)
-    dx = empty_map(grad, channels_last)
-    dshortcut = empty_map(grad, channels_last) if bits is not None else grad.new_empty(0)
+    dx = empty_map(x, channels_last)
+    dshortcut = None if bits is None else empty_map(x, channels_last)
+    unit, strides = in_units(channels_last, inner, x=dx, s=dshortcut, g=grad)
     launch.start(
         apply_gate_bwd_kernel,
         (grad.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
@@ -217,19 +223,14 @@ def apply_bwd(
         bits_ptr=bits,
         gate_ptr=gate,
         dsum_ptr=dsum,
-        stride_xn=dx.stride(0),
-        stride_xo=row_stride(dx, channels_last),
-        stride_sn=0 if bits is None else dshortcut.stride(0),
-        stride_so=0 if bits is None else row_stride(dshortcut, channels_last),
-        stride_gn=grad.stride(0),
-        stride_go=row_stride(grad, channels_last),
         outer_size=outer,
-        inner_size=inner,
+        inner_size=inner // unit,
         HAS_SHORTCUT=bits is not None,
         CHANNELS_LAST=channels_last,
+        **strides,
         **config,
     )
-    return dx, dshortcut
+    return dx, grad.new_empty(0) if dshortcut is None else dshortcut
 
 
 def empty_bits(x: Tensor, channels_last: bool, wanted: bool) -> Tensor:

@@ -6,7 +6,6 @@ see which kernels run, and with what.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -16,5 +15,8 @@ def start(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments:
     """Start ``kernel`` on ``device``, which need not be the current one. An empty grid starts nothing."""
     if 0 in grid:
         return
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](**arguments)
+    else:
         kernel[grid](**arguments)

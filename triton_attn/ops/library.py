@@ -23,19 +23,27 @@ def register(
         schema: name, arguments and results.
         launch: the implementation, on a GPU and, under Triton's interpreter, on a CPU.
         fake: the same without data: results of the right shape, dtype, device and strides.
-        function: its autograd. It stands at PyTorch's Autograd key itself, which costs a third less per call than
-            ``torch.library.register_autograd``; its forward calls the op within :func:`below_autograd`.
+        function: its autograd, whose forward calls the op :func:`below_autograd`. The op's last argument says whether
+            anything is to be differentiated; where nothing is, autograd is left out. It stands at PyTorch's Autograd
+            key itself, which costs a third less per call than ``torch.library.register_autograd``.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
     for key in ("CPU", "CUDA"):
         _library.impl(name, launch, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
     if function is not None:
-        _library.impl(name, lambda *args: function.apply(*args), "Autograd")
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+        def autograd(*arguments: Any) -> Any:
+            return function.apply(*arguments) if arguments[-1] else below_autograd(op, *arguments)
+
+        _library.impl(name, autograd, "Autograd")
+    return op
 
 
-def below_autograd() -> Any:
-    """A context in which a call of an op goes past its autograd to its implementation."""
-    return torch._C._AutoDispatchBelowAutograd()
+def below_autograd(op: Any, *arguments: Any) -> Any:
+    """Call an op past its autograd, at its implementation."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)

@@ -72,15 +72,24 @@ def backward(
     hidden: Tensor,
     gate: Tensor,
     bits: Tensor | None,
+    needs_map: bool,
+    needs_weights: bool,
 ) -> Tensors:
-    """The gradients of x, weight1, bias1, weight2, bias2 and, with bits, of the shortcut (else an empty tensor)."""
+    """The gradients of x, weight1, bias1, weight2, bias2 and shortcut.
+
+    Empty tensors stand for those that are not needed, and for that of a shortcut that there is not (no bits).
+    """
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     dgate = gating.channel_sum(x, channels_last, grad, bits)
     dhidden, dlogit2 = gating.dense_bwd(dgate, gate, weight2, sigmoid=True)
     dsum, dlogit1 = gating.dense_bwd(dhidden[:, None], hidden, weight1, sigmoid=False, divisor=x.shape[2] * x.shape[3])
-    parameters = gating.bottleneck_weights_bwd(mean, dlogit1, hidden, dlogit2, weight1.dtype)
-    dx, dshortcut = gating.apply_bwd(grad, gate, dsum, channels_last, bits)
+    dx, dshortcut = x.new_empty(0), x.new_empty(0)
+    parameters = tuple(weight1.new_empty(0) for _ in range(4))
+    if needs_weights:
+        parameters = gating.bottleneck_weights_bwd(mean, dlogit1, hidden, dlogit2, weight1.dtype)
+    if needs_map:
+        dx, dshortcut = gating.apply_bwd(grad, x, gate, dsum, channels_last, bits)
     return dx, *parameters, dshortcut
 
 
@@ -93,39 +102,44 @@ def _backward_fake(
     hidden: Tensor,
     gate: Tensor,
     bits: Tensor | None,
+    needs_map: bool,
+    needs_weights: bool,
 ) -> Tensors:
     x, channels_last = served(x)
+    hidden_size, channels = weight1.shape
+    shapes = ((hidden_size, channels), (hidden_size,), (channels, hidden_size), (channels,))
     return (
-        empty_map(x, channels_last),
-        torch.empty_like(weight1, memory_format=torch.contiguous_format),
-        weight1.new_empty(weight1.shape[0]),
-        torch.empty_like(weight2, memory_format=torch.contiguous_format),
-        weight2.new_empty(weight2.shape[0]),
-        x.new_empty(0) if bits is None else empty_map(x, channels_last),
+        empty_map(x, channels_last) if needs_map else x.new_empty(0),
+        *(weight1.new_empty(shape if needs_weights else (0,)) for shape in shapes),
+        empty_map(x, channels_last) if needs_map and bits is not None else x.new_empty(0),
     )
 
 
 class _SqueezeExcite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensors:
-        with below_autograd():
-            y, mean, hidden, gate, bits = _forward_op(*arguments)
-        x, weight1, _, weight2, _, shortcut, saves = arguments
-        ctx.mark_non_differentiable(mean, hidden, gate, bits)
+    def forward(*arguments: Any) -> Tensors:
+        return below_autograd(_forward_op, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        x, weight1, _, weight2, _, shortcut, _ = inputs
+        _, *saved = output
+        ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
         ctx.has_shortcut = shortcut is not None
-        if saves:
-            ctx.save_for_backward(x, weight1, weight2, mean, hidden, gate, bits)
-        return y, mean, hidden, gate, bits
+        ctx.save_for_backward(x, weight1, weight2, *saved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
+        needs_map = ctx.needs_input_grad[0] or ctx.needs_input_grad[5]
+        needs_weights = any(ctx.needs_input_grad[1:5])
+        if grad is None or not (needs_map or needs_weights):
             return (None,) * 7
         *saved, bits = ctx.saved_tensors
-        *grads, dshortcut = _backward_op(grad, *saved, bits if ctx.has_shortcut else None)
-        return *grads, dshortcut if ctx.has_shortcut else None, None
+        grads = _backward_op(grad, *saved, bits if ctx.has_shortcut else None, needs_map, needs_weights)
+        # What was not asked for came back empty.
+        return *(each if needed else None for each, needed in zip(grads, ctx.needs_input_grad[:6], strict=True)), None
 
 
 _forward_op = register(
@@ -137,7 +151,8 @@ _forward_op = register(
 )
 _backward_op = register(
     "squeeze_excite_backward(Tensor grad, Tensor x, Tensor weight1, Tensor weight2, Tensor mean, Tensor hidden,"
-    " Tensor gate, Tensor? bits) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor gate, Tensor? bits, bool needs_map, bool needs_weights)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     backward,
     _backward_fake,
 )

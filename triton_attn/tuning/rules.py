@@ -5,6 +5,9 @@ Blocks along a summed axis decide the order of a sum, and with it the bits of th
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 # Elements of a tile: at 16 bits and 8 warps every thread moves two 16-byte words.
 TILE = 4096
 # Positions summed by one program. A larger map is split, and its partial sums added in order.
@@ -21,6 +24,17 @@ def power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
+def unit(itemsize: int, batch_stride: int, *sizes: int) -> int:
+    """What all of a map's strides and its rows are a multiple of, in elements: 16 at most.
+
+    The compiler sees that a number is a multiple of 16, and nothing less: told this unit as well, it moves rows of 40
+    or of 196 elements 16 or 8 bytes at a time too. Where images do not begin at 16 bytes the unit is 1, so that an
+    image by itself is read, and summed, as it is in its batch.
+    """
+    return math.gcd(16, batch_stride, *sizes) if batch_stride * itemsize % 16 == 0 else 1
+
+
+@cache
 def channel_sum(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
     """Blocks for the sum over positions.
 
@@ -31,41 +45,42 @@ def channel_sum(channels: int, positions: int, channels_last: bool) -> dict[str,
         block_c = min(max(power_of_two(channels), 8), 128)
         block_p = min(32, power_of_two(positions))
     else:
-        block_p = min(max(power_of_two(positions), 8), 256)
+        block_p = min(max(power_of_two(positions), 8), 128)
         block_c = min(TILE // block_p, power_of_two(channels))
     return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": min(max(block_c * block_p // 512, 1), 8)}
 
 
+@cache
 def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
     """Blocks for the gating multiply over (outer, inner) rows.
 
     Every tile reads its channels' gates again, 4 bytes each: many positions to a tile make that little.
     """
+    # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
+    per_thread = 32 if inner % 8 == 0 else 16
     if channels_last:
         block_inner = min(max(power_of_two(inner), 8), 64)
-        block_outer = min(256, power_of_two(outer))
+        block_outer = min(8 * per_thread, power_of_two(outer))
     else:
         block_inner = min(max(power_of_two(inner), 8), 1024)
         block_outer = min(2 * TILE // block_inner, power_of_two(outer))
-    # Rows of no multiple of 16 bytes go element by element: fewer of them to a thread, or registers run out.
-    per_thread = 32 if inner % 8 == 0 else 16
     num_warps = min(max(block_outer * block_inner // (32 * per_thread), 1), 16)
     return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
 
 
-def dense(batch: int, summed: int, kept: int) -> tuple[int, int, int, int]:
-    """Blocks (batch, summed, kept) and warps for a small dense layer that sums over one axis and keeps the other."""
-    block_n = min(power_of_two(batch), 4)
-    block_summed = min(power_of_two(summed), 256)
+@cache
+def dense(summed: int, kept: int) -> tuple[int, int, int, int]:
+    """Blocks (batch, summed, kept) and warps for a small dense layer that sums over one axis and keeps the other.
+
+    None of them goes by the size of the batch: warps may lie along the summed axis, and with them the order of the sum.
+    """
+    block_n, block_summed = 4, min(power_of_two(summed), 64)
     block_kept = min(power_of_two(kept), TILE // (block_n * block_summed))
     return block_n, block_summed, block_kept, min(max(block_n * block_summed * block_kept // 512, 1), 8)
 
 
-def bottleneck_weights(batch: int, channels: int, hidden: int) -> dict[str, int]:
+@cache
+def bottleneck_weights(channels: int, hidden: int) -> dict[str, int]:
     """Blocks for the gradients of a two-layer gate network's parameters."""
-    return {
-        "BLOCK_N": min(power_of_two(batch), 16),
-        "BLOCK_C": min(power_of_two(channels), 32),
-        "BLOCK_M": min(power_of_two(hidden), 16),
-        "num_warps": 8,
-    }
+    block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
+    return {"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": max(block_c * block_m // 64, 1)}
