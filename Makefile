@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/triton-attn train --model resnet18 --attention nonlocal --data digits --image-size 40 --epochs 8 --output runs/demo
 	$(BIN)/triton-attn eval runs/demo
 	$(BIN)/triton-attn show runs/demo digits:5 digits:8 digits:13 --output runs/demo/attention.png
-	@printf '\n%s\n' \
+	@printf '%s\n' '' \
 	  'Look at   runs/demo/curves.png       loss, accuracy and learning rate, epoch by epoch' \
 	  '          runs/demo/attention.png    where the attention looks, for three digits' \
 	  '          runs/demo/confusion.png    which digits are taken for which' \
