@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	  '          $(BIN)/triton-attn train --data PATH/TO/IMAGES --model resnet50 --attention se --where block --output runs/mine' \
 	  '          $(BIN)/triton-attn info'
 
-test: lint plain interpreter compile gpu-tests
+test: lint gpu-tests plain interpreter compile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+
+import triton_attn
+from triton_attn import reference
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = ("contiguous", "channels_last", "batch slice", "channel slice", "transposed")
+Build = Callable[[ModuleType], nn.Module]
 
 
 def run(
@@ -57,3 +65,94 @@ def largest_error(values: Tensor, exact: Tensor) -> float:
     """The largest distance from ``exact`` where that is finite, 0 for tensors without elements."""
     finite = exact.isfinite()
     return (values.double() - exact)[finite].abs().max().item() if finite.any() else 0.0
+
+
+def lay_out(values: Tensor, layout: str) -> Tensor:
+    """The same numbers with other strides."""
+    channels = values.shape[1]
+    if layout == "channels_last":
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "batch slice":
+        return values.repeat_interleave(2, 0).contiguous(memory_format=torch.channels_last)[::2]
+    if layout == "channel slice":
+        return torch.cat([values, values], 1)[:, :channels]
+    if layout == "transposed":
+        return values.transpose(2, 3).contiguous().transpose(2, 3)
+    return values.contiguous()
+
+
+def twins(build: Build, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """The fast block in ``dtype``, and the exact one with the same (rounded) parameters.
+
+    ``build`` makes the block out of the package it is given: ``lambda package: package.SEBlock(8, 2)``.
+    """
+    fast, exact = build(triton_attn).to(dtype), build(reference).double()
+    exact.load_state_dict(fast.state_dict())
+    return fast, exact
+
+
+def check_block(
+    build: Build,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    layout: str,
+    *,
+    with_shortcut: bool = False,
+    prepare: Callable[[nn.Module, Tensor], Tensor] = lambda _, x: x,
+    any_order: bool = True,
+) -> None:
+    """Hold a block's output and all its gradients to the rule, on one random input.
+
+    Args:
+        build: makes the block, as for :func:`twins`.
+        shape: of the map.
+        dtype, layout: of the map and the parameters.
+        with_shortcut: whether a shortcut is added behind the block.
+        prepare: takes the exact block and the drawn map, and returns a map in its place: one on which rounding
+            decides nothing, where a block chooses maxima.
+        any_order: whether the block treats all positions alike, so that plain PyTorch may sum over them in any order.
+    """
+    keywords = ["shortcut"] if with_shortcut else []
+
+    def draw(seed: int) -> tuple[nn.Module, list[Tensor], Tensor, list[Tensor], list[Tensor]]:
+        torch.manual_seed(seed)
+        fast, exact = twins(build, dtype)
+        *inputs, grad = (torch.randn(shape) for _ in range(2 + with_shortcut))
+        with torch.no_grad():
+            inputs[0] = prepare(exact, inputs[0].to(dtype).double())
+        *inputs, grad = (lay_out(t.to(dtype), layout) for t in (*inputs, grad))
+        if with_shortcut:
+            with torch.no_grad():
+                grad = away_from_the_kink(grad, exact(inputs[0].double()) + inputs[1].double())
+        with triton_attn.use_backend("reference"):
+            plain_y, plain_grads = run(fast, inputs, grad, keywords)
+        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+        return fast, inputs, grad, [plain_y, *plain_grads], [exact_y, *exact_grads]
+
+    fast, inputs, grad, plain, exact = draw(0)
+    of_draws = [
+        [largest_error(a, b) for a, b in zip(plain, exact, strict=True)]
+        for *_, plain, exact in (draw(seed) for seed in range(1, 8))
+    ]
+    # The parameters' gradients are sums over positions, and plain PyTorch may take these in any order.
+    of_orders = []
+    for seed in range(8 if any_order else 0):
+        order = torch.randperm(shape[2] * shape[3], generator=torch.Generator().manual_seed(seed))
+        with triton_attn.use_backend("reference"):
+            _, grads = run(
+                fast,
+                [t.flatten(2)[:, :, order].view(shape) for t in inputs],
+                grad.flatten(2)[:, :, order].view(shape),
+                keywords,
+            )
+        of_orders.append(
+            [largest_error(a, b) for a, b in zip(grads[len(inputs) :], exact[1 + len(inputs) :], strict=True)]
+        )
+    with triton_attn.use_backend("triton"):
+        y, grads = run(fast, inputs, grad, keywords)
+    names = ["y", *(f"gradient of {name}" for name in ("x", *keywords, *dict(fast.named_parameters())))]
+    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
+        plain_error = max(largest_error(plain[i], exact[i]), *(each[i] for each in of_draws))
+        if i > len(inputs):
+            plain_error = max([plain_error, *(each[i - 1 - len(inputs)] for each in of_orders)])
+        assert_within(ours, plain[i], exact[i], name, plain_error=plain_error)

@@ -8,88 +8,25 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import triton_attn
-from tests.parity import assert_within, away_from_the_kink, largest_error, run
+from tests import parity
+from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
 from triton_attn import reference
 
 pytestmark = pytest.mark.interpreter
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LAYOUTS = ("contiguous", "channels_last", "batch slice", "channel slice", "transposed")
 
-
-def lay_out(values: Tensor, layout: str) -> Tensor:
-    """The same numbers with other strides."""
-    channels = values.shape[1]
-    if layout == "channels_last":
-        return values.contiguous(memory_format=torch.channels_last)
-    if layout == "batch slice":
-        return values.repeat_interleave(2, 0).contiguous(memory_format=torch.channels_last)[::2]
-    if layout == "channel slice":
-        return torch.cat([values, values], 1)[:, :channels]
-    if layout == "transposed":
-        return values.transpose(2, 3).contiguous().transpose(2, 3)
-    return values.contiguous()
-
-
-def twins(channels: int, reduction: int, dtype: torch.dtype) -> tuple[triton_attn.SEBlock, reference.SEBlock]:
-    """The fast block in ``dtype``, and the exact one with the same (rounded) parameters."""
-    fast = triton_attn.SEBlock(channels, reduction).to(dtype)
-    exact = reference.SEBlock(channels, reduction).double()
-    exact.load_state_dict(fast.state_dict())
-    return fast, exact
+def twins(channels: int, reduction: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    return parity.twins(lambda package: package.SEBlock(channels, reduction), dtype)
 
 
 def check(
-    shape: tuple[int, int, int, int],
-    reduction: int,
-    dtype: torch.dtype,
-    layout: str,
-    with_shortcut: bool,
+    shape: tuple[int, int, int, int], reduction: int, dtype: torch.dtype, layout: str, with_shortcut: bool
 ) -> None:
-    keywords = ["shortcut"] if with_shortcut else []
-
-    def draw(seed: int) -> tuple[triton_attn.SEBlock, list[Tensor], Tensor, list[Tensor], list[Tensor]]:
-        torch.manual_seed(seed)
-        fast, exact = twins(shape[1], reduction, dtype)
-        *inputs, grad = (lay_out(torch.randn(shape).to(dtype), layout) for _ in range(2 + with_shortcut))
-        if with_shortcut:
-            with torch.no_grad():
-                grad = away_from_the_kink(grad, exact(inputs[0].double()) + inputs[1].double())
-        with triton_attn.use_backend("reference"):
-            plain_y, plain_grads = run(fast, inputs, grad, keywords)
-        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
-        return fast, inputs, grad, [plain_y, *plain_grads], [exact_y, *exact_grads]
-
-    fast, inputs, grad, plain, exact = draw(0)
-    of_draws = [
-        [largest_error(a, b) for a, b in zip(plain, exact, strict=True)]
-        for *_, plain, exact in (draw(seed) for seed in range(1, 8))
-    ]
-    # The parameters' gradients are sums over positions, and plain PyTorch may take these in any order.
-    of_orders = []
-    for seed in range(8):
-        order = torch.randperm(shape[2] * shape[3], generator=torch.Generator().manual_seed(seed))
-        with triton_attn.use_backend("reference"):
-            _, grads = run(
-                fast,
-                [t.flatten(2)[:, :, order].view(shape) for t in inputs],
-                grad.flatten(2)[:, :, order].view(shape),
-                keywords,
-            )
-        of_orders.append(
-            [largest_error(a, b) for a, b in zip(grads[len(inputs) :], exact[1 + len(inputs) :], strict=True)]
-        )
-    with triton_attn.use_backend("triton"):
-        y, grads = run(fast, inputs, grad, keywords)
-    names = ["y", *(f"gradient of {name}" for name in ("x", *keywords, *dict(fast.named_parameters())))]
-    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
-        plain_error = max(largest_error(plain[i], exact[i]), *(each[i] for each in of_draws))
-        if i > len(inputs):
-            plain_error = max(plain_error, *(each[i - 1 - len(inputs)] for each in of_orders))
-        assert_within(ours, plain[i], exact[i], name, plain_error=plain_error)
+    build = lambda package: package.SEBlock(shape[1], reduction)  # noqa: E731
+    check_block(build, shape, dtype, layout, with_shortcut=with_shortcut)
 
 
 @st.composite

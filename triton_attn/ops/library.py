@@ -10,6 +10,9 @@ import torch
 NAMESPACE = "triton_attn"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
+IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
+"""What every op runs, for the meters to look into."""
+
 
 def register(
     schema: str,
@@ -33,6 +36,7 @@ def register(
         _library.impl(name, launch, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    IMPLEMENTATIONS[op] = launch
 
     if function is not None:
 
