@@ -69,3 +69,26 @@ def over_positions(values, CHANNELS_LAST: tl.constexpr):
 def relu(x):
     # Not tl.maximum: NaN must stay NaN, as in PyTorch.
     return tl.where(x <= 0.0, 0.0, x)
+
+
+@triton.jit
+def activate(logits, ACTIVATION: tl.constexpr):
+    """A gate's last step: "sigmoid", "hard_sigmoid" (relu6(x + 3) / 6) or "none"."""
+    gate = logits
+    if ACTIVATION == "sigmoid":
+        gate = tl.sigmoid(logits)
+    if ACTIVATION == "hard_sigmoid":
+        # Comparisons, not tl.minimum: NaN must stay NaN.
+        gate = tl.where(logits <= -3.0, 0.0, tl.where(logits >= 3.0, 1.0, logits / 6.0 + 0.5))
+    return gate
+
+
+@triton.jit
+def slope(gate, ACTIVATION: tl.constexpr):
+    """The derivative of :func:`activate`, from what it returned."""
+    derivative = tl.full(gate.shape, 1.0, tl.float32)
+    if ACTIVATION == "sigmoid":
+        derivative = gate * (1.0 - gate)
+    if ACTIVATION == "hard_sigmoid":
+        derivative = tl.where((gate > 0.0) & (gate < 1.0), 1.0 / 6.0, 0.0)
+    return derivative
