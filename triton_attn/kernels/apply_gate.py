@@ -35,7 +35,7 @@ def apply_gate_fwd_kernel(
     shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
     sum_ptr,  # (N, S, C) float32, with NETWORK "neighbours"
     peak_ptr,  # (N, S, C) float32, likewise
-    hidden_ptr,  # (N, K, parts, M) float32, with NETWORK "bottleneck"
+    hidden_ptr,  # (N, K · parts, M) float32, with NETWORK "bottleneck"
     bias1_ptr,  # (M,), likewise
     weight_ptr,  # (C, M) or (K,)
     bias2_ptr,  # (C,), with NETWORK "bottleneck"
@@ -139,7 +139,7 @@ def apply_gate_bwd_kernel(
     ties_ptr,  # (N, S, C) int32, likewise
     dlogit_ptr,  # (N, S, C) float32, with NETWORK "neighbours"
     dhidden_ptr,  # (N, dhidden_parts, M) float32, with NETWORK "bottleneck"
-    hidden_ptr,  # (N, K, parts, M) float32, likewise
+    hidden_ptr,  # (N, K · parts, M) float32, likewise
     bias1_ptr,  # (M,), likewise
     weight_ptr,  # (M, C) or (K,)
     stride_dn,

@@ -23,7 +23,7 @@ def neighbours_gate(
     ACTIVATION: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """The gates of image ``n`` for the channels ``c``. It is linear in the pool: both pools are one vector, their sum."""
+    """The gates of image ``n`` for the channels ``c``. The network is linear: both pools are one vector, their sum."""
     row = n + tl.arange(0, 1)
     logits = tl.zeros((1, c.shape[0]), tl.float32)
     for tap in range(kernel_size):

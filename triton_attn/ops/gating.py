@@ -49,6 +49,11 @@ class Network:
         return POOLS[self.pool][1]
 
     @property
+    def pools(self) -> int:
+        """``K``, the number of pooled vectors."""
+        return self.mean + self.max
+
+    @property
     def fused(self) -> bool:
         """Whether the squeeze can go on into the first layer: means are linear in the splits, maxima are not."""
         return self.kind == "bottleneck" and not self.max
@@ -79,7 +84,7 @@ def empty_pooled(x: Tensor, network: Network, saves: bool = True) -> list[Tensor
 def parts(x: Tensor, channels_last: bool) -> int:
     """How many programs of the squeeze see a part of an image: its splits times its blocks of channels."""
     channels, positions = x.shape[1], x.shape[2] * x.shape[3]
-    return rules.splits(positions) * rules.cdiv(channels, rules.squeeze(channels, positions, channels_last)["BLOCK_C"])
+    return rules.splits(positions) * rules.cdiv(channels, rules.channel_block(channels, positions, channels_last))
 
 
 def squeeze(
@@ -206,7 +211,7 @@ def apply_fwd(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``x · gate``, or ``relu(x · gate + shortcut)``; with ``saves`` also the gate ``(N, C)`` and the mask's bits.
 
-    The gate comes from ``hidden`` ``(N, K, parts, M)`` or from what was ``pooled``. The bits are
+    The gate comes from ``hidden`` ``(N, K · parts, M)`` or from what was ``pooled``. The bits are
     ``(N, outer, ceil(inner / 8))`` uint8.
     """
     from ..kernels.apply_gate import apply_gate_fwd_kernel
@@ -218,7 +223,7 @@ def apply_fwd(
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
     unit, strides = in_units(channels_last, inner, y=y, x=x, s=shortcut)
     splits = rules.splits(x.shape[2] * x.shape[3])
-    hidden_parts = 1 if hidden is None else hidden.shape[2]
+    hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_fwd_kernel,
         (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
@@ -270,7 +275,7 @@ def apply_bwd(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of the map, and with ``bits`` that of the shortcut.
 
-    The pooled vectors' gradient comes from ``dhidden`` ``(N, parts, M)`` and ``hidden`` ``(N, K, parts, M)``, or from
+    The pooled vectors' gradient comes from ``dhidden`` ``(N, parts, M)`` and ``hidden`` ``(N, K · parts, M)``, or from
     ``dlogit`` ``(N, S, C)``. Only where maxima are tied is ``x`` read; else only its layout is looked at.
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
@@ -283,7 +288,7 @@ def apply_bwd(
     unit, strides = in_units(channels_last, inner, d=dx, s=dshortcut, g=grad, x=map_read)
     splits = rules.splits(x.shape[2] * x.shape[3])
     dhidden_parts = 1 if dhidden is None else dhidden.shape[1]
-    hidden_parts = 1 if hidden is None else hidden.shape[2]
+    hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_bwd_kernel,
         (grad.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),

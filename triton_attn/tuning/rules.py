@@ -39,19 +39,27 @@ def splits(positions: int) -> int:
     return max(cdiv(positions, SPLIT), 1)
 
 
+def channel_block(channels: int, positions: int, channels_last: bool) -> int:
+    """How many channels one program of the squeeze sees. What it makes of them is a part of a sum over channels.
+
+    A fake needs it too, where positions may be a symbol: they are only compared.
+    """
+    most = (256 if positions <= 64 else 128) if channels_last else (32 if positions >= SPLIT else 64)
+    return min(max(power_of_two(int(channels)), 8 if channels_last else 1), most)
+
+
 @cache
 def squeeze(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
     """Blocks for a reduction over positions.
 
     A thread adds up every BLOCK_P-th position of a split, then these sums are added: both about the root of SPLIT long,
-    which is what keeps the rounding error of a long sum small. BLOCK_C goes into a sum too: the next layer's.
+    which is what keeps the rounding error of a long sum small.
     """
+    block_c = channel_block(channels, positions, channels_last)
     if channels_last:
-        block_c = min(max(power_of_two(channels), 8), 256 if positions <= 64 else 128)
-        block_p = min(TILE // 128, TILE // block_c, power_of_two(positions))
+        block_p = min(32, TILE // block_c, power_of_two(positions))
     else:
         block_p = min(max(power_of_two(positions), 8), 128 if positions >= SPLIT else 64)
-        block_c = min(TILE // block_p, power_of_two(channels), 64)
     return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": min(max(block_c * block_p // 512, 1), 8)}
 
 
@@ -74,12 +82,13 @@ def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
     Every tile computes its channels' gates again: many positions to a tile make that little. Two tiles or more must fit
     on a multiprocessor, so that one moves its map while another computes its gates.
     """
-    # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
-    per_thread = 32 if inner % 8 == 0 else 16
     if channels_last:
+        per_thread = 16
         block_inner = min(max(power_of_two(inner), 8), 128 if outer <= 64 else 64)
-        block_outer = min(256 * per_thread // block_inner, power_of_two(outer))
+        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
     else:
+        # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
+        per_thread = 32 if inner % 8 == 0 else 16
         block_inner = min(max(power_of_two(inner), 8), 1024)
         block_outer = min(2 * TILE // block_inner, power_of_two(outer))
     num_warps = min(max(block_outer * block_inner // (32 * per_thread), 1), 16)
@@ -105,7 +114,7 @@ def bottleneck_weights(channels: int, hidden: int, parts: int) -> dict[str, int]
     """Blocks for the gradients of a bottleneck's parameters."""
     block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
     return {
-        "BLOCK_N": 16,
+        "BLOCK_N": 8,
         "BLOCK_C": block_c,
         "BLOCK_M": block_m,
         "BLOCK_S": min(parts_block(parts), 8),
