@@ -84,8 +84,8 @@ def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
     """
     if channels_last:
         per_thread = 16
-        block_inner = min(max(power_of_two(inner), 8), 128 if outer <= 64 else 64)
-        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
+        block_inner = min(max(power_of_two(inner), 8), 64)
+        block_outer = min(TILE // block_inner, power_of_two(outer))
     else:
         # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
         per_thread = 32 if inner % 8 == 0 else 16
