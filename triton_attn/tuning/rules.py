@@ -66,7 +66,7 @@ def squeeze(channels: int, positions: int, channels_last: bool) -> dict[str, int
 @cache
 def layer_block(size: int, block_c: int) -> int:
     """How many units of a gate network's layer are computed at once, beside ``block_c`` channels."""
-    return min(power_of_two(size), max(TILE // 2 // block_c, 1))
+    return min(power_of_two(size), max(TILE // 4 // block_c, 1))
 
 
 @cache
@@ -83,7 +83,7 @@ def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
     on a multiprocessor, so that one moves its map while another computes its gates.
     """
     if channels_last:
-        per_thread = 16
+        per_thread = 32
         block_inner = min(max(power_of_two(inner), 8), 64)
         block_outer = min(TILE // block_inner, power_of_two(outer))
     else:
