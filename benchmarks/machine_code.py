@@ -247,13 +247,16 @@ def compiled(launch: Launch, target: str) -> Report:
 
 
 def _read_cubin(target: str, cubin: bytes, num_warps: int, shared: int) -> Report:
+    import triton
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage = _cuobjdump("-res-usage", path)
-        code = _cuobjdump("-sass", path)
-    registers = int(re.search(r"REG:(\d+)", usage).group(1))  # type: ignore[union-attr]
-    local = re.search(r"LOCAL:(\d+)", usage)
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        command = [tool, "-res-usage", "-sass", path]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers = int(re.search(r"\bREG:(\d+)", code).group(1))  # type: ignore[union-attr]
+    local = re.search(r"\bLOCAL:(\d+)", code)
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     return Report(
         target,
@@ -298,10 +301,3 @@ def _read_amdgcn(target: str, code: str, num_warps: int, shared: int) -> Report:
         accesses("store"),
         len(re.findall(r"\bv_s?mfma\w*", code)),
     )
-
-
-def _cuobjdump(option: str, path: Path) -> str:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
