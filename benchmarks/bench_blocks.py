@@ -22,7 +22,7 @@ import torch
 
 import triton_attn
 from benchmarks.files import versions, write
-from benchmarks.providers import FORWARD, PROVIDERS, TIMM, TRAINING, Case, Reference, Setup, WrongResult
+from benchmarks.providers import FORWARD, OWN_FORMULA, PROVIDERS, TIMM, TRAINING, Case, NotServed, Reference, Setup
 from benchmarks.timing import CpuClock, GpuClock, Replay, measure, measure_launches, quartiles
 from triton_attn import backend
 
@@ -92,36 +92,32 @@ class Session:
         self.rounds = rounds or (100 if on_gpu else 20)
         self.case: Case | None = None
         self.samples: dict[str, list[float]] = {}
-        self.refused: dict[str, str] = {}
+        self.refused: dict[str, Exception] = {}
         self.launches: list[dict[str, Any]] = []
         self.cases: dict[str, dict[str, Any]] = {}
 
     def measure(self, case: Case, providers: list[str]) -> None:
         """Time the providers of a case in turns, but for those whose result is wrong."""
-        self.case, self.samples, self.refused, self.launches = case, {}, {}, []
+        self.case, self.refused, self.launches = None, {}, []
         torch._dynamo.reset()  # it compiles a forward for a few shapes only, and then no more
         setup = Setup.of(case, device())
         reference = Reference.of(setup)
         runs = {}
         for provider in providers:
             try:
-                if provider == "ours":
-                    served = triton_attn.explain(module := PROVIDERS[provider](setup), setup.x[:1])[0]
-                    if served.backend != "triton":
-                        raise WrongResult(f"not served by Triton: {served.reason}")
-                else:
-                    module = PROVIDERS[provider](setup)
-                run = setup.run(module, list(module.parameters()))
+                module = PROVIDERS[provider](setup)
+                run = setup.run(module)
                 if provider != "copy":
-                    reference.check(run(), same_formula=label(provider, case) != "timm (its own formula)")
+                    reference.check(run(), same_formula=label(provider, case) != OWN_FORMULA)
                 runs[provider] = run
             except Exception as error:  # the others shall be measured all the same
-                self.refused[provider] = f"{type(error).__name__}: {error}"
+                self.refused[provider] = error
         del reference
         self.samples = measure(runs, self.clock, self.rounds)
         if "ours" in runs:
             self.launches = self.map_launches(runs["ours"], setup)
         self.cases[str(case)] = self.record(case)
+        self.case = case
 
     def map_launches(self, run: Any, setup: Setup) -> list[dict[str, Any]]:
         """Our launches over the map, each with its share of what a copy moves in the same time."""
@@ -146,7 +142,7 @@ class Session:
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "rounds": self.rounds,
             "seconds": {label(provider, case): quartiles(samples) for provider, samples in self.samples.items()},
-            "not_timed": {label(provider, case): why for provider, why in self.refused.items()},
+            "not_timed": {label(provider, case): str(error) for provider, error in self.refused.items()},
             "launches": self.launches,
         }
 
@@ -172,13 +168,16 @@ def device_name() -> str:
     """The GPU, or the CPU's architecture and threads."""
     if device().type == "cuda":
         return torch.cuda.get_device_name()
+    if backend.interpreting():
+        return "Triton's interpreter"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
 def slug() -> str:
     """The device's folder."""
-    name = torch.cuda.get_device_name() if device().type == "cuda" else "cpu"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if device().type == "cpu":
+        return "interpreter" if backend.interpreting() else "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
 
 
 @pytest.fixture(scope="session")
@@ -202,8 +201,8 @@ def test_block(request: pytest.FixtureRequest, benchmark: Any, session: Session,
         chosen = [item.callspec.params for item in items if hasattr(item, "callspec")]
         session.measure(case, [each["provider"] for each in chosen if each.get("case") == case])
     if provider in session.refused:
-        why = session.refused[provider]
-        pytest.skip(why) if "not served by Triton" in why else pytest.fail(f"not timed, {why}")
+        error = session.refused[provider]
+        pytest.skip(str(error)) if isinstance(error, NotServed) else pytest.fail(f"not timed: {error}")
     samples = session.samples[provider]
     benchmark.group = str(case)
     benchmark.extra_info["provider"] = label(provider, case)

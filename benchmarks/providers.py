@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import triton_attn
 from triton_attn.reference.registry import BLOCKS as PLAIN
 
-FORWARD, TRAINING = "forward", "forward + backward"
+Run = Callable[[], tuple[Tensor, ...]]
+FORWARD, TRAINING = "forward", "training"  # training is forward and backward
 CHECKED_IMAGES = 2  # an image's result does not depend on its batch, and float64 at full size takes long
 
 
@@ -56,9 +57,7 @@ class Setup:
         block.load_state_dict(self.state)
         return block
 
-    def run(
-        self, block: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]
-    ) -> Callable[[], tuple[Tensor, ...]]:
+    def run(self, block: nn.Module) -> Run:
         """The thing to time: returns the output, and in training the gradient of the map."""
         if self.case.direction == FORWARD:
 
@@ -68,15 +67,26 @@ class Setup:
 
             return forward
 
+        wanted = [self.x, *block.parameters()]
+
         def training() -> tuple[Tensor, ...]:
             y = block(self.x)
-            return y.detach(), torch.autograd.grad(y, [self.x, *parameters], self.grad)[0]
+            return y.detach(), torch.autograd.grad(y, wanted, self.grad)[0]
 
         return training
 
 
 def ours(setup: Setup) -> nn.Module:
-    return setup.load(triton_attn.create_attention(setup.case.block, setup.x.shape[1]))
+    """The block on Triton.
+
+    Raises:
+        NotServed: it has no kernels for this case.
+    """
+    block = setup.load(triton_attn.create_attention(setup.case.block, setup.x.shape[1]))
+    served = triton_attn.explain(block, setup.x[:1])[0]
+    if served.backend != "triton":
+        raise NotServed(f"{setup.case.block} is not served by Triton: {served.reason}")
+    return block
 
 
 def eager(setup: Setup) -> nn.Module:
@@ -130,16 +140,21 @@ PROVIDERS: dict[str, Callable[[Setup], nn.Module]] = {
     "timm": timm,
     "copy": copy,
 }
+OWN_FORMULA = "timm (its own formula)"
 TIMM = {
     "se": "timm",
     "eca": "timm",
     # Its channel gate takes the maximum too and has no biases, and its spatial gate a batch norm and no bias.
-    "cbam": "timm (its own formula)",
+    "cbam": OWN_FORMULA,
 }
 
 
-class WrongResult(AssertionError):
+class WrongResult(Exception):
     """A provider computes something else than the reference, and shall not be timed."""
+
+
+class NotServed(Exception):
+    """Ours would be eager PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +172,7 @@ class Reference:
         x = setup.x[:CHECKED_IMAGES].detach().double().requires_grad_()
         y = block(x)
         (dx,) = torch.autograd.grad(y, x, setup.grad[:CHECKED_IMAGES].double())
-        plain = eager(setup)
-        return cls((y.detach(), dx), setup.run(plain, list(plain.parameters()))())
+        return cls((y.detach(), dx), setup.run(eager(setup))())
 
     def check(self, result: tuple[Tensor, ...], same_formula: bool = True) -> None:
         """Hold a result to float64's: its error may be twice eager PyTorch's, plus four rounding steps of the dtype.
