@@ -9,7 +9,7 @@ import triton.language as tl
 from .bottleneck import bottleneck_gate, bottleneck_pooled_bwd
 from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile
 from .neighbours import neighbours_gate, neighbours_pooled_bwd
-from .partials import count_parts, max_parts
+from .partials import peak_parts
 
 
 @triton.jit
@@ -110,6 +110,7 @@ def apply_gate_fwd_kernel(
             MEAN,
             MAX,
             ACTIVATION,
+            BLOCK_M,
             BLOCK_S,
         )
     if SAVE_GATE:
@@ -136,7 +137,6 @@ def apply_gate_bwd_kernel(
     gate_ptr,  # (N, C) float32
     peak_ptr,  # (N, S, C) float32, with MAX
     winner_ptr,  # (N, S, C) int32, likewise
-    ties_ptr,  # (N, S, C) int32, likewise
     dlogit_ptr,  # (N, S, C) float32, with NETWORK "neighbours"
     dhidden_ptr,  # (N, dhidden_parts, M) float32, with NETWORK "bottleneck"
     hidden_ptr,  # (N, K · parts, M) float32, likewise
@@ -206,7 +206,7 @@ def apply_gate_bwd_kernel(
             BLOCK_S,
         )
     else:
-        dvalue = neighbours_pooled_bwd(dlogit_ptr, weight_ptr, n, c, channels, splits, hidden_size, BLOCK_S)
+        dvalue = neighbours_pooled_bwd(dlogit_ptr, weight_ptr, n, c, channels, splits, hidden_size, BLOCK_M, BLOCK_S)
     if HAS_SHORTCUT:
         kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
         grad = tl.where(kept, grad, 0.0)
@@ -235,18 +235,15 @@ def apply_gate_bwd_kernel(
                 BLOCK_S,
             )
         row = n + tl.arange(0, 1)
-        inside = (c < channels)[None, :]
-        peak = max_parts(peak_ptr, row, c, inside, channels, splits, BLOCK_S)
-        ties = tl.sum(count_parts(ties_ptr, peak_ptr, peak, row, c, inside, channels, splits, BLOCK_S), axis=0)
-        winner = tl.sum(count_parts(winner_ptr, peak_ptr, peak, row, c, inside, channels, splits, BLOCK_S), axis=0)
-        peak = tl.sum(peak, axis=0)
-        tied = over_positions(ties != 1, CHANNELS_LAST)
+        peak, winner = peak_parts(peak_ptr, winner_ptr, row, c, (c < channels)[None, :], channels, splits, BLOCK_S)
+        peak, winner = tl.sum(peak, axis=0), tl.sum(winner, axis=0)
+        tied = over_positions(winner < 0, CHANNELS_LAST)
         x = load_tile(x_ptr, n, outer, inner, mask & tied, stride_xn, stride_xo)
         position = outer[:, None] if CHANNELS_LAST else inner[None, :]
-        here = tl.where(
-            tied, x == over_positions(peak, CHANNELS_LAST), position == over_positions(winner, CHANNELS_LAST)
-        )
-        # A NaN maximum has no ties, and 0 / 0 is the NaN that PyTorch gives to the whole channel.
-        share = tl.where(here, over_positions(dvalue, CHANNELS_LAST), 0.0)
-        dx += share / over_positions(ties.to(tl.float32), CHANNELS_LAST)
+        at_peak = x == over_positions(peak, CHANNELS_LAST)
+        here = tl.where(tied, at_peak, position == over_positions(winner, CHANNELS_LAST))
+        ties = tl.where(winner < 0, -winner, 1).to(tl.float32)
+        # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
+        share = tl.where(peak == peak, dvalue / ties, float("nan"))
+        dx += tl.where(here | (over_positions(peak != peak, CHANNELS_LAST)), over_positions(share, CHANNELS_LAST), 0.0)
     store_tile(dx_ptr, dx, n, outer, inner, mask, stride_dn, stride_do)

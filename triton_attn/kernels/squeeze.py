@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from .common import load_bits, load_tile, slope
-from .partials import pooled_value
+from .neighbours import neighbours_weight_bwd
+from .partials import winner_of
 
 
 @triton.jit
@@ -43,7 +44,6 @@ def squeeze_fwd_kernel(
     sum_ptr,  # (N, S, C) float32, Σ x over each split of the positions, with MEAN
     peak_ptr,  # (N, S, C) float32, max x, with MAX
     winner_ptr,  # (N, S, C) int32, where the maximum is, with SAVE_WINNER
-    ties_ptr,  # (N, S, C) int32, how often it is there, with SAVE_WINNER
     hidden_ptr,  # (N, S · blocks of channels, M) float32, with HAS_HIDDEN
     x_ptr,  # (N, C, H, W)
     weight_ptr,  # (M, C), with HAS_HIDDEN
@@ -114,12 +114,10 @@ def squeeze_fwd_kernel(
         tl.store(peak_ptr + vector, tl.where(nan, float("nan"), peak), mask=c < channels)
         if SAVE_WINNER:
             at_peak = best == tl.expand_dims(peak, AXIS)
-            # PyTorch divides a NaN maximum's gradient among none.
-            ties = tl.where(nan, 0, tl.sum(tl.where(at_peak, ties, 0), axis=AXIS))
-            tl.store(ties_ptr + vector, ties, mask=c < channels)
+            ties = tl.sum(tl.where(at_peak, ties, 0), axis=AXIS)
             # Of use where there is one winner: then the sum is its position.
-            winner = tl.sum(tl.where(at_peak, winner, 0), axis=AXIS)
-            tl.store(winner_ptr + vector, winner, mask=c < channels)
+            position = tl.sum(tl.where(at_peak, winner, 0), axis=AXIS)
+            tl.store(winner_ptr + vector, winner_of(position, ties, nan), mask=c < channels)
     if HAS_HIDDEN:
         hidden_row = (n.to(tl.int64) * splits * tl.cdiv(channels, BLOCK_C) + row) * hidden_size
         for start in range(0, hidden_size, BLOCK_M):
@@ -201,9 +199,9 @@ def squeeze_bwd_kernel(
             dhidden = tl.sum(weight * dlogit[:, None], axis=0)
             tl.store(dhidden_ptr + out_row + m, dhidden, mask=m < hidden_size)
     elif NEEDS_WEIGHT:
-        for tap in range(hidden_size):
-            i = c + tap - hidden_size // 2
-            inside = ((c < channels) & (i >= 0) & (i < channels))[None, :]
-            rows = n + tl.arange(0, 1)
-            value = pooled_value(sum_ptr, peak_ptr, rows, i, inside, channels, splits, positions, MEAN, MAX, BLOCK_S)
-            tl.store(dweight_ptr + out_row + tap, tl.sum(tl.where(inside, value * dlogit[None, :], 0.0)))
+        for start in range(0, hidden_size, BLOCK_M):
+            tap = start + tl.arange(0, BLOCK_M)
+            dweight = neighbours_weight_bwd(
+                sum_ptr, peak_ptr, dlogit, n, c, tap, channels, positions, splits, hidden_size, MEAN, MAX, BLOCK_S
+            )
+            tl.store(dweight_ptr + out_row + tap, dweight, mask=tap < hidden_size)

@@ -74,7 +74,7 @@ def forward(
     hidden = first_layer(pooled, weight1, x.shape[2] * x.shape[3], network) if hidden is None else hidden
     weights = {"bias1_ptr": bias1.contiguous(), "weight_ptr": weight2.contiguous(), "bias2_ptr": bias2.contiguous()}
     y, gate, bits = gating.apply_fwd(x, channels_last, network, weights, hidden=hidden, shortcut=shortcut, saves=saves)
-    kept = (pooled.sums, pooled.peak, pooled.winner, pooled.ties, hidden, gate, bits) if saves else (None,) * 7
+    kept = (pooled.sums, pooled.peak, pooled.winner, hidden, gate, bits) if saves else (None,) * 6
     return y, *(or_empty(x, each) for each in kept)
 
 
@@ -123,7 +123,7 @@ def _forward_fake(
     network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
     y = empty_map(x, channels_last)
     if not saves:
-        return y, *(x.new_empty(0) for _ in range(7))
+        return y, *(x.new_empty(0) for _ in range(6))
     rows = gating.parts(x, channels_last) if network.fused else network.pools
     return (
         y,
@@ -143,7 +143,6 @@ def backward(
     sums: Tensor,
     peak: Tensor,
     winner: Tensor,
-    ties: Tensor,
     hidden: Tensor,
     gate: Tensor,
     bits: Tensor,
@@ -160,7 +159,7 @@ def backward(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
-    pooled = Pooled(*(or_none(each) for each in (sums, peak, winner, ties)))
+    pooled = Pooled(*(or_none(each) for each in (sums, peak, winner)))
     mask = or_none(bits)
     weight1, bias1, weight2 = weight1.contiguous(), bias1.contiguous(), weight2.contiguous()
     dlogit, dhidden = gating.squeeze_bwd(grad, x, gate, mask, channels_last, network, weight2)
@@ -233,7 +232,6 @@ def _backward_fake(
     sums: Tensor,
     peak: Tensor,
     winner: Tensor,
-    ties: Tensor,
     hidden: Tensor,
     gate: Tensor,
     bits: Tensor,
@@ -282,14 +280,14 @@ class _ChannelGate(torch.autograd.Function):
 _forward_op = register(
     "channel_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? shortcut, str pool,"
     " bool hidden_relu, str activation, bool saves)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     forward,
     _forward_fake,
     _ChannelGate,
 )
 _backward_op = register(
     "channel_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor sums,"
-    " Tensor peak, Tensor winner, Tensor ties, Tensor hidden, Tensor gate, Tensor bits, str pool, bool hidden_relu,"
+    " Tensor peak, Tensor winner, Tensor hidden, Tensor gate, Tensor bits, str pool, bool hidden_relu,"
     " str activation, bool needs_map, bool needs_weights)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     backward,

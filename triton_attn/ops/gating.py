@@ -65,16 +65,15 @@ class Pooled:
 
     sums: Tensor | None  # float32
     peak: Tensor | None  # float32, the maxima
-    winner: Tensor | None  # int32, where the maximum is
-    ties: Tensor | None  # int32, how often it is there
+    winner: Tensor | None  # int32, where the maximum is, or minus how often it is there if that is not once
 
 
 def empty_pooled(x: Tensor, network: Network, saves: bool = True) -> list[Tensor | None]:
     """Room for what the squeeze of ``x`` leaves, in the order of :class:`Pooled`."""
     batch, channels, height, width = x.shape
     shape = (batch, rules.splits(height * width), channels)
-    wanted = (network.mean, network.max, network.max and saves, network.max and saves)
-    dtypes = (torch.float32, torch.float32, torch.int32, torch.int32)
+    wanted = (network.mean, network.max, network.max and saves)
+    dtypes = (torch.float32, torch.float32, torch.int32)
     return [
         torch.empty(shape, dtype=dtype, device=x.device) if each else None
         for each, dtype in zip(wanted, dtypes, strict=True)
@@ -85,6 +84,11 @@ def parts(x: Tensor, channels_last: bool) -> int:
     """How many programs of the squeeze see a part of an image: its splits times its blocks of channels."""
     channels, positions = x.shape[1], x.shape[2] * x.shape[3]
     return rules.splits(positions) * rules.cdiv(channels, rules.channel_block(channels, positions, channels_last))
+
+
+def layer_block(network: Network, block_c: int) -> int:
+    """How many hidden units, or taps, are computed at once beside ``block_c`` channels."""
+    return rules.layer_block(network.size, block_c) if network.kind == "bottleneck" else rules.tap_block(network.size)
 
 
 def squeeze(
@@ -111,7 +115,6 @@ def squeeze(
         sum_ptr=pooled.sums,
         peak_ptr=pooled.peak,
         winner_ptr=pooled.winner,
-        ties_ptr=pooled.ties,
         hidden_ptr=hidden,
         x_ptr=x,
         weight_ptr=weight,
@@ -125,7 +128,7 @@ def squeeze(
         SAVE_WINNER=pooled.winner is not None,
         HAS_HIDDEN=weight is not None,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         **strides,
         **config,
     )
@@ -190,7 +193,7 @@ def squeeze_bwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         BLOCK_S=rules.parts_block(splits),
         **strides,
         **config,
@@ -250,7 +253,7 @@ def apply_fwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
+        BLOCK_M=layer_block(network, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts)),
         **weights,
         **strides,
@@ -301,7 +304,6 @@ def apply_bwd(
         gate_ptr=gate,
         peak_ptr=pooled.peak,
         winner_ptr=pooled.winner,
-        ties_ptr=pooled.ties,
         dlogit_ptr=dlogit,
         dhidden_ptr=dhidden,
         hidden_ptr=hidden,
@@ -317,7 +319,7 @@ def apply_bwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
+        BLOCK_M=layer_block(network, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts, dhidden_parts)),
         **weights,
         **strides,

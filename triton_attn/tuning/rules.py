@@ -69,6 +69,11 @@ def layer_block(size: int, block_c: int) -> int:
     return min(power_of_two(size), max(TILE // 4 // block_c, 1))
 
 
+def tap_block(kernel_size: int) -> int:
+    """How many taps of a convolution over channels are computed at once."""
+    return min(power_of_two(kernel_size), 8)
+
+
 @cache
 def parts_block(parts: int) -> int:
     """How many parts of a sum are read at once."""
@@ -85,7 +90,7 @@ def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
     if channels_last:
         per_thread = 32
         block_inner = min(max(power_of_two(inner), 8), 64)
-        block_outer = min(TILE // block_inner, power_of_two(outer))
+        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
     else:
         # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
         per_thread = 32 if inner % 8 == 0 else 16
