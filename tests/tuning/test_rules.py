@@ -25,12 +25,13 @@ def test_squeeze(channels: int, positions: int, channels_last: bool) -> None:
     assert config["BLOCK_C"] == rules.channel_block(channels, positions, channels_last)
 
 
-@given(outer=sizes, inner=sizes, channels_last=st.booleans())
-def test_apply_gate(outer: int, inner: int, channels_last: bool) -> None:
-    config = rules.apply_gate(outer, inner, channels_last)
+@given(channels=sizes, positions=sizes, channels_last=st.booleans())
+def test_apply_gate(channels: int, positions: int, channels_last: bool) -> None:
+    config = rules.apply_gate(channels, positions, channels_last)
     assert all(is_power_of_two(value) for value in config.values())
-    assert config["BLOCK_INNER"] >= 8
-    assert config["BLOCK_OUTER"] * config["BLOCK_INNER"] <= 4 * rules.TILE
+    assert config["SPAN"] % config["BLOCK_P"] == 0
+    assert config["BLOCK_C" if channels_last else "BLOCK_P"] >= 8
+    assert config["BLOCK_C"] * config["BLOCK_P"] <= rules.TILE
     assert config["num_warps"] <= 16
 
 

@@ -7,7 +7,7 @@ reduced for its own channels with their columns of the weights. So the gate netw
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, slope
+from .common import load_bits, load_tile, slope, tile_at
 from .neighbours import neighbours_weight_bwd
 from .partials import winner_of
 
@@ -21,22 +21,6 @@ def split_of_program(channels, splits, BLOCK_C: tl.constexpr):
     split = pid // blocks % splits
     block = pid % blocks
     return n, split, block * BLOCK_C, split * blocks + block
-
-
-@triton.jit
-def tile_of_split(
-    p, last_p, first_c, channels, positions, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
-):
-    """Rows, columns and mask of the tile at positions from ``p``, and what ``load_bits`` wants to know of it."""
-    if CHANNELS_LAST:
-        outer, inner_start, inner = p + tl.arange(0, BLOCK_P), first_c, first_c + tl.arange(0, BLOCK_C)
-        mask = (outer < last_p)[:, None] & (inner < channels)[None, :]
-        outer_size, inner_size = positions, channels
-    else:
-        outer, inner_start, inner = first_c + tl.arange(0, BLOCK_C), p, p + tl.arange(0, BLOCK_P)
-        mask = (outer < channels)[:, None] & (inner < last_p)[None, :]
-        outer_size, inner_size = channels, positions
-    return outer, inner_start, inner, mask, outer_size, inner_size
 
 
 @triton.jit
@@ -86,9 +70,7 @@ def squeeze_fwd_kernel(
     winner = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
     ties = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
     for p in range(first_p, last_p, BLOCK_P):
-        outer, _, inner, mask, _, _ = tile_of_split(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        outer, _, inner, mask, _, _ = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
         values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         if MEAN:
             total += values
@@ -177,7 +159,7 @@ def squeeze_bwd_kernel(
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     for p in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_of_split(
+        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
             p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
         )
         grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)

@@ -219,17 +219,18 @@ def apply_fwd(
     """
     from ..kernels.apply_gate import apply_gate_fwd_kernel
 
-    outer, inner = rows(x, channels_last)
-    config = rules.apply_gate(outer, inner, channels_last)
+    batch, channels, height, width = x.shape
+    positions = height * width
+    config = rules.apply_gate(channels, positions, channels_last)
     y = empty_map(x, channels_last)
     gate = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) if saves else None
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    unit, strides = in_units(channels_last, inner, y=y, x=x, s=shortcut)
-    splits = rules.splits(x.shape[2] * x.shape[3])
+    unit, strides = in_units(channels_last, channels if channels_last else positions, y=y, x=x, s=shortcut)
+    splits = rules.splits(positions)
     hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_fwd_kernel,
-        (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
         x.device,
         y_ptr=y,
         gate_ptr=gate,
@@ -239,8 +240,8 @@ def apply_fwd(
         sum_ptr=None if pooled is None else pooled.sums,
         peak_ptr=None if pooled is None else pooled.peak,
         hidden_ptr=hidden,
-        outer_size=outer,
-        inner_size=inner // unit,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
         splits=splits,
         hidden_size=network.size,
         parts=hidden_parts,
@@ -253,7 +254,7 @@ def apply_fwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=layer_block(network, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts)),
         **weights,
         **strides,
@@ -283,18 +284,21 @@ def apply_bwd(
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
 
-    outer, inner = rows(grad, channels_last)
-    config = rules.apply_gate(outer, inner, channels_last)
+    batch, channels, height, width = grad.shape
+    positions = height * width
+    config = rules.apply_gate(channels, positions, channels_last)
     dx = empty_map(x, channels_last)
     dshortcut = None if bits is None else empty_map(x, channels_last)
     map_read = x if network.max else None
-    unit, strides = in_units(channels_last, inner, d=dx, s=dshortcut, g=grad, x=map_read)
-    splits = rules.splits(x.shape[2] * x.shape[3])
+    unit, strides = in_units(
+        channels_last, channels if channels_last else positions, d=dx, s=dshortcut, g=grad, x=map_read
+    )
+    splits = rules.splits(positions)
     dhidden_parts = 1 if dhidden is None else dhidden.shape[1]
     hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_bwd_kernel,
-        (grad.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
         grad.device,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
@@ -307,8 +311,8 @@ def apply_bwd(
         dlogit_ptr=dlogit,
         dhidden_ptr=dhidden,
         hidden_ptr=hidden,
-        outer_size=outer,
-        inner_size=inner // unit,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
         splits=splits,
         hidden_size=network.size,
         dhidden_parts=dhidden_parts,
@@ -319,7 +323,7 @@ def apply_bwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=layer_block(network, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts, dhidden_parts)),
         **weights,
         **strides,

@@ -81,23 +81,24 @@ def parts_block(parts: int) -> int:
 
 
 @cache
-def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
-    """Blocks for the gating multiply over (outer, inner) rows.
+def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for the gating multiply, and the span of positions that computes its channels' gates once.
 
-    Every tile computes its channels' gates again: many positions to a tile make that little. Two tiles or more must fit
-    on a multiprocessor, so that one moves its map while another computes its gates.
+    A thread has 16 elements of a tile, or 8 where rows are not aligned and go element by element.
     """
     if channels_last:
-        per_thread = 32
-        block_inner = min(max(power_of_two(inner), 8), 64)
-        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
+        block_c = min(max(power_of_two(channels), 8), 64)
+        block_p = min(TILE // 2 // block_c, power_of_two(positions))
     else:
-        # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
-        per_thread = 32 if inner % 8 == 0 else 16
-        block_inner = min(max(power_of_two(inner), 8), 1024)
-        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
-    num_warps = min(max(block_outer * block_inner // (32 * per_thread), 1), 16)
-    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
+        block_p = min(max(power_of_two(positions), 8), 512)
+        block_c = min(TILE // block_p, power_of_two(channels))
+    per_thread = 16 if (channels if channels_last else positions) % 8 == 0 else 8
+    return {
+        "SPAN": max(block_p, 128) if channels_last else 4 * block_p,
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p,
+        "num_warps": min(max(block_c * block_p // (32 * per_thread), 1), 16),
+    }
 
 
 @cache
