@@ -35,7 +35,7 @@ def cbam(
 
 
 def check_spatial_gate(conv_weight: Tensor, conv_bias: Tensor, weight1: Tensor) -> None:
-    """Raise a ValueError or TypeError that names the argument unless the convolution is one, and fits the bottleneck."""
+    """Raise a ValueError or TypeError that names the argument unless the convolution fits the bottleneck."""
     for name, value, shape in (("conv_weight", conv_weight, (1, 2, 7, 7)), ("conv_bias", conv_bias, (1,))):
         if tuple(value.shape) != shape:
             raise ValueError(f"{name} must be {shape}, got {tuple(value.shape)}")

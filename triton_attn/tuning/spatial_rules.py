@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from .rules import cdiv, power_of_two
-
-# Elements of a map's tile.
-TILE = 8192
+from .rules import TILE, cdiv, power_of_two
 
 
 @cache
@@ -27,21 +24,20 @@ def block_p(channels: int, positions: int) -> int:
 
 
 @cache
-def spatial(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
+def spatial(channels: int, positions: int) -> dict[str, int]:
     """Blocks of the kernels that walk over all channels of a block of positions."""
     block = block_p(channels, positions)
-    # In channels_last a row of a tile is 128 bytes at 16 bits; bits are packed by eight along it.
-    block_c = 64 if channels_last else TILE // block
-    block_c = min(block_c, max(power_of_two(channels), 8))
-    return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": min(max(block_c * block // 1024, 1), 16)}
+    # At 16 elements to a thread, two programs' registers fit a processor; bits are packed by eight along a row.
+    block_c = min(max(TILE // block, 32), max(power_of_two(channels), 8))
+    return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": min(max(block_c * block // 512, 1), 16)}
 
 
 @cache
 def gate_network(channels: int, hidden: int, parts: int) -> dict[str, int]:
     """Blocks for a program with an image's whole vectors in it."""
     block_c = power_of_two(channels)
-    block_m = min(power_of_two(hidden), max(2 * TILE // block_c, 1))
-    block_s = min(power_of_two(parts), 16, max(TILE // block_c, 1))
+    block_m = min(power_of_two(hidden), max(4 * TILE // block_c, 1))
+    block_s = min(power_of_two(parts), 16, max(2 * TILE // block_c, 1))
     return {
         "BLOCK_S": block_s,
         "BLOCK_C": block_c,
