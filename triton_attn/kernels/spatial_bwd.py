@@ -55,7 +55,9 @@ def spatial_gate_bwd_kernel(
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     dspatial = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    winner = tl.full((BLOCK_OUTER, BLOCK_INNER), 2**31 - 1, tl.int32)
+    # In channels_last a position's channels lie in one warp, which finds its winner at once; else a thread keeps its own.
+    KEPT: tl.constexpr = 1 if CHANNELS_LAST else BLOCK_P
+    winner = tl.full((BLOCK_OUTER, KEPT), 2**31 - 1, tl.int32)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
@@ -74,7 +76,8 @@ def spatial_gate_bwd_kernel(
         u = x * over_positions(gate, CHANNELS_LAST)
         tops = over_channels(top, CHANNELS_LAST)
         won = mask & ((u == tops) | ((u != u) & (tops != tops)))
-        winner = tl.minimum(winner, tl.where(won, over_positions(c, CHANNELS_LAST), 2**31 - 1))
+        candidate = tl.where(won, over_positions(c, CHANNELS_LAST), 2**31 - 1)
+        winner = tl.minimum(winner, tl.min(candidate, axis=1, keep_dims=True) if CHANNELS_LAST else candidate)
         dspatial += grad * u
         dgate = tl.sum(grad * over_channels(spatial, CHANNELS_LAST) * x, axis=AXIS_P)
         tl.store(dgate_ptr + (n * 2 * blocks + pid % blocks) * channels + c, dgate, mask=inside_c)

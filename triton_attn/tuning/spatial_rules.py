@@ -27,8 +27,8 @@ def block_p(channels: int, positions: int) -> int:
 def spatial(channels: int, positions: int) -> dict[str, int]:
     """Blocks of the kernels that walk over all channels of a block of positions."""
     block = block_p(channels, positions)
-    # At 16 elements to a thread, two programs' registers fit a processor; bits are packed by eight along a row.
-    block_c = min(max(TILE // block, 32), max(power_of_two(channels), 8))
+    # 16 elements to a thread, and so few of a window; bits are packed by eight along a row.
+    block_c = min(2 * TILE // max(block, 128), max(power_of_two(channels), 8))
     return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": min(max(block_c * block // 512, 1), 16)}
 
 
