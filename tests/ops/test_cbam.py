@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 
 import pytest
 import torch
@@ -34,10 +35,18 @@ def clear_maxima(exact: nn.Module, x: Tensor) -> Tensor:
     """A map on which no rounding decides which channel of a position is the largest behind the channel gate."""
     batch, channels, height, width = x.shape
     winner = torch.randint(channels, (batch, 1, height, width))
-    x = (x / 4).scatter(1, winner, 6 + x[:, :1].clamp(-2, 2) / 2)
-    if channels > 1:
-        first, second = (x * exact.attention_maps(x)["channel"]).topk(2, dim=1).values.unbind(1)
-        assert (first - second).min() > 0.05 * first.max()
+    x = (x / 8).scatter(1, winner, 2 + x[:, :1].clamp(-2, 2) / 2)
+    # The gates depend on the map: channels with a small gate take several steps.
+    for _ in range(20 if channels > 1 else 0):
+        gate = exact.attention_maps(x)["channel"]
+        first, second = (x * gate).topk(2, dim=1).values.unbind(1)
+        won = (x * gate).argmax(1, keepdim=True) == winner
+        clear = won & (first - second > 0.1 * first).unsqueeze(1)
+        if clear.all():
+            break
+        x = x.scatter(1, winner, torch.where(clear, x.gather(1, winner), 1.5 * x.gather(1, winner)))
+    else:
+        assert channels == 1
     return x
 
 
@@ -107,7 +116,7 @@ def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.Monk
 
     right = spatial.apply_bwd
 
-    def wrong(grad, x, gate, dsum, spatial_gate, dpooled, winner, channels_last, bits):  # noqa: ANN001, ANN202
+    def wrong(grad, x, gate, dsum, spatial_gate, dpooled, winner, channels_last, bits):
         dpooled = dpooled.clone()
         if fault == "no mean":
             dpooled[:, 0] = 0
@@ -198,8 +207,9 @@ def test_float16_sums_do_not_overflow(name: str) -> None:
         # What is beyond float16 in the end is infinite, and nothing else is.
         assert torch.equal(ours.isinf(), right.abs() > 65520)
         finite = ours.isfinite()
-        scale = right[finite].abs().max().item()
-        torch.testing.assert_close(ours[finite].double(), right[finite], atol=2e-3 * scale, rtol=3e-3)
+        if finite.any():
+            scale = right[finite].abs().max().item()
+            torch.testing.assert_close(ours[finite].double(), right[finite], atol=2e-3 * scale, rtol=3e-3)
 
 
 @both_blocks
@@ -295,7 +305,7 @@ def test_grad_output_is_not_overwritten(name: str) -> None:
 def test_gradients_of_a_part_of_the_inputs(name: str) -> None:
     """Every input and parameter by itself: its gradient is right, and no other is there."""
     torch.manual_seed(0)
-    fast, exact = twins(name, 8, 2, torch.float32)
+    fast = make(name, 8, 2)
     x, shortcut, grad = torch.randn(2, 8, 5, 3), torch.randn(2, 8, 5, 3), torch.randn(2, 8, 5, 3)
     _, whole = run(fast, [x, shortcut], grad, ["shortcut"])
     names = ["x", "shortcut", *dict(fast.named_parameters())]
@@ -426,10 +436,15 @@ def test_a_training_step_through_a_network(name: str) -> None:
         torch.nn.functional.cross_entropy(model(inputs), labels).backward()
     served = triton_attn.explain(fast, images)
     assert [entry.backend for entry in served] == ["triton"] * 8
+    errors, plain_errors = {}, defaultdict(float)
     for (key, ours), theirs, right in zip(fast.named_parameters(), plain.parameters(), exact.parameters(), strict=True):
         scale = right.grad.norm()
-        error, plain_error = (ours.grad - right.grad).norm() / scale, (theirs.grad - right.grad).norm() / scale
-        assert error <= 2 * plain_error + 1e-6, key
+        errors[key] = (ours.grad - right.grad).norm() / scale
+        # What plain PyTorch makes of a scalar is luck: all eight blocks' are of one kind.
+        kind = key.rpartition(".attention.")[2]
+        plain_errors[kind] = max(plain_errors[kind], (theirs.grad - right.grad).norm() / scale)
+    for key, error in errors.items():
+        assert error <= 2 * plain_errors[key.rpartition(".attention.")[2]] + 1e-6, key
 
 
 @both_blocks

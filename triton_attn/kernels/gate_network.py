@@ -135,9 +135,9 @@ def gate_network_bwd_kernel(
     dsum_ptr,  # (N, C) float32, the gradient of the sum over positions
     dlogit1_ptr,  # (1 or 2, N, M) float32, the gradient of the hidden layer before its ReLU
     dlogit2_ptr,  # (1 or 2, N, C) float32, the gradient of the gate before its sigmoid
-    dtaps_ptr,  # (N, 147) float32
+    dtaps_ptr,  # (N, 4, 49) float32
     dgate_ptr,  # (N, R, C) float32, the gradient of the last gate in R parts
-    partial_ptr,  # (N, B, 147) float32, what dtaps is the sum of
+    partial_ptr,  # (N, B, 4, 49) float32, what dtaps is the sum of
     gates_ptr,  # (1 or 3, N, C) float32
     inputs_ptr,  # (1 or 2, N, C) float32
     hidden_ptr,  # (1 or 2, N, M) float32
@@ -158,8 +158,8 @@ def gate_network_bwd_kernel(
     """The gate network's backward, one program per image; it adds up the image's convolution gradients as well."""
     n, batch = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     tap = tl.arange(0, 256)
-    dtaps = sum_rows(partial_ptr + n * blocks * 147, blocks, 147, tap, 8, 256)
-    tl.store(dtaps_ptr + n * 147 + tap, dtaps, mask=tap < 147)
+    dtaps = sum_rows(partial_ptr + n * blocks * 196, blocks, 196, tap, 8, 256)
+    tl.store(dtaps_ptr + n * 196 + tap, dtaps, mask=tap < 196)
 
     c = tl.arange(0, BLOCK_C)
     inside = c < channels

@@ -24,7 +24,7 @@ def gate_parameters_bwd_kernel(
     dlogit1_ptr,  # (G, N, M) float32
     hidden_ptr,  # (G, N, M) float32
     dlogit2_ptr,  # (G, N, C) float32
-    dtaps_ptr,  # (N, 147) float32
+    dtaps_ptr,  # (N, 4, 49) float32, as store_taps leaves them
     batch,
     channels,
     hidden_size,
@@ -77,13 +77,19 @@ def gate_parameters_bwd_kernel(
 @triton.jit
 def sum_taps(dweight_ptr, dbias_ptr, dtaps_ptr, batch, BLOCK_N: tl.constexpr):
     """The gradients of the convolution's weight and bias."""
-    tap = tl.arange(0, 256)
-    total = tl.zeros((256,), tl.float32)
+    tap = tl.arange(0, 128)
+    dweight = tl.zeros((128,), tl.float32)  # two rows of 49
+    total = tl.zeros((128,), tl.float32)
+    not_finite = tl.zeros((128,), tl.float32)
     for start in range(0, batch, BLOCK_N):
-        total += tl.sum(load_vectors(dtaps_ptr, start + tl.arange(0, BLOCK_N), tap, batch, 147), axis=0)
-    # Two rows of 49 for the weight, and one whose middle is for the bias.
-    dbias = tl.sum(tl.where(tap == 98 + 24, total, 0.0), axis=0)
-    # A tap that looks beyond the map takes its gradient times 0, as in PyTorch: NaN where that is not finite.
-    dweight = total + dbias * 0.0
+        n = start + tl.arange(0, BLOCK_N)
+        dweight += tl.sum(load_vectors(dtaps_ptr, n, tap, batch, 196), axis=0)
+        total += tl.sum(load_vectors(dtaps_ptr, n, 98 + tap % 49, batch, 196), axis=0)
+        not_finite += tl.sum(load_vectors(dtaps_ptr, n, 147 + tap % 49, batch, 196), axis=0)
+    # The window's middle sees every position.
+    dbias = tl.sum(tl.where(tap == 24, total, 0.0), axis=0)
+    seen = tl.sum(tl.where(tap == 24, not_finite, 0.0), axis=0)
+    # A tap that looks beyond the map from a position takes its gradient times 0, as in PyTorch.
+    dweight = tl.where(not_finite < seen, float("nan"), dweight)
     tl.store(dweight_ptr + tap, dweight.to(dweight_ptr.dtype.element_ty), mask=tap < 98)
     tl.store(dbias_ptr, dbias.to(dbias_ptr.dtype.element_ty))

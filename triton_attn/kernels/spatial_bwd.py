@@ -55,7 +55,7 @@ def spatial_gate_bwd_kernel(
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     dspatial = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    # In channels_last a position's channels lie in one warp, which finds its winner at once; else a thread keeps its own.
+    # In channels_last one warp has a position's channels, and finds the winner at once; else a thread keeps its own.
     KEPT: tl.constexpr = 1 if CHANNELS_LAST else BLOCK_P
     winner = tl.full((BLOCK_OUTER, KEPT), 2**31 - 1, tl.int32)
     for start in range(0, channels, BLOCK_C):
@@ -90,7 +90,7 @@ def spatial_gate_bwd_kernel(
 @triton.jit
 def spatial_pool_bwd_kernel(
     dpooled_ptr,  # (N, 2, HW) float32: the gradient of Σ_c u, then of max_c u
-    dtaps_ptr,  # (N, B, 3 · 49) float32: partial sums of the gradients of the convolution's weight, and of its bias
+    dtaps_ptr,  # (N, B, 4, 49) float32: partial sums for the gradients of the convolution's parameters
     dgate_ptr,  # (N, 2, B, C) float32: at 1 the gradient of the channels' gate by way of the pooled values
     x_ptr,  # (N, C, H, W)
     pooled_ptr,  # (N, 2, HW) float32
@@ -132,7 +132,7 @@ def spatial_pool_bwd_kernel(
     winner = tl.load(winner_ptr + n * positions + p, mask=inside_p, other=-1)
     tl.store(dpooled_ptr + n * 2 * positions + p, dmean, mask=inside_p)
     tl.store(dpooled_ptr + (n * 2 + 1) * positions + p, dtop, mask=inside_p)
-    store_taps(dtaps_ptr + (n * blocks + pid % blocks) * 147, window, mean, top)
+    store_taps(dtaps_ptr + (n * blocks + pid % blocks) * 196, window, mean, top)
 
     AXIS_P: tl.constexpr = 0 if CHANNELS_LAST else 1
     for start in range(0, channels, BLOCK_C):
@@ -149,9 +149,10 @@ def spatial_pool_bwd_kernel(
 
 @triton.jit
 def store_taps(ptr, window, mean, top):
-    """Σ_p window · mean, Σ_p window · top and Σ_p window: the last one's middle is the gradient of the bias."""
+    """Four sums over positions for every tap: window · mean, window · top, window, and how many are not finite."""
     ky, kx, exists = taps()
     at = ptr + ky * 7 + kx
     tl.store(at, tl.sum(window * mean[:, None], axis=0), mask=exists)
     tl.store(at + 49, tl.sum(window * top[:, None], axis=0), mask=exists)
     tl.store(at + 98, tl.sum(window, axis=0), mask=exists)
+    tl.store(at + 147, tl.sum((window - window != 0.0).to(tl.float32), axis=0), mask=exists)

@@ -69,8 +69,8 @@ def gate_network_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of the sums over positions ``(N, C)``, and what those of the parameters are sums of.
 
-    ``dgate`` ``(N, R, C)`` and ``partial`` ``(N, B, 147)`` are partial sums; ``weights`` two of each bottleneck.
-    The rest is the gradients before the activations, ``(G, N, M)`` and ``(G, N, C)``, and ``(N, 147)``: all float32.
+    ``dgate`` ``(N, R, C)`` and ``partial`` ``(N, B, 196)`` are partial sums; ``weights`` two of each bottleneck.
+    The rest is the gradients before the activations, ``(G, N, M)`` and ``(G, N, C)``, and ``(N, 196)``: all float32.
     """
     from ..kernels.gate_network import gate_network_bwd_kernel
 

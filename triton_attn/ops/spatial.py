@@ -99,7 +99,7 @@ def reading_bwd(
     """The two passes that read the map.
 
     Returns the gradients of ``Σ_c u`` and ``max_c u`` ``(N, 2, HW)``, the channel that is the maximum ``(N, HW)``
-    int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B, 147)``.
+    int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B, 196)``.
     """
     from ..kernels.spatial_bwd import spatial_gate_bwd_kernel, spatial_pool_bwd_kernel
 
@@ -108,7 +108,7 @@ def reading_bwd(
     dlogit, dpooled = empty_pooled(x, 1), torch.empty_like(pooled)
     winner = torch.empty((batch, height * width), dtype=torch.int32, device=x.device)
     dgate = torch.empty((batch, 2 * blocks, channels), dtype=torch.float32, device=x.device)
-    dtaps = torch.empty((batch, blocks, 147), dtype=torch.float32, device=x.device)
+    dtaps = torch.empty((batch, blocks, 196), dtype=torch.float32, device=x.device)
     grid, arguments = _over(x, channels_last, x=x, g=grad)
     launch.start(
         spatial_gate_bwd_kernel,
