@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from types import ModuleType
 
 import pytest
 import torch
@@ -130,11 +131,22 @@ def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.Monk
             bits = torch.full_like(bits, 255)
         return right(grad, x, gate, dsum, spatial_gate, dpooled, winner, channels_last, bits)
 
-    shape = (3, 4, 2, 3)
-    check("CBAM", shape, 1, dtype, "contiguous", with_shortcut=True)
+    def build(package: ModuleType) -> nn.Module:
+        block = package.CBAM(4, 1)
+        with torch.no_grad():
+            # A gradient that comes by way of the pooled values in good part.
+            block.spatial_attention.weight.mul_(torch.tensor([12.0, 4.0]).view(1, 2, 1, 1))
+            block.channel_attention.fc1.weight.mul_(1.5)
+        return block
+
+    def check() -> None:
+        shape = (3, 4, 1, 2)
+        check_block(build, shape, dtype, "contiguous", with_shortcut=True, prepare=clear_maxima, any_order=False)
+
+    check()
     monkeypatch.setattr(spatial, "apply_bwd", wrong)
     with pytest.raises(AssertionError, match="over the bound"):
-        check("CBAM", shape, 1, dtype, "contiguous", with_shortcut=True)
+        check()
 
 
 @both_blocks
@@ -473,3 +485,44 @@ def test_the_function_is_the_block(name: str, with_shortcut: bool) -> None:
     for backend in ("triton", "reference"):
         with triton_attn.use_backend(backend):
             assert torch.equal(function(x, *block.parameters(), shortcut), block(x, shortcut))
+
+
+@both_blocks
+@both_layouts
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 64, 28, 28), torch.float16), ((1, 96, 30, 32), torch.float32)], ids=str
+)
+def test_traffic(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut: bool) -> None:
+    """The contract, counted: over the map 4 passes forward and 5 backward, one more of each with a shortcut."""
+    from benchmarks.meter import count_kernels
+    from triton_attn.tuning import spatial_rules
+
+    torch.manual_seed(0)
+    block = make(name, shape[1], 16).to(dtype)
+    x, shortcut, grad = (lay_out(torch.randn(shape).to(dtype), layout) for _ in range(3))
+    wanted = [x.requires_grad_(), *block.parameters(), *([shortcut.requires_grad_()] if with_shortcut else [])]
+    with count_kernels() as forward:
+        y = block(x, shortcut if with_shortcut else None)
+    with count_kernels() as backward:
+        torch.autograd.grad(y, wanted, grad)
+    size = x.numel() * x.itemsize
+    assert forward.launches.total() == 4
+    assert backward.launches.total() == 5
+    assert forward.moved["map"] == (4 + with_shortcut) * size
+    assert backward.moved["map"] == (5 + with_shortcut) * size
+    assert forward.moved["mask"] == with_shortcut * x.numel() // 8
+    assert backward.moved["mask"] == with_shortcut * x.numel() // 4
+    assert backward.total <= 1.02 * (6 + with_shortcut * 9 / 8) * size
+    assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
+
+    # Beside the map go float32 values per position: forward the pooled ones (8 bytes written, and read with three rows
+    # around a block) and the gate (4); backward the gate, its gradient, the winner, and those of the pooled values.
+    batch, channels, height, width = shape
+    block_p = spatial_rules.block_p(height * width)
+    blocks = -(-height * width // block_p)
+    positions, around = batch * height * width, 1 + (6 * width + 6) / block_p
+    taps = 2 * 4 * 196 * blocks / (height * width)
+    vector = 4 * batch * channels  # one (N, C) float32: every block reads or writes some
+    assert forward.moved["vector"] <= positions * (12 + 8 * around) + vector * (8 + 2 * blocks)
+    assert backward.moved["vector"] <= positions * (52 + 4 * around + taps) + vector * (16 + 7 * blocks)

@@ -104,7 +104,7 @@ def reading_bwd(
     from ..kernels.spatial_bwd import spatial_gate_bwd_kernel, spatial_pool_bwd_kernel
 
     batch, channels, height, width = x.shape
-    blocks = rules.cdiv(height * width, spatial_rules.block_p(channels, height * width))
+    blocks = rules.cdiv(height * width, spatial_rules.block_p(height * width))
     dlogit, dpooled = empty_pooled(x, 1), torch.empty_like(pooled)
     winner = torch.empty((batch, height * width), dtype=torch.int32, device=x.device)
     dgate = torch.empty((batch, 2 * blocks, channels), dtype=torch.float32, device=x.device)

@@ -11,25 +11,23 @@ from .rules import TILE, cdiv, power_of_two
 
 
 @cache
-def block_p(channels: int, positions: int) -> int:
+def block_p(positions: int) -> int:
     """Positions of one program.
 
     Every block writes 4 bytes per channel of partial sums in each of two passes, and reads a border of three rows
-    around it in others: many positions make that little. Small maps are cut finer, to have programs enough.
+    around it in others: many positions make that little. With more than 128 the window of 7×7 around each of them
+    does not fit the registers. Small maps are cut finer, to have programs enough.
     """
-    most = 256 if channels <= 64 else 128
-    if positions <= 256:
-        most = 64
-    return min(most, max(power_of_two(positions), 8))
+    return min(64 if positions <= 256 else 128, max(power_of_two(positions), 8))
 
 
 @cache
 def spatial(channels: int, positions: int) -> dict[str, int]:
     """Blocks of the kernels that walk over all channels of a block of positions."""
-    block = block_p(channels, positions)
-    # 16 elements to a thread, and so few of a window; bits are packed by eight along a row.
-    block_c = min(2 * TILE // max(block, 128), max(power_of_two(channels), 8))
-    return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": min(max(block_c * block // 512, 1), 16)}
+    block = block_p(positions)
+    # 16 elements to a thread, and as many of a window; bits are packed by eight along a row.
+    block_c = min(64, max(power_of_two(channels), 8))
+    return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": max(block * 64 // 512, 1)}
 
 
 @cache
