@@ -1,6 +1,7 @@
 """One file per op: its registration with PyTorch, fake, autograd and launches. Triton is imported on first use."""
 
+from .cbam import cbam
 from .channel_gate import channel_gate
 from .eca import eca
 
-__all__ = ["channel_gate", "eca"]
+__all__ = ["cbam", "channel_gate", "eca"]

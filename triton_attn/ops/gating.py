@@ -332,10 +332,11 @@ def apply_bwd(
     return dx, dshortcut
 
 
-def empty_bits(x: Tensor, channels_last: bool) -> Tensor:
-    """Room for the mask of a map, eight positions of a row to a byte."""
+def empty_bits(x: Tensor, channels_last: bool, wanted: bool = True) -> Tensor:
+    """Room for the mask of a map, eight positions of a row to a byte, or an empty tensor."""
     outer, inner = rows(x, channels_last)
-    return torch.empty((x.shape[0], outer, rules.cdiv(inner, 8)), dtype=torch.uint8, device=x.device)
+    shape = (x.shape[0], outer, rules.cdiv(inner, 8)) if wanted else (0,)
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 
 def or_empty(like: Tensor, given: Tensor | None) -> Tensor:
