@@ -1,7 +1,7 @@
 """Put the counted traffic into the pages of the blocks: ``python -m benchmarks.docs [--check]``.
 
-A page has the lines ``<!-- traffic: NAME -->`` and ``<!-- end of traffic -->``; what stands between them is written from
-``benchmarks/results/traffic.json``. ``--check`` fails where a page says something else.
+A page has the lines ``<!-- traffic: NAME -->`` and ``<!-- end of traffic -->``; what stands between them is written
+from ``benchmarks/results/traffic.json``. ``--check`` fails where a page says something else.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ class Row:
             ceiling,
             self.shortcut,
             DTYPE.itemsize,
+            self.shape[1],
             (forward.total, backward.total),
             (forward.sectors, backward.sectors),
             (forward.launches, backward.launches),

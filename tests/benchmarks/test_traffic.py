@@ -71,9 +71,9 @@ def test_inference_writes_no_mask() -> None:
 
 def test_a_ceiling_with_and_without_the_tail() -> None:
     ceiling = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
-    assert ceiling.passes(False, 2) == (3, 4)
-    assert ceiling.passes(True, 2) == (4 + 1 / 16, 5 + 2 / 16)
-    assert ceiling.passes(True, 4) == (4 + 1 / 32, 5 + 2 / 32)
+    assert ceiling.passes(False, 2, 64) == (3, 4)
+    assert ceiling.passes(True, 2, 64) == (4 + 1 / 16, 5 + 2 / 16)
+    assert ceiling.passes(True, 4, 64) == (4 + 1 / 32, 5 + 2 / 32)
 
 
 def test_what_is_over_a_ceiling_is_named() -> None:
