@@ -100,6 +100,15 @@ def count(x: Tensor | None = None, parameters: Iterable[Tensor] = ()) -> Iterato
 
 
 @contextlib.contextmanager
+def count_kernels(x: Tensor | None = None, parameters: Iterable[Tensor] = ()) -> Iterator[Traffic]:
+    """As :func:`count`, of Triton's kernels alone."""
+    roles = Roles(None if x is None else x.numel(), frozenset(_shape(p) for p in parameters))
+    traffic = Traffic()
+    with _count_kernels(traffic, roles, _CountOperators(traffic, roles)):
+        yield traffic
+
+
+@contextlib.contextmanager
 def _count_kernels(traffic: Traffic, roles: Roles, operators: _CountOperators) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder
 
