@@ -13,7 +13,8 @@ class Ceiling:
     """Passes over the map, in T, without a shortcut; launches; and up to how many channels both hold.
 
     A shortcut adds a pass forward (its read) and one backward (its gradient's write), and a mask of one bit per
-    element, which is written once and read by ``mask_reads`` of the backward's launches.
+    element, which is written once and read by ``mask_reads`` of the backward's launches. ``positions`` are the float32
+    values for each position that the forward writes and reads besides: little beside many channels, but not nothing.
     """
 
     forward: float
@@ -21,17 +22,21 @@ class Ceiling:
     mask_reads: int
     launches: tuple[int, int] | None = None
     channels: int | None = None
+    positions: int = 0
 
-    def passes(self, with_shortcut: bool, itemsize: int) -> tuple[float, float]:
-        """T forward and backward."""
+    def passes(self, with_shortcut: bool, itemsize: int, channels: int) -> tuple[float, float]:
+        """T forward and backward, of a map with so many channels and bytes to an element."""
+        forward = self.forward + self.positions * 4 / (channels * itemsize)
         if not with_shortcut:
-            return self.forward, self.backward
+            return forward, self.backward
         bits = 1 / (8 * itemsize)
-        return self.forward + 1 + bits, self.backward + 1 + self.mask_reads * bits
+        return forward + 1 + bits, self.backward + 1 + self.mask_reads * bits
 
 
 SQUEEZE = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
-BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(4, 5))
+# The mean, the maximum and whose it is are written; the convolution reads the first two and writes the gate, which the
+# multiply reads.
+BOTH_GATES = Ceiling(4, 6, mask_reads=3, launches=(4, 5), positions=7)
 
 # By what is counted: a block, or a block on a certain input.
 CEILINGS = {
@@ -39,11 +44,13 @@ CEILINGS = {
     "eca": SQUEEZE,
     "coordinate": Ceiling(3, 4, mask_reads=2),
     "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2),
-    "cbam": BOTH_POOLS,
-    "dual": BOTH_POOLS,
+    "cbam": BOTH_GATES,
+    "dual": BOTH_GATES,
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),
     "gate": Ceiling(2, 3, mask_reads=1, channels=256),
-    "gate, own signal": Ceiling(3, 5, mask_reads=1, channels=256),
+    # The design names no passes for these: x and y, the signal, and its convolution, of half the channels, written and
+    # read. Backward: the gradients of them all, and x and the signal once more.
+    "gate, own signal": Ceiling(4, 6.5, mask_reads=1, channels=256),
 }
 
 
@@ -52,13 +59,14 @@ def over(
     ceiling: Ceiling,
     with_shortcut: bool,
     itemsize: int,
+    channels: int,
     moved: tuple[float, float],
     sectors: tuple[float, float],
     launches: tuple[int, int],
 ) -> list[str]:
     """A line for everything of ``what`` that is over its ceiling; pairs are forward and backward."""
     lines = []
-    passes, allowed = ceiling.passes(with_shortcut, itemsize), ceiling.launches
+    passes, allowed = ceiling.passes(with_shortcut, itemsize, channels), ceiling.launches
     for i, direction in enumerate(("forward", "backward")):
         if moved[i] > passes[i] * ALLOWED:
             lines.append(f"{what}: {direction} moves {moved[i]:.3f} T, ceiling {passes[i]:.3f} T")
