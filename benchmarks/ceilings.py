@@ -12,9 +12,9 @@ SECTORS_ALLOWED = 1.15  # of the bytes
 class Ceiling:
     """Passes over the map, in T, without a shortcut; launches; and up to how many channels both hold.
 
+    A spatial gate needs ``position_values``, float32, written and read, at every position: little beside many channels.
     A shortcut adds a pass forward (its read) and one backward (its gradient's write), and a mask of one bit per
-    element, which is written once and read by ``mask_reads`` of the backward's launches. ``positions`` are the float32
-    values for each position that the forward writes and reads besides: little beside many channels, but not nothing.
+    element, which is written once and read by ``mask_reads`` of the backward's launches.
     """
 
     forward: float
@@ -22,21 +22,22 @@ class Ceiling:
     mask_reads: int
     launches: tuple[int, int] | None = None
     channels: int | None = None
-    positions: int = 0
+    position_values: tuple[int, int] = (0, 0)
 
     def passes(self, with_shortcut: bool, itemsize: int, channels: int) -> tuple[float, float]:
-        """T forward and backward, of a map with so many channels and bytes to an element."""
-        forward = self.forward + self.positions * 4 / (channels * itemsize)
+        """T forward and backward."""
+        forward, backward = (4 * values / (channels * itemsize) for values in self.position_values)
+        forward, backward = forward + self.forward, backward + self.backward
         if not with_shortcut:
-            return forward, self.backward
+            return forward, backward
         bits = 1 / (8 * itemsize)
-        return forward + 1 + bits, self.backward + 1 + self.mask_reads * bits
+        return forward + 1 + bits, backward + 1 + self.mask_reads * bits
 
 
 SQUEEZE = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
-# The mean, the maximum and whose it is are written; the convolution reads the first two and writes the gate, which the
-# multiply reads.
-BOTH_GATES = Ceiling(4, 6, mask_reads=3, launches=(4, 5), positions=7)
+# Forward the two pooled values are written, and read with a border of three rows, and the gate is written. Backward
+# there is room for what positions need in the pass that 5 T leave free of 6.
+BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(4, 5), position_values=(8, 0))
 
 # By what is counted: a block, or a block on a certain input.
 CEILINGS = {
@@ -44,8 +45,8 @@ CEILINGS = {
     "eca": SQUEEZE,
     "coordinate": Ceiling(3, 4, mask_reads=2),
     "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2),
-    "cbam": BOTH_GATES,
-    "dual": BOTH_GATES,
+    "cbam": BOTH_POOLS,
+    "dual": BOTH_POOLS,
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),
     "gate": Ceiling(2, 3, mask_reads=1, channels=256),
     # The design names no passes for these: x and y, the signal, and its convolution, of half the channels, written and

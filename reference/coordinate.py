@@ -8,7 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .common import AttentionBlock, add_shortcut, check_map, hidden_channels
+from .channel_gate import bottleneck_gate, channel_gate
+from .common import AttentionBlock, check_map, hidden_channels
+
+LINEAR = {"pool": "both", "hidden_activation": "none", "activation": "none"}
 
 
 class CoordinateAttention(AttentionBlock):
@@ -41,13 +44,12 @@ class CoordinateAttention(AttentionBlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
         check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
-        return add_shortcut(x * self.channel_gate(x), shortcut)
-
-    def channel_gate(self, x: Tensor) -> Tensor:
-        """The gate, ``(N, C, 1, 1)``, of any sign and size."""
-        mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        return self.fc_out(self.fc(mean)) + self.fc_out(self.fc(peak))
+        return channel_gate(x, *self.weights(), shortcut, **LINEAR)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.fc.in_channels, self.fc.weight)
-        return {"channel": self.channel_gate(x)}
+        return {"channel": bottleneck_gate(x, *self.weights(), **LINEAR)}
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gate network's parameters as matrices and vectors, in the order the functions take them."""
+        return self.fc.weight.flatten(1), self.fc.bias, self.fc_out.weight.flatten(1), self.fc_out.bias

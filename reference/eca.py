@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .common import AttentionBlock, add_shortcut, check_map, positive
+from .channel_gate import eca, neighbours_gate
+from .common import AttentionBlock, check_map, positive
 
 
 def adaptive_kernel_size(channels: int) -> int:
@@ -52,13 +53,8 @@ class ECABlock(AttentionBlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
         check_map(x, self.channels, self.conv.weight, shortcut)
-        return add_shortcut(x * self.channel_gate(x), shortcut)
-
-    def channel_gate(self, x: Tensor) -> Tensor:
-        """The gate, ``(N, C, 1, 1)``."""
-        logits = self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1)
-        return torch.sigmoid(logits)[:, :, None, None]
+        return eca(x, self.conv.weight, shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.channels, self.conv.weight)
-        return {"channel": self.channel_gate(x)}
+        return {"channel": neighbours_gate(x, self.conv.weight)}

@@ -75,14 +75,14 @@ def test_a_ceiling_with_and_without_the_tail() -> None:
     assert ceiling.passes(True, 2, 64) == (4 + 1 / 16, 5 + 2 / 16)
     assert ceiling.passes(True, 4, 64) == (4 + 1 / 32, 5 + 2 / 32)
     # Seven float32 values for each position, of 64 channels in 2 bytes or 32 in 4.
-    ceiling = Ceiling(4, 6, mask_reads=3, positions=7)
+    ceiling = Ceiling(4, 6, mask_reads=3, position_values=(7, 0))
     assert ceiling.passes(False, 2, 64) == ceiling.passes(False, 4, 32) == (4 + 28 / 128, 6)
 
 
 def test_what_is_over_a_ceiling_is_named() -> None:
     ceiling = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
-    assert over("se", ceiling, False, 2, 64, (3.05, 4.07), (1.1, 1.14), (2, 3)) == []
-    lines = over("se, contiguous", ceiling, False, 2, 64, (3.07, 4.0), (1.0, 1.16), (2, 4))
+    assert over("se", ceiling, False, 2, (3.05, 4.07), (1.1, 1.14), (2, 3)) == []
+    lines = over("se, contiguous", ceiling, False, 2, (3.07, 4.0), (1.0, 1.16), (2, 4))
     assert lines == [
         "se, contiguous: forward moves 3.070 T, ceiling 3.000 T",
         "se, contiguous: backward touches 1.160 of its bytes, ceiling 1.15",

@@ -1,15 +1,19 @@
-"""Coordinate attention. It has no Triton kernels yet: the plain twin serves it on every device."""
+"""Coordinate attention, fused."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend, ops, reference
+from ..reference.common import check_map
+from ..reference.coordinate import LINEAR
 
 
 class CoordinateAttention(reference.CoordinateAttention):
     __doc__ = reference.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        backend.use_triton(x, kernels=False)
-        return super().forward(x, shortcut)
+        check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
+        if not backend.use_triton(x):
+            return super().forward(x, shortcut)
+        return ops.channel_gate(x, *self.weights(), shortcut, **LINEAR)

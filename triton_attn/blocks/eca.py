@@ -1,15 +1,18 @@
-"""Efficient channel attention. It has no Triton kernels yet: the plain twin serves it on every device."""
+"""Efficient channel attention, fused."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend, ops, reference
+from ..reference.common import check_map
 
 
 class ECABlock(reference.ECABlock):
     __doc__ = reference.ECABlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        backend.use_triton(x, kernels=False)
-        return super().forward(x, shortcut)
+        check_map(x, self.channels, self.conv.weight, shortcut)
+        if not backend.use_triton(x):
+            return super().forward(x, shortcut)
+        return ops.eca(x, self.conv.weight, shortcut)

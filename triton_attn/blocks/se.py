@@ -15,4 +15,4 @@ class SEBlock(reference.SEBlock):
         check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
-        return ops.squeeze_excite(x, *self.weights(), shortcut)
+        return ops.channel_gate(x, *self.weights(), shortcut)

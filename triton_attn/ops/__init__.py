@@ -1,5 +1,7 @@
 """One file per op: its registration with PyTorch, fake, autograd and launches. Triton is imported on first use."""
 
-from .se import squeeze_excite
+from .cbam import cbam
+from .channel_gate import channel_gate
+from .eca import eca
 
-__all__ = ["squeeze_excite"]
+__all__ = ["cbam", "channel_gate", "eca"]

@@ -1,8 +1,13 @@
-"""The steps that gating ops are made of, each one launch: squeeze, the layers of the gate network, apply."""
+"""The steps that the channel-gating ops are made of, each one launch: squeeze and apply, forward and backward.
+
+The gate network between them is a :class:`Bottleneck` (SE, coordinate) or :class:`Neighbours` (ECA). Its layers are
+computed at the end of the squeeze and at the beginning of the apply, and so need no launches of their own.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,220 +26,324 @@ def in_units(channels_last: bool, inner: int, **maps: Tensor | None) -> tuple[in
     return unit, {"UNIT": unit, **{name: stride // unit for name, stride in strides.items()}}
 
 
-def channel_sum(x: Tensor, channels_last: bool, grad: Tensor | None = None, bits: Tensor | None = None) -> Tensor:
-    """``Σ x`` over positions, or ``Σ grad · x`` with ``grad`` behind the mask that ``bits`` hold.
+POOLS = {"mean": (True, False), "max": (False, True), "both": (True, True)}
+"""What a pool takes: the mean, the maximum."""
 
-    Returns partial sums ``(N, S, C)`` in float32, one for each of the ``S`` splits of the positions.
+
+@dataclass(frozen=True)
+class Network:
+    """A gate network as the kernels know it: which one, its size, and its constants."""
+
+    kind: str  # "bottleneck" or "neighbours"
+    size: int  # hidden units, or the kernel size
+    pool: str
+    activation: str
+    hidden_relu: bool = False
+
+    @property
+    def mean(self) -> bool:
+        return POOLS[self.pool][0]
+
+    @property
+    def max(self) -> bool:
+        return POOLS[self.pool][1]
+
+    @property
+    def pools(self) -> int:
+        """``K``, the number of pooled vectors."""
+        return self.mean + self.max
+
+    @property
+    def fused(self) -> bool:
+        """Whether the squeeze can go on into the first layer: means are linear in the splits, maxima are not."""
+        return self.kind == "bottleneck" and not self.max
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What the squeeze leaves of a map: (N, S, C), a row for each split of the positions; None where not wanted."""
+
+    sums: Tensor | None  # float32
+    peak: Tensor | None  # float32, the maxima
+    winner: Tensor | None  # int32, where the maximum is, or minus how often it is there if that is not once
+
+
+def empty_pooled(x: Tensor, network: Network, saves: bool = True) -> list[Tensor | None]:
+    """Room for what the squeeze of ``x`` leaves, in the order of :class:`Pooled`."""
+    batch, channels, height, width = x.shape
+    shape = (batch, rules.splits(height * width), channels)
+    wanted = (network.mean, network.max, network.max and saves)
+    dtypes = (torch.float32, torch.float32, torch.int32)
+    return [
+        torch.empty(shape, dtype=dtype, device=x.device) if each else None
+        for each, dtype in zip(wanted, dtypes, strict=True)
+    ]
+
+
+def parts(x: Tensor, channels_last: bool) -> int:
+    """How many programs of the squeeze see a part of an image: its splits times its blocks of channels."""
+    channels, positions = x.shape[1], x.shape[2] * x.shape[3]
+    return rules.splits(positions) * rules.cdiv(channels, rules.channel_block(channels, positions, channels_last))
+
+
+def layer_block(network: Network, block_c: int) -> int:
+    """How many hidden units, or taps, are computed at once beside ``block_c`` channels."""
+    return rules.layer_block(network.size, block_c) if network.kind == "bottleneck" else rules.tap_block(network.size)
+
+
+def squeeze(
+    x: Tensor, channels_last: bool, network: Network, *, weight: Tensor | None = None, saves: bool = False
+) -> tuple[Pooled, Tensor | None]:
+    """Pool over positions, and where the network is fused multiply the means by ``weight`` ``(M, C)``.
+
+    Returns what was pooled, and the first layer's partial products ``(N, parts, M)`` without its bias.
     """
-    from ..kernels.channel_sum import channel_sum_kernel
+    from ..kernels.squeeze import squeeze_fwd_kernel
 
     batch, channels, height, width = x.shape
     positions = height * width
-    splits = max(rules.cdiv(positions, rules.SPLIT), 1)
-    config = rules.channel_sum(channels, positions, channels_last)
-    unit, strides = in_units(channels_last, channels if channels_last else positions, x=x, g=grad)
-    sums = torch.empty((batch, splits, channels), dtype=torch.float32, device=x.device)
+    config = rules.squeeze(channels, positions, channels_last)
+    unit, strides = in_units(channels_last, channels if channels_last else positions, x=x)
+    pooled = Pooled(*empty_pooled(x, network, saves))
+    hidden = None
+    if weight is not None:
+        hidden = torch.empty((batch, parts(x, channels_last), network.size), dtype=torch.float32, device=x.device)
     launch.start(
-        channel_sum_kernel,
-        (batch * splits * rules.cdiv(channels, config["BLOCK_C"]),),
+        squeeze_fwd_kernel,
+        (batch * parts(x, channels_last),),
         x.device,
-        sum_ptr=sums,
+        sum_ptr=pooled.sums,
+        peak_ptr=pooled.peak,
+        winner_ptr=pooled.winner,
+        hidden_ptr=hidden,
         x_ptr=x,
+        weight_ptr=weight,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
+        splits=rules.splits(positions),
+        hidden_size=network.size,
+        SPLIT=rules.SPLIT,
+        MEAN=network.mean,
+        MAX=network.max,
+        SAVE_WINNER=pooled.winner is not None,
+        HAS_HIDDEN=weight is not None,
+        CHANNELS_LAST=channels_last,
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        **strides,
+        **config,
+    )
+    return pooled, hidden
+
+
+def channel_sum(x: Tensor, channels_last: bool) -> Tensor:
+    """``Σ x`` over positions, as partial sums ``(N, S, C)`` in float32, one for each of the ``S`` splits."""
+    pooled, _ = squeeze(x, channels_last, Network("bottleneck", 1, "mean", "none"))
+    assert pooled.sums is not None
+    return pooled.sums
+
+
+def squeeze_bwd(
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    bits: Tensor | None,
+    channels_last: bool,
+    network: Network,
+    weight: Tensor | None,
+    pooled: Pooled | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``dlogit = act' · Σ grad · x`` for each split ``(N, S, C)``, with ``grad`` behind the mask that ``bits`` hold.
+
+    And what the layer before makes of it, for each program: of a bottleneck the gradient of its hidden units
+    ``(N, parts, M)``, by ``weight`` ``(C, M)``; of neighbours that of their weight ``(N, parts, K)``, from ``pooled``.
+    """
+    from ..kernels.squeeze import squeeze_bwd_kernel
+
+    batch, channels, height, width = x.shape
+    positions = height * width
+    splits = rules.splits(positions)
+    config = rules.squeeze(channels, positions, channels_last)
+    unit, strides = in_units(channels_last, channels if channels_last else positions, g=grad, x=x)
+    dlogit = torch.empty((batch, splits, channels), dtype=torch.float32, device=x.device)
+    partial = torch.empty((batch, parts(x, channels_last), network.size), dtype=torch.float32, device=x.device)
+    bottleneck = network.kind == "bottleneck"
+    launch.start(
+        squeeze_bwd_kernel,
+        (batch * parts(x, channels_last),),
+        x.device,
+        dlogit_ptr=dlogit,
+        dhidden_ptr=partial if bottleneck else None,
+        dweight_ptr=None if bottleneck else partial,
         grad_ptr=grad,
+        x_ptr=x,
         bits_ptr=bits,
+        gate_ptr=gate,
+        sum_ptr=None if pooled is None else pooled.sums,
+        peak_ptr=None if pooled is None else pooled.peak,
+        weight_ptr=weight,
         channels=channels // unit if channels_last else channels,
         positions=positions if channels_last else positions // unit,
         splits=splits,
+        hidden_size=network.size,
         SPLIT=rules.SPLIT,
-        HAS_GRAD=grad is not None,
         HAS_BITS=bits is not None,
+        NEEDS_WEIGHT=pooled is not None,
+        NETWORK=network.kind,
+        ACTIVATION=network.activation,
+        MEAN=network.mean,
+        MAX=network.max,
         CHANNELS_LAST=channels_last,
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        BLOCK_S=rules.parts_block(splits),
         **strides,
         **config,
     )
-    return sums
-
-
-def dense_fwd(
-    vectors: Tensor, weight: Tensor, bias: Tensor, *, sigmoid: bool, divisor: float = 1.0, save_input: bool = False
-) -> tuple[Tensor, Tensor]:
-    """``act(weight · (Σ_s vectors / divisor) + bias)``, with a sigmoid or else ReLU.
-
-    ``vectors`` ``(N, S, I)`` float32, ``weight`` ``(O, I)``. Returns the output ``(N, O)`` and, with ``save_input``,
-    the input as it was used, ``(N, I)``, both float32.
-    """
-    from ..kernels.dense import dense_fwd_kernel
-
-    batch, splits, in_size = vectors.shape
-    out_size = weight.shape[0]
-    block_n, block_i, block_o, num_warps = rules.dense(in_size, out_size)
-    out = torch.empty((batch, out_size), dtype=torch.float32, device=vectors.device)
-    saved = torch.empty((batch, in_size) if save_input else (0,), dtype=torch.float32, device=vectors.device)
-    launch.start(
-        dense_fwd_kernel,
-        (rules.cdiv(batch, block_n), rules.cdiv(out_size, block_o)),
-        vectors.device,
-        out_ptr=out,
-        in_ptr=vectors,
-        saved_ptr=saved,
-        weight_ptr=weight.contiguous(),
-        bias_ptr=bias.contiguous(),
-        batch=batch,
-        in_size=in_size,
-        out_size=out_size,
-        splits=splits,
-        divisor=float(divisor),
-        SAVE_INPUT=save_input,
-        SIGMOID=sigmoid,
-        BLOCK_N=block_n,
-        BLOCK_O=block_o,
-        BLOCK_I=block_i,
-        num_warps=num_warps,
-    )
-    return out, saved
-
-
-def dense_bwd(
-    dout: Tensor, out: Tensor, weight: Tensor, *, sigmoid: bool, divisor: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The gradient of a layer's input before its division, ``(N, I)``, and that of its logits, ``(N, O)``; float32.
-
-    ``dout`` ``(N, S, O)`` and ``out`` ``(N, O)`` float32, ``weight`` ``(O, I)``.
-    """
-    from ..kernels.dense import dense_bwd_kernel
-
-    batch, splits, out_size = dout.shape
-    in_size = weight.shape[1]
-    block_n, block_o, block_i, num_warps = rules.dense(out_size, in_size)
-    din = torch.empty((batch, in_size), dtype=torch.float32, device=dout.device)
-    dlogit = torch.empty((batch, out_size), dtype=torch.float32, device=dout.device)
-    launch.start(
-        dense_bwd_kernel,
-        (rules.cdiv(batch, block_n), rules.cdiv(in_size, block_i)),
-        dout.device,
-        din_ptr=din,
-        dlogit_ptr=dlogit,
-        dout_ptr=dout,
-        out_ptr=out,
-        weight_ptr=weight.contiguous(),
-        batch=batch,
-        in_size=in_size,
-        out_size=out_size,
-        splits=splits,
-        divisor=float(divisor),
-        SIGMOID=sigmoid,
-        BLOCK_N=block_n,
-        BLOCK_O=block_o,
-        BLOCK_I=block_i,
-        num_warps=num_warps,
-    )
-    return din, dlogit
-
-
-def bottleneck_weights_bwd(
-    mean: Tensor, dlogit1: Tensor, hidden: Tensor, dlogit2: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of weight1 ``(M, C)``, bias1, weight2 ``(C, M)`` and bias2, in ``dtype``.
-
-    ``mean`` and ``dlogit2`` ``(N, C)``, ``dlogit1`` and ``hidden`` ``(N, M)``, all float32.
-    """
-    from ..kernels.dense import bottleneck_weights_bwd_kernel
-
-    batch, channels = mean.shape
-    hidden_size = hidden.shape[1]
-    config = rules.bottleneck_weights(channels, hidden_size)
-    shapes = ((hidden_size, channels), (hidden_size,), (channels, hidden_size), (channels,))
-    dweight1, dbias1, dweight2, dbias2 = (torch.empty(shape, dtype=dtype, device=mean.device) for shape in shapes)
-    launch.start(
-        bottleneck_weights_bwd_kernel,
-        (rules.cdiv(channels, config["BLOCK_C"]), rules.cdiv(hidden_size, config["BLOCK_M"])),
-        mean.device,
-        dweight1_ptr=dweight1,
-        dbias1_ptr=dbias1,
-        dweight2_ptr=dweight2,
-        dbias2_ptr=dbias2,
-        mean_ptr=mean,
-        dlogit1_ptr=dlogit1,
-        hidden_ptr=hidden,
-        dlogit2_ptr=dlogit2,
-        batch=batch,
-        channels=channels,
-        hidden_size=hidden_size,
-        **config,
-    )
-    return dweight1, dbias1, dweight2, dbias2
+    return dlogit, partial
 
 
 def apply_fwd(
-    x: Tensor, gate: Tensor, channels_last: bool, shortcut: Tensor | None = None, save_bits: bool = False
-) -> tuple[Tensor, Tensor]:
-    """``x · gate``, or ``relu(x · gate + shortcut)``, and the bits of ReLU's mask if they are to be saved.
+    x: Tensor,
+    channels_last: bool,
+    network: Network,
+    weights: dict[str, Tensor | None],
+    pooled: Pooled | None = None,
+    hidden: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    *,
+    saves: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``x · gate``, or ``relu(x · gate + shortcut)``; with ``saves`` also the gate ``(N, C)`` and the mask's bits.
 
-    ``gate`` ``(N, C)`` float32. The bits are ``(N, outer, ceil(inner / 8))`` uint8.
+    The gate comes from ``hidden`` ``(N, K · parts, M)`` or from what was ``pooled``. The bits are
+    ``(N, outer, ceil(inner / 8))`` uint8.
     """
     from ..kernels.apply_gate import apply_gate_fwd_kernel
 
-    outer, inner = rows(x, channels_last)
-    config = rules.apply_gate(outer, inner, channels_last)
+    batch, channels, height, width = x.shape
+    positions = height * width
+    config = rules.apply_gate(channels, positions, channels_last)
     y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last, save_bits)
-    unit, strides = in_units(channels_last, inner, y=y, x=x, s=shortcut)
+    gate = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) if saves else None
+    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
+    unit, strides = in_units(channels_last, channels if channels_last else positions, y=y, x=x, s=shortcut)
+    splits = rules.splits(positions)
+    hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_fwd_kernel,
-        (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
         x.device,
         y_ptr=y,
+        gate_ptr=gate,
         bits_ptr=bits,
         x_ptr=x,
-        gate_ptr=gate,
         shortcut_ptr=shortcut,
-        outer_size=outer,
-        inner_size=inner // unit,
+        sum_ptr=None if pooled is None else pooled.sums,
+        peak_ptr=None if pooled is None else pooled.peak,
+        hidden_ptr=hidden,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
+        splits=splits,
+        hidden_size=network.size,
+        parts=hidden_parts,
         HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=save_bits,
+        SAVE_GATE=saves,
+        SAVE_BITS=bits is not None,
+        NETWORK=network.kind,
+        HIDDEN_RELU=network.hidden_relu,
+        ACTIVATION=network.activation,
+        MEAN=network.mean,
+        MAX=network.max,
         CHANNELS_LAST=channels_last,
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        BLOCK_S=rules.parts_block(max(splits, hidden_parts)),
+        **weights,
         **strides,
         **config,
     )
-    return y, bits
+    return y, gate, bits
 
 
 def apply_bwd(
-    grad: Tensor, x: Tensor, gate: Tensor, dsum: Tensor, channels_last: bool, bits: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """``dx = grad · gate + dsum``, and with ``bits`` the gradient of the shortcut (else an empty tensor).
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    bits: Tensor | None,
+    channels_last: bool,
+    network: Network,
+    weights: dict[str, Tensor | None],
+    pooled: Pooled,
+    *,
+    dlogit: Tensor | None = None,
+    dhidden: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of the map, and with ``bits`` that of the shortcut.
 
-    ``gate`` and ``dsum`` ``(N, C)`` float32. Of ``x`` only the layout is looked at.
+    The pooled vectors' gradient comes from ``dhidden`` ``(N, parts, M)`` and ``hidden`` ``(N, K · parts, M)``, or from
+    ``dlogit`` ``(N, S, C)``. Only where maxima are tied is ``x`` read; else only its layout is looked at.
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
 
-    outer, inner = rows(grad, channels_last)
-    config = rules.apply_gate(outer, inner, channels_last)
+    batch, channels, height, width = grad.shape
+    positions = height * width
+    config = rules.apply_gate(channels, positions, channels_last)
     dx = empty_map(x, channels_last)
     dshortcut = None if bits is None else empty_map(x, channels_last)
-    unit, strides = in_units(channels_last, inner, x=dx, s=dshortcut, g=grad)
+    map_read = x if network.max else None
+    unit, strides = in_units(
+        channels_last, channels if channels_last else positions, d=dx, s=dshortcut, g=grad, x=map_read
+    )
+    splits = rules.splits(positions)
+    dhidden_parts = 1 if dhidden is None else dhidden.shape[1]
+    hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_bwd_kernel,
-        (grad.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
         grad.device,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
         grad_ptr=grad,
+        x_ptr=map_read,
         bits_ptr=bits,
         gate_ptr=gate,
-        dsum_ptr=dsum,
-        outer_size=outer,
-        inner_size=inner // unit,
+        peak_ptr=pooled.peak,
+        winner_ptr=pooled.winner,
+        dlogit_ptr=dlogit,
+        dhidden_ptr=dhidden,
+        hidden_ptr=hidden,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
+        splits=splits,
+        hidden_size=network.size,
+        dhidden_parts=dhidden_parts,
+        parts=hidden_parts,
         HAS_SHORTCUT=bits is not None,
+        NETWORK=network.kind,
+        HIDDEN_RELU=network.hidden_relu,
+        MEAN=network.mean,
+        MAX=network.max,
         CHANNELS_LAST=channels_last,
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        BLOCK_S=rules.parts_block(max(splits, hidden_parts, dhidden_parts)),
+        **weights,
         **strides,
         **config,
     )
-    return dx, grad.new_empty(0) if dshortcut is None else dshortcut
+    return dx, dshortcut
 
 
-def empty_bits(x: Tensor, channels_last: bool, wanted: bool) -> Tensor:
+def empty_bits(x: Tensor, channels_last: bool, wanted: bool = True) -> Tensor:
     """Room for the mask of a map, eight positions of a row to a byte, or an empty tensor."""
     outer, inner = rows(x, channels_last)
     shape = (x.shape[0], outer, rules.cdiv(inner, 8)) if wanted else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
+
+
+def or_empty(like: Tensor, given: Tensor | None) -> Tensor:
+    """``given``, or in its place an empty tensor: an op's results are tensors all."""
+    return like.new_empty(0) if given is None else given
+
+
+def or_none(given: Tensor) -> Tensor | None:
+    """The other way round: None for the empty tensor that stood for it (a vector's have more dimensions)."""
+    return None if given.dim() == 1 else given

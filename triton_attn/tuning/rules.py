@@ -34,53 +34,102 @@ def unit(itemsize: int, batch_stride: int, *sizes: int) -> int:
     return math.gcd(16, batch_stride, *sizes) if batch_stride * itemsize % 16 == 0 else 1
 
 
+def splits(positions: int) -> int:
+    """In how many parts the positions of a map are reduced."""
+    return max(cdiv(positions, SPLIT), 1)
+
+
+def channel_block(channels: int, positions: int, channels_last: bool) -> int:
+    """How many channels one program of the squeeze sees. What it makes of them is a part of a sum over channels.
+
+    A fake needs it too, where positions may be a symbol: they are only compared.
+    """
+    most = (256 if positions <= 64 else 128) if channels_last else (32 if positions >= SPLIT else 64)
+    return min(max(power_of_two(int(channels)), 8 if channels_last else 1), most)
+
+
 @cache
-def channel_sum(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
-    """Blocks for the sum over positions.
+def squeeze(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for a reduction over positions.
 
     A thread adds up every BLOCK_P-th position of a split, then these sums are added: both about the root of SPLIT long,
     which is what keeps the rounding error of a long sum small.
     """
+    block_c = channel_block(channels, positions, channels_last)
     if channels_last:
-        block_c = min(max(power_of_two(channels), 8), 128)
-        block_p = min(32, power_of_two(positions))
+        block_p = min(32, TILE // block_c, power_of_two(positions))
     else:
-        block_p = min(max(power_of_two(positions), 8), 128)
-        block_c = min(TILE // block_p, power_of_two(channels))
+        block_p = min(max(power_of_two(positions), 8), 128 if positions >= SPLIT else 64)
     return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": min(max(block_c * block_p // 512, 1), 8)}
 
 
 @cache
-def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
-    """Blocks for the gating multiply over (outer, inner) rows.
+def layer_block(size: int, block_c: int) -> int:
+    """How many units of a gate network's layer are computed at once, beside ``block_c`` channels."""
+    return min(power_of_two(size), max(TILE // 4 // block_c, 1))
 
-    Every tile reads its channels' gates again, 4 bytes each: many positions to a tile make that little.
+
+def tap_block(kernel_size: int) -> int:
+    """How many taps of a convolution over channels are computed at once."""
+    return min(power_of_two(kernel_size), 8)
+
+
+@cache
+def parts_block(parts: int) -> int:
+    """How many parts of a sum are read at once."""
+    return min(power_of_two(parts), 16)
+
+
+@cache
+def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for the gating multiply, and the span of positions that computes its channels' gates once.
+
+    A thread has 16 elements of a tile, or 8 where rows are not aligned and go element by element.
     """
-    # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
-    per_thread = 32 if inner % 8 == 0 else 16
     if channels_last:
-        block_inner = min(max(power_of_two(inner), 8), 64)
-        block_outer = min(8 * per_thread, power_of_two(outer))
+        block_c = min(max(power_of_two(channels), 8), 64)
+        block_p = min(TILE // 2 // block_c, power_of_two(positions))
     else:
-        block_inner = min(max(power_of_two(inner), 8), 1024)
-        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
-    num_warps = min(max(block_outer * block_inner // (32 * per_thread), 1), 16)
-    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
+        block_p = min(max(power_of_two(positions), 8), 512)
+        block_c = min(TILE // block_p, power_of_two(channels))
+    per_thread = 16 if (channels if channels_last else positions) % 8 == 0 else 8
+    return {
+        "SPAN": max(block_p, 128) if channels_last else 4 * block_p,
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p,
+        "num_warps": min(max(block_c * block_p // (32 * per_thread), 1), 16),
+    }
 
 
 @cache
-def dense(summed: int, kept: int) -> tuple[int, int, int, int]:
-    """Blocks (batch, summed, kept) and warps for a small dense layer that sums over one axis and keeps the other.
-
-    None of them goes by the size of the batch: warps may lie along the summed axis, and with them the order of the sum.
-    """
-    block_n, block_summed = 4, min(power_of_two(summed), 64)
-    block_kept = min(power_of_two(kept), TILE // (block_n * block_summed))
-    return block_n, block_summed, block_kept, min(max(block_n * block_summed * block_kept // 512, 1), 8)
+def bottleneck_hidden(channels: int, hidden: int, parts: int) -> dict[str, int]:
+    """Blocks for the first layer of a bottleneck. None goes by the batch: the order of a sum must not."""
+    block_s = parts_block(parts)
+    block_c = min(power_of_two(channels), max(256 // block_s, 16))
+    return {
+        "BLOCK_N": 4,
+        "BLOCK_C": block_c,
+        "BLOCK_M": min(power_of_two(hidden), TILE // (4 * block_c)),
+        "BLOCK_S": block_s,
+        "num_warps": 4,
+    }
 
 
 @cache
-def bottleneck_weights(channels: int, hidden: int) -> dict[str, int]:
-    """Blocks for the gradients of a two-layer gate network's parameters."""
+def bottleneck_weights(channels: int, hidden: int, parts: int) -> dict[str, int]:
+    """Blocks for the gradients of a bottleneck's parameters."""
     block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
-    return {"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": max(block_c * block_m // 64, 1)}
+    return {
+        "BLOCK_N": 8,
+        "BLOCK_C": block_c,
+        "BLOCK_M": block_m,
+        "BLOCK_S": min(parts_block(parts), 8),
+        "num_warps": 8 if block_c * block_m >= 512 else 4,
+    }
+
+
+@cache
+def partial_sums(size: int) -> dict[str, int]:
+    """Blocks for adding up partial results of ``size`` elements each."""
+    block_k = min(power_of_two(size), 64)
+    return {"BLOCK_P": 2048 // block_k, "BLOCK_K": block_k, "num_warps": 4}

@@ -1,0 +1,116 @@
+"""Gates of one value per channel, from pooled channels: what SE, ECA and coordinate attention have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .common import add_shortcut
+
+POOLS = ("mean", "max", "both")
+HIDDEN_ACTIVATIONS = ("relu", "none")
+ACTIVATIONS = ("sigmoid", "hard_sigmoid", "none")
+
+
+def pooled(x: Tensor, pool: str) -> list[Tensor]:
+    """The means over positions, the maxima, or both, ``(N, C)`` each. Tied maxima share the gradient evenly."""
+    means = [x.mean((2, 3))] if pool != "max" else []
+    return [*means, x.amax((2, 3))] if pool != "mean" else means
+
+
+def activate(logits: Tensor, activation: str) -> Tensor:
+    """A gate's last step."""
+    if activation == "none":
+        return logits
+    return torch.sigmoid(logits) if activation == "sigmoid" else F.hardsigmoid(logits)
+
+
+def bottleneck_gate(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    pool: str = "mean",
+    hidden_activation: str = "relu",
+    activation: str = "sigmoid",
+) -> Tensor:
+    """The gate of two dense layers, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.channel_gate`."""
+    hidden = [F.linear(vector, weight1, bias1) for vector in pooled(x, pool)]
+    if hidden_activation == "relu":
+        hidden = [F.relu(each) for each in hidden]
+    first, *rest = (F.linear(each, weight2, bias2) for each in hidden)
+    return activate(sum(rest, first), activation)[:, :, None, None]
+
+
+def channel_gate(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    shortcut: Tensor | None = None,
+    *,
+    pool: str = "mean",
+    hidden_activation: str = "relu",
+    activation: str = "sigmoid",
+) -> Tensor:
+    """:func:`triton_attn.functional.channel_gate` in plain PyTorch."""
+    gate = bottleneck_gate(
+        x, weight1, bias1, weight2, bias2, pool=pool, hidden_activation=hidden_activation, activation=activation
+    )
+    return add_shortcut(x * gate, shortcut)
+
+
+def neighbours_gate(x: Tensor, weight: Tensor, *, pool: str = "mean", activation: str = "sigmoid") -> Tensor:
+    """The gate of a convolution over channels, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.eca`."""
+    first, *rest = (
+        F.conv1d(vector.unsqueeze(1), weight.view(1, 1, -1), padding=weight.numel() // 2).squeeze(1)
+        for vector in pooled(x, pool)
+    )
+    return activate(sum(rest, first), activation)[:, :, None, None]
+
+
+def eca(
+    x: Tensor, weight: Tensor, shortcut: Tensor | None = None, *, pool: str = "mean", activation: str = "sigmoid"
+) -> Tensor:
+    """:func:`triton_attn.functional.eca` in plain PyTorch."""
+    return add_shortcut(x * neighbours_gate(x, weight, pool=pool, activation=activation), shortcut)
+
+
+def check_bottleneck(weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> None:
+    """Raise a ValueError or TypeError that names the argument unless the parameters fit together."""
+    if weight1.dim() != 2:
+        raise ValueError(f"weight1 must be (m, C), got shape {tuple(weight1.shape)}")
+    hidden, channels = weight1.shape
+    if hidden == 0 or channels == 0:
+        raise ValueError(f"weight1 must be (m, C) with m and C of at least 1, got shape {tuple(weight1.shape)}")
+    for name, value, shape in (
+        ("bias1", bias1, (hidden,)),
+        ("weight2", weight2, (channels, hidden)),
+        ("bias2", bias2, (channels,)),
+    ):
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"{name} must be {shape} beside a weight1 of {(hidden, channels)}, got {tuple(value.shape)}"
+            )
+        if value.dtype != weight1.dtype:
+            raise TypeError(f"{name} is {value.dtype}, but weight1 is {weight1.dtype}")
+        if value.device != weight1.device:
+            raise ValueError(f"{name} is on {value.device}, but weight1 is on {weight1.device}")
+
+
+def check_neighbours(weight: Tensor) -> None:
+    """Raise a ValueError that names the argument unless it is the weight of such a convolution."""
+    if weight.numel() != max(weight.shape, default=0) or weight.numel() % 2 == 0:
+        raise ValueError(f"weight must hold an odd number of taps, (K,) or (1, 1, K), got shape {tuple(weight.shape)}")
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise a ValueError that names the argument unless its value is one of those known."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")

@@ -1,0 +1,96 @@
+"""Sums and maxima that come in parts: tensors of (rows, S, size), one part for each split of what they go over.
+
+Parts are combined in their own order, so the result is the same whatever reads it. They are read as tiles, all at once:
+one after another each would cost a round trip to the L2 cache.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def part_offsets(row, i, inside, size, parts, start, BLOCK_S: tl.constexpr):
+    """Where the parts from ``start`` on lie, (rows, BLOCK_S, elements), and which of them exist."""
+    s = start + tl.arange(0, BLOCK_S)
+    offsets = (row.to(tl.int64)[:, None] * parts + s[None, :])[:, :, None] * size + i[None, None, :]
+    return offsets, (s < parts)[None, :, None] & inside[:, None, :]
+
+
+@triton.jit
+def sum_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
+    """``Σ_s t[row, s, i]`` as (rows, elements); 0 where not ``inside``, which is (rows, elements)."""
+    total = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.float32)
+    for start in range(0, parts, BLOCK_S):
+        offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+        total += tl.load(ptr + offsets, mask=mask, other=0.0)
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
+def max_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
+    """``max_s t[row, s, i]`` as (rows, elements), NaN where any is; 0 where not ``inside``."""
+    best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
+    nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+    for start in range(0, parts, BLOCK_S):
+        offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+        part = tl.load(ptr + offsets, mask=mask, other=float("-inf"))
+        nan |= (part != part).to(tl.int32)
+        best = tl.where(part > best, part, best)
+    best = tl.where(tl.max(nan, axis=1) > 0, float("nan"), tl.max(best, axis=1))
+    return tl.where(inside, best, 0.0)
+
+
+@triton.jit
+def peak_parts(peak_ptr, winner_ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
+    """The maximum over the parts, as :func:`max_parts`, and its winner as :func:`winner_of` writes it."""
+    best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
+    nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+    position = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+    ties = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+    for start in range(0, parts, BLOCK_S):
+        offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+        part = tl.load(peak_ptr + offsets, mask=mask, other=float("-inf"))
+        winner = tl.load(winner_ptr + offsets, mask=mask, other=0)
+        nan |= (part != part).to(tl.int32)
+        count = tl.where(mask, tl.where(winner < 0, -winner, 1), 0)
+        ties = tl.where(part > best, count, ties + tl.where(part == best, count, 0))
+        position = tl.where(part > best, winner, position)
+        best = tl.where(part > best, part, best)
+    peak = tl.max(best, axis=1)
+    at_peak = best == peak[:, None, :]
+    ties = tl.sum(tl.where(at_peak, ties, 0), axis=1)
+    position = tl.sum(tl.where(at_peak, position, 0), axis=1)
+    nan = tl.max(nan, axis=1) > 0
+    return tl.where(nan, float("nan"), peak), winner_of(position, ties, nan)
+
+
+@triton.jit
+def winner_of(position, ties, nan):
+    """One number for where a maximum is: the position where it is once, else minus how often it is there.
+
+    A NaN is nowhere, and its number is minus the largest there is: PyTorch shares its gradient among none.
+    """
+    return tl.where(nan, -2147483647, tl.where(ties == 1, position, -ties))
+
+
+@triton.jit
+def pooled_value(
+    sum_ptr,
+    peak_ptr,
+    row,
+    i,
+    inside,
+    channels,
+    splits,
+    positions,
+    MEAN: tl.constexpr,
+    MAX: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """The mean, the maximum or their sum, as (rows, channels): what a network that is linear in them wants."""
+    value = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
+    if MEAN:
+        value += sum_parts(sum_ptr, row, i, inside, channels, splits, BLOCK_S) / positions
+    if MAX:
+        value += max_parts(peak_ptr, row, i, inside, channels, splits, BLOCK_S)
+    return value
