@@ -197,9 +197,10 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
 def test_block(request: pytest.FixtureRequest, benchmark: Any, session: Session, case: Case, provider: str) -> None:
     """Time one provider on one case, after its result was checked."""
     if session.case != case:
-        items = [item for item in request.session.items if isinstance(item, pytest.Function)]
-        chosen = [item.callspec.params for item in items if hasattr(item, "callspec")]
-        session.measure(case, [each["provider"] for each in chosen if each.get("case") == case])
+        # Only those that were asked for: compiling takes long.
+        calls: list[Any] = [getattr(item, "callspec", None) for item in request.session.items]
+        chosen = [call.params["provider"] for call in calls if call and call.params.get("case") == case]
+        session.measure(case, chosen)
     if provider in session.refused:
         error = session.refused[provider]
         pytest.skip(str(error)) if isinstance(error, NotServed) else pytest.fail(f"not timed: {error}")

@@ -49,7 +49,9 @@ CEILINGS = {
     "dual": BOTH_POOLS,
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),
     "gate": Ceiling(2, 3, mask_reads=1, channels=256),
-    "gate, own signal": Ceiling(3, 5, mask_reads=1, channels=256),
+    # The design names no passes for these: x and y, the signal, and its convolution, of half the channels, written and
+    # read. Backward: the gradients of them all, and x and the signal once more.
+    "gate, own signal": Ceiling(4, 6.5, mask_reads=1, channels=256),
 }
 
 

@@ -12,10 +12,10 @@ import json
 import multiprocessing
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,8 @@ class Row:
     loads: int
     stores: int
     tensor_cores: int
-    blocks: str
-    programs: int
+    blocks: str = ""
+    programs: int = 0
 
 
 def launches(blocks: Iterable[str], quick: bool) -> dict[Launch, set[Use]]:
@@ -114,15 +114,29 @@ def _compile(job: tuple[Launch, str]) -> Report:
 
 def rows_of(found: Iterable[tuple[Launch, set[Use], Report]]) -> list[Row]:
     """The table: programs that came out alike are one row."""
-    alike: dict[tuple[Any, ...], list[set[Use]]] = defaultdict(list)
+    alike: dict[Row, list[Use]] = defaultdict(list)
+    programs: Counter[Row] = Counter()
     for launch, uses, report in found:
         layout, dtype = (", ".join(sorted({getattr(use, key) for use in uses})) for key in ("layout", "dtype"))
-        became = (report.num_warps, report.registers, report.spilled, report.shared, round(report.occupancy, 3))
-        accesses = (report.widest_load, report.widest_store, report.tensor_cores)
-        alike[(launch.name, report.target, dtype, layout, *became, *accesses)].append(uses)
+        row = Row(
+            kernel=launch.name,
+            target=report.target,
+            dtype=dtype,
+            layout=layout,
+            warps=report.num_warps,
+            registers=report.registers,
+            spilled=report.spilled,
+            shared=report.shared,
+            occupancy=round(report.occupancy, 3),
+            loads=report.widest_load,
+            stores=report.widest_store,
+            tensor_cores=report.tensor_cores,
+        )
+        alike[row] += uses
+        programs[row] += 1
     rows = (
-        Row(*key, ", ".join(sorted({use.block for uses in programs for use in uses})), len(programs))
-        for key, programs in alike.items()
+        replace(row, blocks=", ".join(sorted({use.block for use in uses})), programs=programs[row])
+        for row, uses in alike.items()
     )
     return sorted(rows, key=lambda row: (row.kernel, TARGETS.index(row.target), *astuple(row)))
 

@@ -277,7 +277,7 @@ def _read_cubin(target: str, cubin: bytes, num_warps: int, shared: int) -> Repor
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        command = [tool, "-res-usage", "-sass", path]
+        command = [str(tool), "-res-usage", "-sass", str(path)]
         code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers = int(re.search(r"\bREG:(\d+)", code).group(1))  # type: ignore[union-attr]
     local = re.search(r"\bLOCAL:(\d+)", code)

@@ -109,6 +109,7 @@ def timm(setup: Setup) -> nn.Module:
     from timm.layers.cbam import CbamModule
 
     channels = setup.x.shape[1]
+    block: nn.Module
     if setup.case.block == "cbam":
         block = CbamModule(channels)
         return block.to(setup.x.device, setup.x.dtype)

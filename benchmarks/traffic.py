@@ -127,7 +127,7 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
     inputs = {name: t.requires_grad_() for name, t in inputs.items()}
     block = triton_attn.create_attention(case.block, shape[1]).to(DTYPE)
     parameters = list(block.parameters())
-    served = triton_attn.explain(block, x)[0].backend == "triton"
+    served = triton_attn.explain(block, x[:1, :, :1, :1])[0].backend == "triton"
 
     def run(backend: Any) -> tuple[Counted, Counted]:
         with triton_attn.use_backend(backend):
