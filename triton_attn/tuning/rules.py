@@ -84,3 +84,83 @@ def bottleneck_weights(channels: int, hidden: int) -> dict[str, int]:
     """Blocks for the gradients of a two-layer gate network's parameters."""
     block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
     return {"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": max(block_c * block_m // 64, 1)}
+
+
+# A gate from a network at every position keeps all of a position's channels, and the gradient of weight1, in registers.
+FUSED_CHANNELS = 256
+FUSED_WEIGHTS = 128 * 256
+
+
+def position_gate_is_fused(channels: int, hidden: int, outputs: int) -> bool:
+    """Whether one kernel makes the gates of a position; else the library multiplies, and a kernel applies the gates."""
+    padded = max(power_of_two(channels), 16) * max(power_of_two(hidden), 16)
+    return channels <= FUSED_CHANNELS and padded * (2 if outputs > 1 else 1) <= FUSED_WEIGHTS
+
+
+@cache
+def position_gate_fwd(channels: int, hidden: int, itemsize: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for the gates of a tile of positions; ``itemsize`` is that of what is multiplied."""
+    block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
+    block_m = min(padded, 32)
+    block_p = min(max(TILE * 4 // (block_c * itemsize), 16), 128)
+    num_warps = 8 if block_c * block_p >= 8192 else 4
+    return {
+        "BLOCK_P": block_p,
+        "BLOCK_C": block_c,
+        "BLOCK_M": block_m,
+        "CHUNKS": padded // block_m,
+        "num_warps": num_warps,
+    }
+
+
+@cache
+def position_gate_bwd(channels: int, hidden: int, itemsize: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for the backward of the gates of a tile of positions."""
+    block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
+    block_m = min(padded, 32)
+    block_p = min(max(TILE * 4 // (block_c * itemsize), 16), 64)
+    num_warps = 8 if block_c * padded >= 8192 else 4
+    return {
+        "BLOCK_P": block_p,
+        "BLOCK_C": block_c,
+        "BLOCK_M": block_m,
+        "CHUNKS": padded // block_m,
+        "num_warps": num_warps,
+    }
+
+
+def position_gate_runs(elements: int, tiles: int, parameters: int) -> tuple[int, int]:
+    """How many programs share the backward's tiles, and how many tiles each walks; by shape alone.
+
+    Every program leaves float32 sums as long as all parameters, to be read again: 8 bytes for each. Beside the 6 bytes
+    that the backward moves per element of a 16-bit map that is 1% where it can be, and else what it takes to have a
+    program per 2¹⁸ elements, up to 128.
+    """
+    programs = max(elements // (128 * parameters), min(elements // 2**18, 128), 1)
+    run = max(cdiv(tiles, min(programs, 1024)), 1)
+    return cdiv(tiles, run), run
+
+
+@cache
+def partial_sums(size: int) -> dict[str, int]:
+    """Blocks for adding partial sums of ``size`` elements in order."""
+    block_k = min(max(power_of_two(size), 16), 128)
+    return {"BLOCK_S": 16, "BLOCK_K": block_k, "num_warps": 4}
+
+
+@cache
+def map_gate_fwd(outer: int, inner: int) -> dict[str, int]:
+    """Blocks for the multiply by gates that come as a map."""
+    block_inner = min(max(power_of_two(inner), 8), 256)
+    block_outer = min(TILE // block_inner, power_of_two(outer))
+    num_warps = min(max(block_outer * block_inner // 512, 1), 8)
+    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
+
+
+@cache
+def map_gate_bwd(channels: int, positions: int, channels_last: bool, per_channel: bool) -> dict[str, int]:
+    """Blocks for its backward. Where a program walks over all channels, it takes few positions: they are the grid."""
+    limit_p = (64 if channels_last else 256) if per_channel else (16 if channels_last else 32)
+    block_p = min(max(power_of_two(positions), 8), limit_p)
+    block_c = min(max(power_of_two(channels), 8), TILE // 2 // block_p)
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": min(max(block_p * block_c // 512, 1), 8)}
