@@ -258,7 +258,8 @@ def _network(
         "signal_ptr": signal,
         "stride_hn": 0 if signal is None else signal.stride(0),
         "stride_ho": 0 if signal is None else row_stride(signal, channels_last),
-        "hidden_size": weight1.shape[0],
+        "CHANNELS": weight1.shape[1],
+        "HIDDEN": weight1.shape[0],
         "PER_CHANNEL": weight2.shape[0] > 1,
         "HAS_SIGNAL": signal is not None,
         "DOT": dot,
@@ -268,11 +269,10 @@ def _network(
 
 
 def _map_strides(channels_last: bool, x: Tensor, **maps: Tensor | None) -> dict[str, Any]:
-    """Strides and sizes of maps like ``x``, in units."""
-    outer, inner = rows(x, channels_last)
-    unit, strides = in_units(channels_last, inner, x=x, **maps)
-    channels, positions = (inner // unit, outer) if channels_last else (outer, inner // unit)
-    return {"CHANNELS_LAST": channels_last, "channels": channels, "positions": positions, **strides}
+    """Strides and positions of maps like ``x``, in units."""
+    unit, strides = in_units(channels_last, rows(x, channels_last)[1], x=x, **maps)
+    positions = x.shape[2] * x.shape[3]
+    return {"CHANNELS_LAST": channels_last, "positions": positions if channels_last else positions // unit, **strides}
 
 
 class _PositionGate(torch.autograd.Function):

@@ -126,6 +126,7 @@ def position_gate_bwd(channels: int, hidden: int, itemsize: int, channels_last: 
         "BLOCK_M": block_m,
         "CHUNKS": padded // block_m,
         "num_warps": num_warps,
+        "num_stages": 1,
     }
 
 
