@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .. import backend
 from ..tuning import rules
 from . import launch
-from .gating import empty_bits, in_units
+from .gating import in_units
 from .layout import empty_map, row_stride, rows, served
 from .library import below_autograd, register
 from .map_gate import map_gate
@@ -75,7 +75,7 @@ def position_gate(
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
         return torch.relu(position_gate(x, weight1, bias1, weight2, bias2, signal) + shortcut)
     x, channels_last = served(x)
-    if not rules.position_gate_is_fused(x.shape[1], weight1.shape[0], weight2.shape[0]):
+    if not rules.position_gate_is_fused(x.shape[1], weight1.shape[0], weight2.shape[0], x.itemsize):
         hidden = F.conv2d(x, weight1, bias1)
         hidden = hidden if signal is None else hidden + signal
         return map_gate(x, F.conv2d(F.relu(hidden), weight2, bias2), shortcut)
@@ -103,8 +103,8 @@ def forward(
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     y = empty_map(x, channels_last)
     save_bits = saves and shortcut is not None
-    bits = empty_bits(x, channels_last, save_bits)
-    config = rules.position_gate_fwd(x.shape[1], weight1.shape[0], _itemsize(x), channels_last)
+    bits = _empty_bits(x, save_bits)
+    config = rules.position_gate_fwd(x.shape[1], weight1.shape[0], x.itemsize)
     launch.start(
         position_gate_fwd_kernel,
         (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -133,7 +133,7 @@ def _forward_fake(
     saves: bool,
 ) -> Tensors:
     x, channels_last = served(x)
-    return empty_map(x, channels_last), empty_bits(x, channels_last, saves and shortcut is not None)
+    return empty_map(x, channels_last), _empty_bits(x, saves and shortcut is not None)
 
 
 def backward(
@@ -158,7 +158,7 @@ def backward(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     batch, channels, height, width = x.shape
-    config = rules.position_gate_bwd(channels, weight1.shape[0], _itemsize(x), channels_last)
+    config = rules.position_gate_bwd(channels, weight1.shape[0], x.itemsize)
     tiles = batch * rules.cdiv(height * width, config["BLOCK_P"])
     size = _parameters(weight1, weight2)
     programs, run = rules.position_gate_runs(x.numel(), tiles, size)
@@ -216,13 +216,15 @@ def _backward_fake(
     )
 
 
+def _empty_bits(x: Tensor, wanted: bool) -> Tensor:
+    """Room for the mask of a map, eight channels of a position to a byte in both layouts, or an empty tensor."""
+    batch, channels, height, width = x.shape
+    shape = (batch, height * width, rules.cdiv(channels, 8)) if wanted else (0,)
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+
+
 def _parameters(weight1: Tensor, weight2: Tensor) -> int:
     return weight1.numel() + weight1.shape[0] + weight2.numel() + weight2.shape[0]
-
-
-def _itemsize(x: Tensor) -> int:
-    """Bytes of an element of what is multiplied in the products with most registers."""
-    return 2 if x.dtype == torch.bfloat16 else 4
 
 
 def _network(
@@ -239,11 +241,9 @@ def _network(
 
     if signal is not None:
         signal, _ = served(signal, channels_last)
-    dot = hidden_dot = tl.float32
-    if x.dtype == torch.float16:
-        dot = tl.float16
-    elif x.dtype == torch.bfloat16 and not backend.interpreting():
-        dot = hidden_dot = tl.bfloat16
+    dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[x.dtype]
+    if dot == tl.bfloat16 and backend.interpreting():
+        dot = tl.float32  # the interpreter cannot multiply bfloat16
     if torch.version.hip is not None:
         precision = "ieee"  # AMD's matrix cores multiply float32 as it is
     elif x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
@@ -263,7 +263,6 @@ def _network(
         "PER_CHANNEL": weight2.shape[0] > 1,
         "HAS_SIGNAL": signal is not None,
         "DOT": dot,
-        "HIDDEN_DOT": hidden_dot,
         "PRECISION": precision,
     }
 

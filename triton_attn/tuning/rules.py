@@ -86,20 +86,21 @@ def bottleneck_weights(channels: int, hidden: int) -> dict[str, int]:
     return {"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": max(block_c * block_m // 64, 1)}
 
 
-# A gate from a network at every position keeps all of a position's channels, and the gradient of weight1, in registers.
+# A gate from a network at every position: all channels of a position are in one tile, and weight1, as float32 sums of
+# its gradient too, is in a program's reach. In bytes of what is multiplied.
 FUSED_CHANNELS = 256
-FUSED_WEIGHTS = 128 * 256
+FUSED_WEIGHT = 64 * 1024
 
 
-def position_gate_is_fused(channels: int, hidden: int, outputs: int) -> bool:
+def position_gate_is_fused(channels: int, hidden: int, outputs: int, itemsize: int) -> bool:
     """Whether one kernel makes the gates of a position; else the library multiplies, and a kernel applies the gates."""
     padded = max(power_of_two(channels), 16) * max(power_of_two(hidden), 16)
-    return channels <= FUSED_CHANNELS and padded * (2 if outputs > 1 else 1) <= FUSED_WEIGHTS
+    return channels <= FUSED_CHANNELS and padded * itemsize * (4 if outputs > 1 else 1) <= FUSED_WEIGHT
 
 
 @cache
-def position_gate_fwd(channels: int, hidden: int, itemsize: int, channels_last: bool) -> dict[str, int]:
-    """Blocks for the gates of a tile of positions; ``itemsize`` is that of what is multiplied."""
+def position_gate_fwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
+    """Blocks for the gates of a tile of positions; ``itemsize`` is the map's."""
     block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
     block_m = min(padded, 32)
     block_p = min(max(TILE * 4 // (block_c * itemsize), 16), 128)
@@ -114,20 +115,12 @@ def position_gate_fwd(channels: int, hidden: int, itemsize: int, channels_last: 
 
 
 @cache
-def position_gate_bwd(channels: int, hidden: int, itemsize: int, channels_last: bool) -> dict[str, int]:
+def position_gate_bwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
     """Blocks for the backward of the gates of a tile of positions."""
-    block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
-    block_m = min(padded, 32)
-    block_p = min(max(TILE * 4 // (block_c * itemsize), 16), 64)
-    num_warps = 8 if block_c * padded >= 8192 else 4
-    return {
-        "BLOCK_P": block_p,
-        "BLOCK_C": block_c,
-        "BLOCK_M": block_m,
-        "CHUNKS": padded // block_m,
-        "num_warps": num_warps,
-        "num_stages": 1,
-    }
+    block_c, block_m = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
+    block_p = min(max(TILE // 2 // block_c, 16), 64)
+    num_warps = 8 if block_c * max(block_m, 16) >= 4096 else 4
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": num_warps, "num_stages": 1}
 
 
 def position_gate_runs(elements: int, tiles: int, parameters: int) -> tuple[int, int]:
