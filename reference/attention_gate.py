@@ -49,7 +49,7 @@ def attention_gate(
     gating: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
-    """The attention gate as a function, in plain PyTorch; shapes as in :func:`triton_attn.functional.attention_gate`."""
+    """The block as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.attention_gate`."""
     return add_shortcut(x * spatial_gate(x, weight1, bias1, weight2, bias2, psi_weight, psi_bias, gating), shortcut)
 
 

@@ -40,7 +40,7 @@ def load_weight(ptr, row, column, rows, columns, DOT: tl.constexpr):
 @triton.jit
 def operand(values, DOT: tl.constexpr):
     """A float32 tile as an operand of a product: what is beyond float16 becomes its largest number, not infinite."""
-    if DOT == tl.float16:
+    if DOT == tl.float16:  # noqa: SIM300
         finite = tl.abs(values) < float("inf")
         values = tl.where(finite, tl.minimum(tl.maximum(values, -65504.0), 65504.0), values)
     return values.to(DOT)
@@ -123,7 +123,7 @@ def position_gate_fwd_kernel(
     BLOCK_M: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """y = x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2), or relu(y + shortcut) with its mask as bits."""
+    """y = x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2), or relu(… + shortcut), its mask as bits."""
     unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
     stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
     stride_sn, stride_so = stride_sn * unit, stride_so * unit

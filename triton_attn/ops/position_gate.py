@@ -46,7 +46,8 @@ def attention_gate(
 ) -> Tensor:
     """:func:`triton_attn.functional.attention_gate` on Triton, for arguments that were checked."""
     if gating is None:
-        # Two convolutions of the same map are one; PyTorch adds in float32.
+        # Two convolutions of the same map are one; PyTorch adds in float32. Where x is infinite and they would cancel
+        # to NaN, their sum is infinite: the one place where a value goes elsewhere than in the reference.
         return position_gate(x, weight1 + weight2, bias1 + bias2, psi_weight, psi_bias, None, shortcut)
     signal = F.conv2d(gating, weight2, bias2)
     if signal.shape[2:] != x.shape[2:]:

@@ -86,40 +86,40 @@ def bottleneck_weights(channels: int, hidden: int) -> dict[str, int]:
     return {"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": max(block_c * block_m // 64, 1)}
 
 
-# A gate from a network at every position: all channels of a position are in one tile, and weight1, as float32 sums of
-# its gradient too, is in a program's reach. In bytes of what is multiplied.
-FUSED_CHANNELS = 256
-FUSED_WEIGHT = 64 * 1024
+# A gate from a network at every position: one kernel has all channels of a position in a tile, the weights, and float32
+# sums of their gradients. By the map's itemsize: the most channels, and the most elements of weight1 with a gate per
+# position and with one per element. A product of float32 takes three of tensor cores', and their registers.
+FUSED = {2: (256, 256 * 128, 256 * 16), 4: (64, 64 * 32, 64 * 16)}
 
 
 def position_gate_is_fused(channels: int, hidden: int, outputs: int, itemsize: int) -> bool:
     """Whether one kernel makes the gates of a position; else the library multiplies, and a kernel applies the gates."""
+    most_channels, per_position, per_element = FUSED[itemsize]
     padded = max(power_of_two(channels), 16) * max(power_of_two(hidden), 16)
-    return channels <= FUSED_CHANNELS and padded * itemsize * (4 if outputs > 1 else 1) <= FUSED_WEIGHT
+    return channels <= most_channels and padded <= (per_element if outputs > 1 else per_position)
 
 
 @cache
 def position_gate_fwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
     """Blocks for the gates of a tile of positions; ``itemsize`` is the map's."""
     block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
-    block_m = min(padded, 32)
-    block_p = min(max(TILE * 4 // (block_c * itemsize), 16), 128)
-    num_warps = 8 if block_c * block_p >= 8192 else 4
+    block_m = min(padded, 64 // itemsize)
+    block_p = min(max(4 * TILE // (block_c * itemsize**2) * 2, 16), 256 // itemsize)
     return {
         "BLOCK_P": block_p,
         "BLOCK_C": block_c,
         "BLOCK_M": block_m,
         "CHUNKS": padded // block_m,
-        "num_warps": num_warps,
+        "num_warps": 8 if block_c * block_p >= 8192 else 4,
     }
 
 
 @cache
 def position_gate_bwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
-    """Blocks for the backward of the gates of a tile of positions."""
+    """Blocks for the backward of the gates of a tile of positions; ``itemsize`` is the map's."""
     block_c, block_m = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
-    block_p = min(max(TILE // 2 // block_c, 16), 64)
-    num_warps = 8 if block_c * max(block_m, 16) >= 4096 else 4
+    block_p = min(max(TILE // (block_c * itemsize), 16), 64)
+    num_warps = 8 if block_c * block_m >= 4096 else 4
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": num_warps, "num_stages": 1}
 
 
