@@ -76,7 +76,7 @@ def attention_gate(
     gating: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
-    """``x · σ(psi · relu(weight1 · x + bias1 + weight2 · gating + bias2) + psi_bias)``, ``relu(… + shortcut)`` with one.
+    """``x · σ(psi · relu(weight1 · x + bias1 + weight2 · gating + bias2) + psi_bias)``, or ``relu(… + shortcut)``.
 
     Differentiable once in every argument. Under ``torch.autocast`` the weights may stay float32.
 

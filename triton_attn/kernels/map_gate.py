@@ -7,26 +7,15 @@ from .common import load_bits, load_tile, relu, store_bits, store_tile
 
 
 @triton.jit
-def load_logits(
-    ptr,
-    n,
-    outer,
-    inner,
-    mask,
-    stride_n,
-    stride_outer,
-    positions,
-    PER_CHANNEL: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
-    """The logits of a tile, in float32: (BLOCK_OUTER, BLOCK_INNER), or one per position and broadcast to that."""
-    if PER_CHANNEL:
-        logits = load_tile(ptr, n, outer, inner, mask, stride_n, stride_outer)
-    else:
-        p = outer if CHANNELS_LAST else inner
-        logits = tl.load(ptr + n.to(tl.int64) * positions + p, mask=p < positions, other=0.0).to(tl.float32)
-        logits = logits[:, None] if CHANNELS_LAST else logits[None, :]
-    return logits
+def gate_of_positions(ptr, n, p, positions):
+    """σ of the logits (N, 1, H, W) at positions p, in float32."""
+    return tl.sigmoid(tl.load(ptr + n.to(tl.int64) * positions + p, mask=p < positions, other=0.0).to(tl.float32))
+
+
+@triton.jit
+def over_channels(values, CHANNELS_LAST: tl.constexpr):
+    """A value per position, spread over a tile's channels."""
+    return values[:, None] if CHANNELS_LAST else values[None, :]
 
 
 @triton.jit
@@ -68,10 +57,13 @@ def map_gate_fwd_kernel(
     mask = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
 
     x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
-    positions = outer_size if CHANNELS_LAST else inner_size
-    y = x * tl.sigmoid(
-        load_logits(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo, positions, PER_CHANNEL, CHANNELS_LAST)
-    )
+    if PER_CHANNEL:
+        gate = tl.sigmoid(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo))
+    elif CHANNELS_LAST:
+        gate = over_channels(gate_of_positions(logits_ptr, n, outer, outer_size), CHANNELS_LAST)
+    else:
+        gate = over_channels(gate_of_positions(logits_ptr, n, inner, inner_size), CHANNELS_LAST)
+    y = x * gate
     if HAS_SHORTCUT:
         y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
         if SAVE_BITS:
@@ -139,14 +131,18 @@ def map_gate_bwd_kernel(
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     outer_size, inner_size = (positions, channels) if CHANNELS_LAST else (channels, positions)
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    p = first_p + tl.arange(0, BLOCK_P)
+    if not PER_CHANNEL:
+        gate_of_position = gate_of_positions(logits_ptr, n, p, positions)
     for start in range(first_c, tl.minimum(first_c + walk, channels), BLOCK_C):
         outer_start, inner_start = (first_p, start) if CHANNELS_LAST else (start, first_p)
         outer = outer_start + tl.arange(0, BLOCK_OUTER)
         inner = inner_start + tl.arange(0, BLOCK_INNER)
         mask = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
-        gate = tl.sigmoid(
-            load_logits(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo, positions, PER_CHANNEL, CHANNELS_LAST)
-        )
+        if PER_CHANNEL:
+            gate = tl.sigmoid(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo))
+        else:
+            gate = over_channels(gate_of_position, CHANNELS_LAST)
         grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
         if HAS_SHORTCUT:
             kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
@@ -164,8 +160,6 @@ def map_gate_bwd_kernel(
             store_tile(dx_ptr, grad * gate, n, outer, inner, mask, stride_dxn, stride_dxo)
 
     if NEEDS_LOGITS and not PER_CHANNEL:
-        p = first_p + tl.arange(0, BLOCK_P)
+        dlogits = tl.sum(total, axis=1 if CHANNELS_LAST else 0) * gate_of_position * (1.0 - gate_of_position)
         offsets = n.to(tl.int64) * positions + p
-        gate = tl.sigmoid(tl.load(logits_ptr + offsets, mask=p < positions, other=0.0).to(tl.float32))
-        dlogits = tl.sum(total, axis=1 if CHANNELS_LAST else 0) * gate * (1.0 - gate)
         tl.store(dlogits_ptr + offsets, dlogits.to(dlogits_ptr.dtype.element_ty), mask=p < positions)

@@ -52,7 +52,7 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> 
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     per_channel = logits.shape[1] > 1
     outer, inner = rows(x, channels_last)
-    config = rules.map_gate_fwd(outer, inner)
+    config = rules.map_gate_fwd(outer, inner, channels_last, per_channel)
     y = empty_map(x, channels_last)
     save_bits = saves and shortcut is not None
     bits = empty_bits(x, channels_last, save_bits)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -49,9 +48,9 @@ def attention_gate(
         # Two convolutions of the same map are one; PyTorch adds in float32. Where x is infinite and they would cancel
         # to NaN, their sum is infinite: the one place where a value goes elsewhere than in the reference.
         return position_gate(x, weight1 + weight2, bias1 + bias2, psi_weight, psi_bias, None, shortcut)
-    signal = F.conv2d(gating, weight2, bias2)
+    signal = torch.conv2d(gating, weight2, bias2)
     if signal.shape[2:] != x.shape[2:]:
-        signal = F.interpolate(signal, size=x.shape[2:], mode="bilinear", align_corners=False)
+        signal = torch.ops.aten.upsample_bilinear2d.vec(signal, x.shape[2:], False, None)
     return position_gate(x, weight1, bias1, psi_weight, psi_bias, signal, shortcut)
 
 
@@ -77,9 +76,9 @@ def position_gate(
         return torch.relu(position_gate(x, weight1, bias1, weight2, bias2, signal) + shortcut)
     x, channels_last = served(x)
     if not rules.position_gate_is_fused(x.shape[1], weight1.shape[0], weight2.shape[0], x.itemsize):
-        hidden = F.conv2d(x, weight1, bias1)
+        hidden = torch.conv2d(x, weight1, bias1)
         hidden = hidden if signal is None else hidden + signal
-        return map_gate(x, F.conv2d(F.relu(hidden), weight2, bias2), shortcut)
+        return map_gate(x, torch.conv2d(torch.relu(hidden), weight2, bias2), shortcut)
     signal = None if signal is None else served(signal, channels_last)[0]
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     arguments = (x, weight1, bias1, weight2, bias2, signal, shortcut)

@@ -143,9 +143,9 @@ def partial_sums(size: int) -> dict[str, int]:
 
 
 @cache
-def map_gate_fwd(outer: int, inner: int) -> dict[str, int]:
-    """Blocks for the multiply by gates that come as a map."""
-    block_inner = min(max(power_of_two(inner), 8), 256)
+def map_gate_fwd(outer: int, inner: int, channels_last: bool, per_channel: bool) -> dict[str, int]:
+    """Blocks for the multiply by gates that come as a map. Many channels to a tile, where they share their gates."""
+    block_inner = min(max(power_of_two(inner), 8), 256 if per_channel or channels_last else 128)
     block_outer = min(TILE // block_inner, power_of_two(outer))
     num_warps = min(max(block_outer * block_inner // 512, 1), 8)
     return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
