@@ -71,4 +71,5 @@ class AttentionModule(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""
-        return self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias
+        # PyTorch declares a bias that may be missing.
+        return self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias  # type: ignore[return-value]

@@ -28,7 +28,12 @@ def load_map(ptr, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.constexpr
 def store_map(ptr, values, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.constexpr):
     """Write a float32 tile in the map's dtype."""
     offsets = tile_offsets(n, c, p, stride_n, stride_o, CHANNELS_LAST)
-    tl.store(ptr + offsets, values.to(ptr.dtype.element_ty), mask=mask)
+    values = values.to(ptr.dtype.element_ty)
+    if CHANNELS_LAST:
+        # With channels as the last axis AMD's compiler writes 16 bytes at a time, and else 2.
+        tl.store(ptr + tl.trans(offsets), tl.trans(values), mask=tl.trans(mask))
+    else:
+        tl.store(ptr + offsets, values, mask=mask)
 
 
 @triton.jit
