@@ -49,10 +49,8 @@ def launches(
     ("shape", "dtype", "with_shortcut", "two"),
     [
         ((64, 256, 56, 56), torch.bfloat16, True, True),
-        ((64, 256, 56, 56), torch.float32, False, False),
-        ((64, 64, 112, 112), torch.float16, False, False),
-        ((64, 2048, 7, 7), torch.bfloat16, True, False),
-        ((64, 2048, 7, 7), torch.float32, True, True),
+        ((64, 64, 112, 112), torch.float32, True, False),
+        ((64, 2048, 7, 7), torch.float16, False, True),
     ],
     ids=str,
 )
@@ -73,8 +71,9 @@ def test_every_launch(
         assert report.shared <= SHARED_LIMIT[target], launch.name
         if aligned and launch.name in MAP_KERNELS:
             assert report.widest_load >= 16, launch.name
-            # What else is loaded is the mask, and float32: no map goes element by element.
-            assert dtype == torch.float32 or report.loads.count(2) <= 4, launch.name
+            # No map goes element by element: of 2 bytes there is only the convolution's weight.
+            has_weight = any(name.startswith("conv") for name, _ in launch.signature)
+            assert has_weight or 2 not in report.loads, launch.name
         if aligned and launch.name in WRITES:
             assert report.widest_store >= 16, launch.name
             assert 2 not in report.stores, launch.name
