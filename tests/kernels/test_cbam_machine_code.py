@@ -43,26 +43,25 @@ def launches(
     return [launch for launch in launches_of(step) if launch.name != "channel_sum_kernel"]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+LAYER1 = ((64, 256, 56, 56), torch.bfloat16, True)
+STEM = ((64, 64, 112, 112), torch.float32, False)
+LAYER4 = ((64, 2048, 7, 7), torch.float16, True)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
-    ("shape", "dtype", "with_shortcut", "two"),
+    ("shape", "dtype", "two", "target"),
     [
-        ((64, 256, 56, 56), torch.bfloat16, True, True),
-        ((64, 64, 112, 112), torch.float32, True, False),
-        ((64, 2048, 7, 7), torch.float16, False, True),
+        *((*LAYER1, target) for target in TARGETS),
+        *((*STEM, target) for target in ("sm_80", "sm_100")),
+        *((*LAYER4, target) for target in ("sm_90", "gfx942")),
     ],
     ids=str,
 )
 def test_every_launch(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    with_shortcut: bool,
-    two: bool,
-    memory_format: torch.memory_format,
-    target: str,
+    shape: tuple[int, ...], dtype: torch.dtype, two: bool, target: str, memory_format: torch.memory_format
 ) -> None:
-    found = launches(shape, dtype, memory_format, with_shortcut, two)
+    found = launches(shape, dtype, memory_format, True, two)
     assert len(found) == 8
     aligned = memory_format == torch.channels_last or shape[2] * shape[3] % 16 == 0
     for launch in found:
