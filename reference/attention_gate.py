@@ -123,10 +123,9 @@ class AttentionGate(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""
-        return (
-            *(self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias),
-            *(self.psi.weight, self.psi.bias),
-        )
+        convolutions = self.conv1, self.conv2, self.psi
+        # PyTorch declares a bias that may be missing.
+        return tuple(t for conv in convolutions for t in (conv.weight, conv.bias))  # type: ignore[return-value]
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The gate where the map gates itself."""

@@ -8,7 +8,7 @@ map's own dtype; what they are added up in is float32.
 import triton
 import triton.language as tl
 
-from .common import load_bits, relu, store_bits
+from .common import relu
 
 
 @triton.jit
@@ -34,6 +34,32 @@ def store_map(ptr, values, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.
         tl.store(ptr + tl.trans(offsets), tl.trans(values), mask=tl.trans(mask))
     else:
         tl.store(ptr + offsets, values, mask=mask)
+
+
+@triton.jit
+def kept_offsets(n, p, positions, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Where the bits of a tile lie, (BLOCK_C // 8, BLOCK_P), and which exist: eight channels to a byte, (N, HW, C / 8)."""
+    ROW: tl.constexpr = (CHANNELS + 7) // 8
+    byte = tl.arange(0, BLOCK_C // 8)
+    row = n.to(tl.int64) * positions + p
+    return row[None, :] * ROW + byte[:, None], (byte < ROW)[:, None] & (p < positions)[None, :]
+
+
+@triton.jit
+def store_kept(ptr, kept, n, p, positions, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Write the mask of a tile as bits."""
+    offsets, mask = kept_offsets(n, p, positions, CHANNELS, BLOCK_C)
+    grouped = tl.reshape(kept.to(tl.int32), (BLOCK_C // 8, 8, BLOCK_P))
+    packed = tl.sum(grouped << tl.arange(0, 8)[None, :, None], axis=1)
+    tl.store(ptr + offsets, packed.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def load_kept(ptr, n, p, positions, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The mask of a tile that ``store_kept`` wrote."""
+    offsets, mask = kept_offsets(n, p, positions, CHANNELS, BLOCK_C)
+    packed = tl.load(ptr + offsets, mask=mask, other=0).to(tl.int32)
+    return tl.reshape((packed[:, None, :] >> tl.arange(0, 8)[None, :, None]) & 1, (BLOCK_C, BLOCK_P)) != 0
 
 
 @triton.jit
@@ -142,7 +168,7 @@ def position_gate_fwd_kernel(
 
     x = load_map(x_ptr, n, c, p, mask, stride_xn, stride_xo, CHANNELS_LAST)
     logits = tl.zeros((BLOCK_C, BLOCK_P) if PER_CHANNEL else (BLOCK_P,), tl.float32)
-    for start in tl.static_range(0, CHUNKS * BLOCK_M, BLOCK_M):  # all of weight1 at once is too much
+    for start in range(0, CHUNKS * BLOCK_M, BLOCK_M):  # all of weight1 at once is too much
         m = start + tl.arange(0, BLOCK_M)
         weight1 = load_weight(weight1_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, DOT)
         h = hidden_tile(
@@ -160,7 +186,7 @@ def position_gate_fwd_kernel(
         if SAVE_BITS:
             # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
             kept = (y <= 0.0) == 0
-            store_bits(bits_ptr, tl.trans(kept), n, p, 0, positions, CHANNELS, BLOCK_P, BLOCK_C)
+            store_kept(bits_ptr, kept, n, p, positions, CHANNELS, BLOCK_C, BLOCK_P)
     store_map(y_ptr, y, n, c, p, mask, stride_yn, stride_yo, CHANNELS_LAST)
 
 
@@ -239,8 +265,7 @@ def position_gate_bwd_kernel(
         x = load_map(x_ptr, n, c, p, mask, stride_xn, stride_xo, CHANNELS_LAST)
         grad = load_map(grad_ptr, n, c, p, mask, stride_gn, stride_go, CHANNELS_LAST)
         if HAS_SHORTCUT:
-            kept = tl.trans(load_bits(bits_ptr, n, p, 0, positions, CHANNELS, BLOCK_P, BLOCK_C))
-            grad = tl.where(kept & mask, grad, 0.0)
+            grad = tl.where(load_kept(bits_ptr, n, p, positions, CHANNELS, BLOCK_C, BLOCK_P), grad, 0.0)
             if NEEDS_MAP:
                 store_map(dshortcut_ptr, grad, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST)
 

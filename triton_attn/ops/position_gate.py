@@ -68,7 +68,7 @@ def position_gate(
     ``weight1`` ``(m, C, 1, 1)``; ``weight2`` ``(C, m, 1, 1)`` for a gate per element, or ``(1, m, 1, 1)`` for one per
     position; ``signal`` ``(N, m, H, W)``.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # The gates would come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
     if shortcut is not None and shortcut.dtype != x.dtype:

@@ -31,6 +31,7 @@ def position_gate_fwd(channels: int, hidden: int, itemsize: int) -> dict[str, in
         "BLOCK_M": block_m,
         "CHUNKS": padded // block_m,
         "num_warps": 8 if block_c * block_p >= 8192 else 4,
+        "num_stages": 1,
     }
 
 
