@@ -549,14 +549,17 @@ def test_partial_bytes_stay_small() -> None:
     assert 120 <= programs((64, 64, 112, 112), 32, 1) <= 256
 
 
+@pytest.mark.parametrize("strides", [(2**31 + 16, 16, 4, 1), (16, 2**28 + 32, 4, 1)], ids=["images", "channels"])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_offsets_beyond_two_to_the_31_elements(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second image lies more than 2³¹ elements behind the first, in memory that is never touched between."""
+def test_offsets_beyond_two_to_the_31_elements(
+    name: str, strides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images, or channels of one, that lie more than 2³¹ elements apart, in memory that is never touched between."""
     monkeypatch.undo()  # to poison memory is to touch it
     torch.manual_seed(0)
-    fast, exact = twins(name, 8, torch.float16)
-    values, grad = torch.randn(2, 8, 4, 4).half(), torch.randn(2, 8, 4, 4).half()
-    x = torch.empty(2**31 + 4096, dtype=torch.float16).as_strided((2, 8, 4, 4), (2**31 + 16, 16, 4, 1))
+    fast, exact = twins(name, 9, torch.float16)
+    values, grad = torch.randn(2, 9, 4, 4).half(), torch.randn(2, 9, 4, 4).half()
+    x = torch.empty(2**31 + 4096, dtype=torch.float16).as_strided((2, 9, 4, 4), strides)
     x.copy_(values)
     y, (dx, *_) = run(fast, [x], grad)
     exact_y, (exact_dx, *_) = run(exact, [values.double()], grad.double())

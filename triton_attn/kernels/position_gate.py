@@ -12,22 +12,26 @@ from .common import relu
 
 
 @triton.jit
-def tile_offsets(n, c, p, stride_n, stride_o, CHANNELS_LAST: tl.constexpr):
-    """Where the tile (c, p) of image n lies; int64, since a map may hold more than 2³¹ elements."""
+def tile_offsets(c, p, stride_o, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
+    """Where the tile (c, p) of an image lies. int64, which takes registers, where it may be beyond 2³¹."""
     outer, inner = (p[None, :], c[:, None]) if CHANNELS_LAST else (c[:, None], p[None, :])
-    return n.to(tl.int64) * stride_n + outer.to(tl.int64) * stride_o + inner
+    if WIDE:
+        outer = outer.to(tl.int64)
+    return outer * stride_o + inner
 
 
 @triton.jit
-def load_map(ptr, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.constexpr):
+def load_map(ptr, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """A tile of a map, in float32."""
-    return tl.load(ptr + tile_offsets(n, c, p, stride_n, stride_o, CHANNELS_LAST), mask=mask, other=0.0).to(tl.float32)
+    ptr += n.to(tl.int64) * stride_n
+    return tl.load(ptr + tile_offsets(c, p, stride_o, CHANNELS_LAST, WIDE), mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def store_map(ptr, values, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.constexpr):
+def store_map(ptr, values, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """Write a float32 tile in the map's dtype."""
-    offsets = tile_offsets(n, c, p, stride_n, stride_o, CHANNELS_LAST)
+    ptr += n.to(tl.int64) * stride_n
+    offsets = tile_offsets(c, p, stride_o, CHANNELS_LAST, WIDE)
     values = values.to(ptr.dtype.element_ty)
     if CHANNELS_LAST:
         # With channels as the last axis AMD's compiler writes 16 bytes at a time, and else 2.
@@ -38,7 +42,7 @@ def store_map(ptr, values, n, c, p, mask, stride_n, stride_o, CHANNELS_LAST: tl.
 
 @triton.jit
 def kept_offsets(n, p, positions, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Where the bits of a tile lie, (BLOCK_C // 8, BLOCK_P), and which exist: eight channels to a byte, (N, HW, C / 8)."""
+    """Where a tile's bits lie, (BLOCK_C // 8, BLOCK_P), and which exist: eight channels to a byte, (N, HW, C / 8)."""
     ROW: tl.constexpr = (CHANNELS + 7) // 8
     byte = tl.arange(0, BLOCK_C // 8)
     row = n.to(tl.int64) * positions + p
@@ -72,8 +76,7 @@ def load_weight(ptr, row, column, rows, columns, DOT: tl.constexpr):
 def operand(values, DOT: tl.constexpr):
     """A float32 tile as an operand of a product: what is beyond float16 becomes its largest number, not infinite."""
     if DOT == tl.float16:  # noqa: SIM300
-        finite = tl.abs(values) < float("inf")
-        values = tl.where(finite, tl.minimum(tl.maximum(values, -65504.0), 65504.0), values)
+        values = tl.where(tl.abs(values) < float("inf"), tl.clamp(values, -65504.0, 65504.0), values)
     return values.to(DOT)
 
 
@@ -98,13 +101,14 @@ def hidden_tile(
     HIDDEN: tl.constexpr,
     HAS_SIGNAL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """relu(weight1 · x + bias1 (+ signal)) at hidden channels m, (BLOCK_M, BLOCK_P) float32."""
     h = tl.dot(weight1, x, input_precision=PRECISION) + load_vector(bias1_ptr, m, HIDDEN)[:, None]
     mask = (m < HIDDEN)[:, None] & (p < positions)[None, :]
     if HAS_SIGNAL:
-        h += load_map(signal_ptr, n, m, p, mask, stride_hn, stride_ho, CHANNELS_LAST)
+        h += load_map(signal_ptr, n, m, p, mask, stride_hn, stride_ho, CHANNELS_LAST, WIDE)
     # What is no hidden channel, or no position, must be 0: an infinite x makes NaN of it, and a sum would take that up.
     return tl.where(mask, relu(h), 0.0)
 
@@ -147,6 +151,7 @@ def position_gate_fwd_kernel(
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -156,8 +161,11 @@ def position_gate_fwd_kernel(
 ):
     """y = x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2), or relu(… + shortcut), its mask as bits."""
     unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
-    stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
-    stride_sn, stride_so = stride_sn * unit, stride_so * unit
+    stride_yn, stride_xn, stride_sn = stride_yn * unit, stride_xn * unit, stride_sn * unit
+    if WIDE:
+        stride_yo, stride_xo, stride_so = stride_yo * unit, stride_xo * unit, stride_so * unit
+    else:
+        stride_yo, stride_xo, stride_so = stride_yo * UNIT, stride_xo * UNIT, stride_so * UNIT
     if not CHANNELS_LAST:
         positions *= UNIT
     across = tl.cdiv(positions, BLOCK_P)
@@ -166,14 +174,14 @@ def position_gate_fwd_kernel(
     c = tl.arange(0, BLOCK_C)
     mask = (c < CHANNELS)[:, None] & (p < positions)[None, :]
 
-    x = load_map(x_ptr, n, c, p, mask, stride_xn, stride_xo, CHANNELS_LAST)
+    x = load_map(x_ptr, n, c, p, mask, stride_xn, stride_xo, CHANNELS_LAST, WIDE)
     logits = tl.zeros((BLOCK_C, BLOCK_P) if PER_CHANNEL else (BLOCK_P,), tl.float32)
     for start in range(0, CHUNKS * BLOCK_M, BLOCK_M):  # all of weight1 at once is too much
         m = start + tl.arange(0, BLOCK_M)
         weight1 = load_weight(weight1_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, DOT)
         h = hidden_tile(
             x.to(DOT), weight1, bias1_ptr, signal_ptr, n, m, p, stride_hn, stride_ho,
-            positions, HIDDEN, HAS_SIGNAL, CHANNELS_LAST, PRECISION,
+            positions, HIDDEN, HAS_SIGNAL, CHANNELS_LAST, WIDE, PRECISION,
         )  # fmt: skip
         if PER_CHANNEL:
             weight2 = load_weight(weight2_ptr, c[:, None], m[None, :], CHANNELS, HIDDEN, DOT)
@@ -182,12 +190,12 @@ def position_gate_fwd_kernel(
             logits += tl.sum(h * load_vector(weight2_ptr, m, HIDDEN)[:, None], axis=0)
     y = x * gate_of(logits, bias2_ptr, c, CHANNELS, PER_CHANNEL)
     if HAS_SHORTCUT:
-        y = relu(y + load_map(shortcut_ptr, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST))
+        y = relu(y + load_map(shortcut_ptr, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST, WIDE))
         if SAVE_BITS:
             # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
             kept = (y <= 0.0) == 0
             store_kept(bits_ptr, kept, n, p, positions, CHANNELS, BLOCK_C, BLOCK_P)
-    store_map(y_ptr, y, n, c, p, mask, stride_yn, stride_yo, CHANNELS_LAST)
+    store_map(y_ptr, y, n, c, p, mask, stride_yn, stride_yo, CHANNELS_LAST, WIDE)
 
 
 @triton.jit(do_not_specialize=["tiles", "run"])
@@ -229,6 +237,7 @@ def position_gate_bwd_kernel(
     NEEDS_SIGNAL: tl.constexpr,
     NEEDS_WEIGHTS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -237,8 +246,15 @@ def position_gate_bwd_kernel(
 ):
     """The gradients of x, shortcut and signal tile by tile, those of the parameters summed over this program's run."""
     unit = tl.full((), UNIT, tl.int64)
-    stride_dn, stride_do, stride_sn, stride_so = stride_dn * unit, stride_do * unit, stride_sn * unit, stride_so * unit
-    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
+    stride_dn, stride_sn, stride_gn, stride_xn = stride_dn * unit, stride_sn * unit, stride_gn * unit, stride_xn * unit
+    if WIDE:
+        stride_do, stride_so, stride_go, stride_xo = (
+            stride_do * unit, stride_so * unit, stride_go * unit, stride_xo * unit,
+        )  # fmt: skip
+    else:
+        stride_do, stride_so, stride_go, stride_xo = (
+            stride_do * UNIT, stride_so * UNIT, stride_go * UNIT, stride_xo * UNIT,
+        )  # fmt: skip
     if not CHANNELS_LAST:
         positions *= UNIT
     across = tl.cdiv(positions, BLOCK_P)
@@ -262,16 +278,16 @@ def position_gate_bwd_kernel(
         n = tile // across
         p = tile % across * BLOCK_P + tl.arange(0, BLOCK_P)
         mask = (c < CHANNELS)[:, None] & (p < positions)[None, :]
-        x = load_map(x_ptr, n, c, p, mask, stride_xn, stride_xo, CHANNELS_LAST)
-        grad = load_map(grad_ptr, n, c, p, mask, stride_gn, stride_go, CHANNELS_LAST)
+        x = load_map(x_ptr, n, c, p, mask, stride_xn, stride_xo, CHANNELS_LAST, WIDE)
+        grad = load_map(grad_ptr, n, c, p, mask, stride_gn, stride_go, CHANNELS_LAST, WIDE)
         if HAS_SHORTCUT:
             grad = tl.where(load_kept(bits_ptr, n, p, positions, CHANNELS, BLOCK_C, BLOCK_P), grad, 0.0)
             if NEEDS_MAP:
-                store_map(dshortcut_ptr, grad, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST)
+                store_map(dshortcut_ptr, grad, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST, WIDE)
 
         h = hidden_tile(
             x.to(DOT), weight1, bias1_ptr, signal_ptr, n, m, p, stride_hn, stride_ho,
-            positions, HIDDEN, HAS_SIGNAL, CHANNELS_LAST, PRECISION,
+            positions, HIDDEN, HAS_SIGNAL, CHANNELS_LAST, WIDE, PRECISION,
         )  # fmt: skip
         if PER_CHANNEL:
             logits = tl.dot(weight2, operand(h, DOT), input_precision=PRECISION)
@@ -289,7 +305,7 @@ def position_gate_bwd_kernel(
         dh = tl.where((h <= 0.0) == 0, dh, 0.0)
         if NEEDS_SIGNAL:
             hidden_mask = (m < HIDDEN)[:, None] & (p < positions)[None, :]
-            store_map(dsignal_ptr, dh, n, m, p, hidden_mask, stride_dhn, stride_dho, CHANNELS_LAST)
+            store_map(dsignal_ptr, dh, n, m, p, hidden_mask, stride_dhn, stride_dho, CHANNELS_LAST, WIDE)
         if NEEDS_WEIGHTS:
             dweight1 = tl.dot(x.to(DOT), tl.trans(operand(dh, DOT)), acc=dweight1, input_precision=PRECISION)
             dbias1 += tl.sum(dh, axis=1)
@@ -303,7 +319,7 @@ def position_gate_bwd_kernel(
                 dbias2 += tl.reshape(dlogits, (BLOCK_P,))
         if NEEDS_MAP:
             dx = tl.dot(tl.trans(weight1), operand(dh, DOT), acc=grad * gate, input_precision=PRECISION)
-            store_map(dx_ptr, dx, n, c, p, mask, stride_dn, stride_do, CHANNELS_LAST)
+            store_map(dx_ptr, dx, n, c, p, mask, stride_dn, stride_do, CHANNELS_LAST, WIDE)
 
     if NEEDS_WEIGHTS:
         outputs = CHANNELS if PER_CHANNEL else 1

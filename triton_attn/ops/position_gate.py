@@ -115,6 +115,7 @@ def forward(
         shortcut_ptr=shortcut,
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=save_bits,
+        WIDE=_is_wide(x, y, shortcut, signal),
         **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
         **_map_strides(channels_last, y=y, x=x, s=shortcut),
         **config,
@@ -185,6 +186,7 @@ def backward(
         NEEDS_MAP=needs_map,
         NEEDS_SIGNAL=dsignal is not None,
         NEEDS_WEIGHTS=needs_weights,
+        WIDE=_is_wide(x, grad, dx, dshortcut, signal, dsignal),
         **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
         **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
         **config,
@@ -272,6 +274,12 @@ def _map_strides(channels_last: bool, x: Tensor, **maps: Tensor | None) -> dict[
     unit, strides = in_units(channels_last, rows(x, channels_last)[1], x=x, **maps)
     positions = x.shape[2] * x.shape[3]
     return {"CHANNELS_LAST": channels_last, "positions": positions if channels_last else positions // unit, **strides}
+
+
+def _is_wide(*maps: Tensor | None) -> bool:
+    """Whether an element of an image of one of the maps lies 2³¹ elements or more behind its first."""
+    shapes = ((t.shape[1:], t.stride()[1:]) for t in maps if t is not None)
+    return any(sum((size - 1) * stride for size, stride in zip(*each, strict=True)) >= 2**31 for each in shapes)
 
 
 class _PositionGate(torch.autograd.Function):
