@@ -35,8 +35,12 @@ def table(counted: dict[str, Any], block: str) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        what = row["case"].removeprefix(block).lstrip(", ") or "alone"
-        what = f"{what}, {row['layout']}{', with shortcut and ReLU' if row['shortcut'] else ''}"
+        parts = (
+            row["case"].removeprefix(block).lstrip(", "),
+            row["layout"],
+            row["shortcut"] and "with shortcut and ReLU",
+        )
+        what = ", ".join(part for part in parts if part)
         ours, eager = ([row[who][way] for way in ("forward", "backward")] for who in ("ours", "eager"))
         cells = [what, *(f"{each['total']:.2f}" for each in ours), " + ".join(str(each["launches"]) for each in ours)]
         cells += [" + ".join(f"{each['total']:.1f}" for each in eager)]

@@ -9,7 +9,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import AttentionBlock, add_shortcut, check_map, hidden_channels, positive
+from .common import (
+    AttentionBlock,
+    add_shortcut,
+    check_map,
+    check_parameter,
+    check_pointwise_weight,
+    hidden_channels,
+    positive,
+)
+
+
+def spatial_gate(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    psi_weight: Tensor,
+    psi_bias: Tensor,
+    gating: Tensor | None = None,
+) -> Tensor:
+    """``σ(psi(relu(conv1(x) + conv2(gating))))`` of ``x`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
+    signal = F.conv2d(x if gating is None else gating, weight2, bias2)
+    if signal.shape[2:] != x.shape[2:]:
+        # A 1×1 convolution and a bilinear resize commute, and this order resizes fewer channels.
+        signal = F.interpolate(signal, size=x.shape[2:], mode="bilinear", align_corners=False)
+    return torch.sigmoid(F.conv2d(F.relu(F.conv2d(x, weight1, bias1) + signal), psi_weight, psi_bias))
+
+
+def attention_gate(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    psi_weight: Tensor,
+    psi_bias: Tensor,
+    gating: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """The block as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.attention_gate`."""
+    return add_shortcut(x * spatial_gate(x, weight1, bias1, weight2, bias2, psi_weight, psi_bias, gating), shortcut)
+
+
+def check_gate_network(
+    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, psi_weight: Tensor, psi_bias: Tensor
+) -> None:
+    """Raise a ValueError or TypeError that names the argument unless the parameters fit together."""
+    hidden, _ = check_pointwise_weight("weight1", weight1, "m", "C")
+    _, gating_channels = check_pointwise_weight("weight2", weight2, "m", "gating channels")
+    beside = f"a weight1 of {tuple(weight1.shape)}"
+    check_parameter("weight2", weight2, (hidden, gating_channels, 1, 1), weight1, beside)
+    check_parameter("psi_weight", psi_weight, (1, hidden, 1, 1), weight1, beside)
+    for name, value, size in (("bias1", bias1, hidden), ("bias2", bias2, hidden), ("psi_bias", psi_bias, 1)):
+        check_parameter(name, value, (size,), weight1, beside)
+
+
+def check_gating(x: Tensor, gating: Tensor | None, weight2: Tensor) -> None:
+    """Raise where ``gating`` does not fit ``x`` or ``weight2`` ``(m, its channels, 1, 1)``."""
+    channels = weight2.shape[1]
+    if gating is None:
+        if channels != x.shape[1]:
+            raise ValueError(f"gating must be given, (N, {channels}, H, W): it has not x's {x.shape[1]} channels")
+        return
+    check_map(gating, channels, weight2, name="gating")
+    if gating.shape[0] != x.shape[0]:
+        raise ValueError(f"gating must have x's batch size {x.shape[0]}, got shape {tuple(gating.shape)}")
 
 
 class AttentionGate(AttentionBlock):
@@ -48,30 +114,21 @@ class AttentionGate(AttentionBlock):
             ValueError: ``gating`` has another batch size or channel count, or is missing where its channels differ.
         """
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        self.check_gating(x, gating)
-        return add_shortcut(x * self.spatial_gate(x, gating), shortcut)
-
-    def check_gating(self, x: Tensor, gating: Tensor | None) -> None:
-        """Raise where ``gating`` does not fit ``x`` or the block."""
-        channels = self.conv2.in_channels
-        if gating is None:
-            if channels != x.shape[1]:
-                raise ValueError(f"gating must be given, (N, {channels}, H, W): it has not x's {x.shape[1]} channels")
-            return
-        check_map(gating, channels, self.conv2.weight, name="gating")
-        if gating.shape[0] != x.shape[0]:
-            raise ValueError(f"gating must have x's batch size {x.shape[0]}, got shape {tuple(gating.shape)}")
+        check_gating(x, gating, self.conv2.weight)
+        return attention_gate(x, *self.weights(), gating, shortcut)
 
     def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
         """The gate, ``(N, 1, H, W)``."""
-        signal = self.conv2(x if gating is None else gating)
-        if signal.shape[2:] != x.shape[2:]:
-            # A 1×1 convolution and a bilinear resize commute, and this order resizes fewer channels.
-            signal = F.interpolate(signal, size=x.shape[2:], mode="bilinear", align_corners=False)
-        return torch.sigmoid(self.psi(F.relu(self.conv1(x) + signal)))
+        return spatial_gate(x, *self.weights(), gating)
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The gate network's parameters, in the order the functions take them."""
+        convolutions = self.conv1, self.conv2, self.psi
+        # PyTorch declares a bias that may be missing.
+        return tuple(t for conv in convolutions for t in (conv.weight, conv.bias))  # type: ignore[return-value]
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The gate where the map gates itself."""
         check_map(x, self.conv1.in_channels, self.conv1.weight)
-        self.check_gating(x, None)
+        check_gating(x, None, self.conv2.weight)
         return {"spatial": self.spatial_gate(x)}

@@ -78,7 +78,13 @@ class CBAM(AttentionBlock):
 
     def spatial_gate(self, u: Tensor) -> Tensor:
         """The spatial gate of the channel-gated map ``u``, ``(N, 1, H, W)``."""
-        return spatial_gate(u, self.spatial_attention.weight, self.spatial_attention.bias)
+        return spatial_gate(u, *self.spatial_weights())
+
+    def spatial_weights(self) -> tuple[Tensor, Tensor]:
+        """The spatial gate's parameters, in the order the functions take them."""
+        bias = self.spatial_attention.bias
+        assert bias is not None
+        return self.spatial_attention.weight, bias
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         channel = self.channel_attention.attention_maps(x)["channel"]

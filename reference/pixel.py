@@ -6,7 +6,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import AttentionBlock, add_shortcut, check_map, hidden_channels
+from .common import (
+    AttentionBlock,
+    add_shortcut,
+    check_map,
+    check_parameter,
+    check_pointwise_weight,
+    hidden_channels,
+)
+
+
+def pixel_gate(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """``σ(conv2(relu(conv1(x))))`` of ``x`` ``(N, C, H, W)``, in the same shape."""
+    return torch.sigmoid(F.conv2d(F.relu(F.conv2d(x, weight1, bias1)), weight2, bias2))
+
+
+def pixel_attention(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shortcut: Tensor | None = None
+) -> Tensor:
+    """Pixel attention as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.pixel_attention`."""
+    return add_shortcut(x * pixel_gate(x, weight1, bias1, weight2, bias2), shortcut)
+
+
+def check_pixel_network(weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> None:
+    """Raise a ValueError or TypeError that names the argument unless the parameters fit together."""
+    hidden, channels = check_pointwise_weight("weight1", weight1, "m", "C")
+    beside = f"a weight1 of {tuple(weight1.shape)}"
+    check_parameter("bias1", bias1, (hidden,), weight1, beside)
+    check_parameter("weight2", weight2, (channels, hidden, 1, 1), weight1, beside)
+    check_parameter("bias2", bias2, (channels,), weight1, beside)
 
 
 class AttentionModule(AttentionBlock):
@@ -35,12 +63,13 @@ class AttentionModule(AttentionBlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        return add_shortcut(x * self.pixel_gate(x), shortcut)
-
-    def pixel_gate(self, x: Tensor) -> Tensor:
-        """The gate, ``(N, C, H, W)``."""
-        return torch.sigmoid(self.conv2(F.relu(self.conv1(x))))
+        return pixel_attention(x, *self.weights(), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.conv1.in_channels, self.conv1.weight)
-        return {"pixel": self.pixel_gate(x)}
+        return {"pixel": pixel_gate(x, *self.weights())}
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gate network's parameters, in the order the functions take them."""
+        # PyTorch declares a bias that may be missing.
+        return self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias  # type: ignore[return-value]

@@ -92,3 +92,67 @@ def test_the_map_of_eca_is_checked() -> None:
         functional.eca(torch.randn(8, 3, 5), torch.randn(3))
     with pytest.raises(TypeError, match=r"x must be a torch.Tensor"):
         functional.eca([1.0], torch.randn(3))  # type: ignore[arg-type]
+
+
+def cbam_arguments() -> dict[str, torch.Tensor]:
+    return {**arguments(), "conv_weight": torch.randn(1, 2, 7, 7), "conv_bias": torch.randn(1)}
+
+
+def dual_arguments() -> dict[str, torch.Tensor]:
+    second = {
+        "weight3": torch.randn(2, 8),
+        "bias3": torch.randn(2),
+        "weight4": torch.randn(8, 2),
+        "bias4": torch.randn(8),
+    }
+    return {**cbam_arguments(), **second}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"x": torch.randn(2, 7, 3, 5)}, ValueError, r"x must have 8 channels"),
+        ({"bias1": torch.randn(3)}, ValueError, r"bias1 must be \(2,\)"),
+        (
+            {"conv_weight": torch.randn(1, 2, 3, 3)},
+            ValueError,
+            r"conv_weight must be \(1, 2, 7, 7\), got",
+        ),
+        ({"conv_weight": torch.randn(1, 2, 7, 7).half()}, TypeError, r"conv_weight is torch.float16, but weight1 is"),
+        ({"conv_bias": torch.randn(2)}, ValueError, r"conv_bias must be \(1,\), got \(2,\)"),
+        ({"conv_bias": torch.randn(1, device="meta")}, ValueError, r"conv_bias is on meta, but weight1 is on cpu"),
+        ({"shortcut": torch.randn(2, 8, 3, 4)}, ValueError, r"shortcut must have x's shape \(2, 8, 3, 5\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["auto", "triton"])
+def test_cbam_errors_name_the_argument(changes: dict, error: type[Exception], message: str, name: str) -> None:
+    for function, given in ((functional.cbam, cbam_arguments()), (functional.dual, dual_arguments())):
+        with triton_attn.use_backend(name), pytest.raises(error, match=message):
+            function(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weight3": torch.randn(3, 8)},
+            r"weight3 must be as weight1 is, \(2, 8\) in .* on cpu, got \(3, 8\)",
+        ),
+        ({"bias4": torch.randn(8).half()}, r"bias4 must be as bias2 is, .*got \(8,\) in torch.float16"),
+        ({"weight4": torch.randn(8, 2, device="meta")}, r"weight4 must be as weight2 is, .*on meta"),
+    ],
+)
+def test_the_second_bottleneck_is_as_the_first(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        functional.dual(**{**dual_arguments(), **changes})
+
+
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_cbam_and_dual_are_the_blocks(with_shortcut: bool) -> None:
+    x = torch.randn(2, 8, 3, 5)
+    shortcut = torch.randn(2, 8, 3, 5) if with_shortcut else None
+    for block, function in (
+        (triton_attn.CBAM(8, 4), functional.cbam),
+        (triton_attn.DualAttentionBlock(8, 4), functional.dual),
+    ):
+        assert torch.equal(function(x, *block.parameters(), shortcut), block(x, shortcut))

@@ -10,11 +10,16 @@ from torch import Tensor
 
 from . import backend, ops
 from .reference import channel_gate as plain
+from .reference.attention_gate import attention_gate as plain_attention_gate
+from .reference.attention_gate import check_gate_network as check_attention_gate_network
+from .reference.attention_gate import check_gating
 from .reference.cbam import cbam as plain_cbam
 from .reference.cbam import check_spatial_gate
 from .reference.common import check_map
 from .reference.coordinate import LINEAR
 from .reference.dual import dual as plain_dual
+from .reference.pixel import check_pixel_network
+from .reference.pixel import pixel_attention as plain_pixel_attention
 
 
 def channel_gate(
@@ -199,3 +204,61 @@ def dual(
     if backend.use_triton(x):
         return ops.cbam(x, first, second, conv_weight, conv_bias, shortcut)
     return plain_dual(x, *first, *second, conv_weight, conv_bias, shortcut)
+
+
+def pixel_attention(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shortcut: Tensor | None = None
+) -> Tensor:
+    """``x · σ(weight2 · relu(weight1 · x + bias1) + bias2)`` at every position, ``relu(… + shortcut)`` with a shortcut.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight1, bias1: ``(m, C, 1, 1)`` and ``(m,)``, the convolution to ``m`` hidden channels.
+        weight2, bias2: ``(C, m, 1, 1)`` and ``(C,)``, the convolution back.
+        shortcut: ``(N, C, H, W)``, added before a last ReLU.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
+    """
+    check_pixel_network(weight1, bias1, weight2, bias2)
+    check_map(x, weight1.shape[1], weight1, shortcut)
+    if backend.use_triton(x):
+        return ops.pixel_attention(x, weight1, bias1, weight2, bias2, shortcut)
+    return plain_pixel_attention(x, weight1, bias1, weight2, bias2, shortcut)
+
+
+def attention_gate(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    psi_weight: Tensor,
+    psi_bias: Tensor,
+    gating: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """``x · σ(psi · relu(weight1 · x + bias1 + weight2 · gating + bias2) + psi_bias)``, or ``relu(… + shortcut)``.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight1, bias1: ``(m, C, 1, 1)`` and ``(m,)``, the map's convolution to ``m`` hidden channels.
+        weight2, bias2: ``(m, gating's channels, 1, 1)`` and ``(m,)``, the gating signal's.
+        psi_weight, psi_bias: ``(1, m, 1, 1)`` and ``(1,)``, from the hidden channels to one gate per position.
+        gating: ``(N, its channels, any H, any W)``, resized bilinearly behind its convolution; ``x`` itself by default.
+        shortcut: ``(N, C, H, W)``, added before a last ReLU.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
+    """
+    weights = weight1, bias1, weight2, bias2, psi_weight, psi_bias
+    check_attention_gate_network(*weights)
+    check_map(x, weight1.shape[1], weight1, shortcut)
+    check_gating(x, gating, weight2)
+    if backend.use_triton(x):
+        return ops.attention_gate(x, *weights, gating, shortcut)
+    return plain_attention_gate(x, *weights, gating, shortcut)

@@ -15,5 +15,4 @@ class CBAM(reference.CBAM):
         check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
-        conv = self.spatial_attention
-        return ops.cbam(x, self.channel_attention.weights(), None, conv.weight, conv.bias, shortcut)
+        return ops.cbam(x, self.channel_attention.weights(), None, *self.spatial_weights(), shortcut)

@@ -16,5 +16,4 @@ class DualAttentionBlock(reference.DualAttentionBlock):
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
         first, second = self.channel_attention.weights(), self.spatial_attention.channel_attention.weights()
-        conv = self.spatial_attention.spatial_attention
-        return ops.cbam(x, first, second, conv.weight, conv.bias, shortcut)
+        return ops.cbam(x, first, second, *self.spatial_attention.spatial_weights(), shortcut)

@@ -1,15 +1,18 @@
-"""Pixel attention. It has no Triton kernels yet: the plain twin serves it on every device."""
+"""Pixel attention, fused."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend, ops, reference
+from ..reference.common import check_map
 
 
 class AttentionModule(reference.AttentionModule):
     __doc__ = reference.AttentionModule.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        backend.use_triton(x, kernels=False)
-        return super().forward(x, shortcut)
+        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
+        if not backend.use_triton(x):
+            return super().forward(x, shortcut)
+        return ops.pixel_attention(x, *self.weights(), shortcut)

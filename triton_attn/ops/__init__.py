@@ -3,5 +3,6 @@
 from .cbam import cbam
 from .channel_gate import channel_gate
 from .eca import eca
+from .position_gate import attention_gate, pixel_attention
 
-__all__ = ["cbam", "channel_gate", "eca"]
+__all__ = ["attention_gate", "cbam", "channel_gate", "eca", "pixel_attention"]

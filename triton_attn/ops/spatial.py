@@ -17,7 +17,7 @@ def _over(like: Tensor, channels_last: bool, **maps: Tensor | None) -> tuple[tup
     """The grid of one program per image and block of positions, and the arguments that all these kernels have."""
     batch, channels, height, width = like.shape
     positions = height * width
-    config = spatial_rules.spatial(channels, positions)
+    config = spatial_rules.spatial(channels, positions, like.itemsize)
     unit, strides = in_units(channels_last, channels if channels_last else positions, **maps)
     sizes = {
         "channels": channels // unit if channels_last else channels,

@@ -22,11 +22,12 @@ def block_p(positions: int) -> int:
 
 
 @cache
-def spatial(channels: int, positions: int) -> dict[str, int]:
+def spatial(channels: int, positions: int, itemsize: int) -> dict[str, int]:
     """Blocks of the kernels that walk over all channels of a block of positions."""
     block = block_p(positions)
-    # 16 elements to a thread, and as many of a window; bits are packed by eight along a row.
-    block_c = min(64, max(power_of_two(channels), 8))
+    # In channels_last a tile's row is 128 bytes; bits are packed by eight along it. A thread has two 16-byte words of a
+    # tile at most, and 16 elements of a window.
+    block_c = min(128 // itemsize, max(power_of_two(channels), 8))
     return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": max(block * 64 // 512, 1)}
 
 

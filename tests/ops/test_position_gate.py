@@ -1,0 +1,564 @@
+"""Pixel attention and the attention gate under the interpreter, against their references in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import triton_attn
+from tests import parity
+from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, largest_error, lay_out, run
+from triton_attn import functional, reference
+
+pytestmark = pytest.mark.interpreter
+
+BLOCKS = ("pixel", "gate")
+
+
+def builder(
+    name: str, channels: int, dtype: torch.dtype = torch.float32, gating_channels: int | None = None
+) -> Callable[[ModuleType], nn.Module]:
+    """Makes the block of either package; pixel attention of fewer than 16 channels has one hidden channel.
+
+    At 16 bits rounding decides whether the hidden ReLU passes, where its input is small: there the biases keep it away.
+    """
+
+    def build(package: ModuleType) -> nn.Module:
+        if name == "gate":
+            block = package.AttentionGate(channels, gating_channels)
+        else:
+            block = package.AttentionModule(max(channels, 16))
+            if channels < 16:
+                block.conv1, block.conv2 = nn.Conv2d(channels, 1, 1), nn.Conv2d(1, channels, 1)
+        if dtype != torch.float32:
+            with torch.no_grad():
+                block.conv1.bias[::2] += 4
+                block.conv1.bias[1::2] -= 4
+        return block
+
+    return build
+
+
+def twins(name: str, channels: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    return parity.twins(builder(name, channels), dtype)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Maps of up to 33 × 33 and up to 96 channels, and of 2¹² elements in all: the interpreter is slow."""
+    batch, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 33)), draw(st.integers(1, 33))
+    return batch, draw(st.integers(2, max(min(96, 2**12 // (batch * height * width)), 2))), height, width
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@settings(max_examples=20)
+@given(shape=shapes(), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS), with_shortcut=st.booleans())
+@example(shape=(1, 2, 1, 1), dtype=torch.float32, layout="contiguous", with_shortcut=True)
+@example(shape=(2, 63, 7, 7), dtype=torch.float16, layout="channels_last", with_shortcut=True)
+@example(shape=(1, 40, 5, 8), dtype=torch.bfloat16, layout="contiguous", with_shortcut=False)
+def test_parity(
+    name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, with_shortcut: bool
+) -> None:
+    check_block(builder(name, shape[1], dtype), shape, dtype, layout, with_shortcut=with_shortcut)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("shape", [(1, 200, 3, 7), (1, 256, 4, 5), (2, 272, 3, 3)], ids=str)
+def test_parity_of_many_channels(shape: tuple[int, int, int, int], name: str, dtype: torch.dtype, layout: str) -> None:
+    """Up to 256 channels one kernel does it, where the weights are not too large; beyond, the library multiplies."""
+    check_block(builder(name, shape[1], dtype), shape, dtype, layout, with_shortcut=True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_parity_over_many_programs(name: str, layout: str) -> None:
+    """Several programs of several tiles each, with the last run and every image's last tile cut short."""
+    from triton_attn.tuning import position_rules, rules
+
+    shape = (5, 2, 21, 23)
+    programs, run_length = position_rules.position_gate_runs(5 * 2 * 483, 5 * rules.cdiv(483, 64), 8)
+    assert programs > 1
+    assert run_length > 1
+    check_block(builder(name, 2), shape, torch.float32, layout, with_shortcut=True)
+
+
+def draw_gated(
+    shape: tuple[int, int, int, int], gating: tuple[int, int, int], dtype: torch.dtype, layout: str
+) -> tuple[list[Tensor], Tensor]:
+    inputs = [torch.randn(shape), torch.randn(shape[0], *gating), torch.randn(shape)]
+    return [lay_out(t.to(dtype), layout) for t in inputs], lay_out(torch.randn(shape).to(dtype), layout)
+
+
+@settings(max_examples=15)
+@given(
+    shape=shapes(),
+    gating=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+)
+@example(shape=(2, 20, 6, 7), gating=(33, 6, 7), dtype=torch.float32, layout="channels_last")
+@example(shape=(1, 300, 3, 4), gating=(8, 2, 2), dtype=torch.float32, layout="contiguous")
+@example(shape=(2, 20, 6, 7), gating=(33, 3, 3), dtype=torch.float16, layout="channel slice")
+def test_parity_with_a_gating_signal(
+    shape: tuple[int, int, int, int], gating: tuple[int, int, int], dtype: torch.dtype, layout: str
+) -> None:
+    """A signal of another channel count and size, and the gradients of it and of its convolution."""
+    build = builder("gate", shape[1], dtype, gating[0])
+    keywords = ["gating", "shortcut"]
+
+    def draw(seed: int) -> tuple[nn.Module, list[Tensor], Tensor, list[Tensor], list[Tensor]]:
+        torch.manual_seed(seed)
+        fast, exact = parity.twins(build, dtype)
+        inputs, grad = draw_gated(shape, gating, dtype, layout)
+        with torch.no_grad():
+            gated = exact(inputs[0].double(), inputs[1].double())
+            grad = parity.away_from_the_kink(grad, gated + inputs[2].double())
+        with triton_attn.use_backend("reference"):
+            plain_y, plain_grads = run(fast, inputs, grad, keywords)
+        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+        return fast, inputs, grad, [plain_y, *plain_grads], [exact_y, *exact_grads]
+
+    fast, inputs, grad, plain, exact = draw(0)
+    others = [draw(seed)[3:] for seed in range(1, 12)]
+    with triton_attn.use_backend("triton"):
+        y, grads = run(fast, inputs, grad, keywords)
+    names = ["y", *(f"gradient of {name}" for name in ("x", *keywords, *dict(fast.named_parameters())))]
+    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
+        plain_error = max(largest_error(a[i], b[i]) for a, b in ((plain, exact), *others))
+        assert_within(ours, plain[i], exact[i], name, plain_error=plain_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fault", ["dx", "dparameters", "dshortcut"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_rule_bites(name: str, fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that is a fifth too small does not pass, in any dtype."""
+    from triton_attn.ops import position_gate
+
+    right = position_gate._backward_op
+    index = ["dx", "dsignal", "dshortcut", "dparameters"].index(fault)
+
+    def wrong(*arguments: object) -> list[Tensor]:
+        return [each * 0.8 if i == index else each for i, each in enumerate(right(*arguments))]
+
+    monkeypatch.setattr(position_gate, "_backward_op", wrong)
+    with pytest.raises(AssertionError, match="over the bound"):
+        check_block(builder(name, 16, dtype), (2, 16, 3, 4), dtype, "contiguous", with_shortcut=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_traffic(name: str, memory_format: torch.memory_format) -> None:
+    """2 T forward and 3 T backward, in whole sectors, at a shape of 4·10⁵ elements."""
+    from benchmarks.meter import count_kernels
+
+    torch.manual_seed(0)
+    block = triton_attn.create_attention(name, 64, dtype=torch.float16)
+    x, grad = (torch.randn(2, 64, 56, 56).half().contiguous(memory_format=memory_format) for _ in range(2))
+    size = x.numel() * x.itemsize
+    with count_kernels() as forward:
+        y = block(x.requires_grad_())
+    with count_kernels() as backward:
+        torch.autograd.grad(y, [x, *block.parameters()], grad)
+    assert forward.total <= 2 * 1.02 * size
+    assert backward.total <= 3 * 1.02 * size
+    assert forward.total_sectors <= 1.15 * forward.total
+    assert backward.total_sectors <= 1.15 * backward.total
+    assert dict(forward.launches) == {"position_gate_fwd_kernel": 1}
+    assert dict(backward.launches) == {"position_gate_bwd_kernel": 1, "partial_sums_kernel": 1}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_traffic_with_a_shortcut(memory_format: torch.memory_format) -> None:
+    """3 T and a bit per element forward, 4 T and a bit per element backward."""
+    from benchmarks.meter import count_kernels
+
+    block = triton_attn.AttentionModule(64, dtype=torch.float16)
+    x, shortcut, grad = (
+        torch.randn(2, 64, 40, 40).half().contiguous(memory_format=memory_format).requires_grad_() for _ in range(3)
+    )
+    size = x.numel() * x.itemsize
+    with count_kernels() as forward:
+        y = block(x, shortcut)
+    with count_kernels() as backward:
+        torch.autograd.grad(y, [x, shortcut, *block.parameters()], grad)
+    assert forward.total <= (3 + 1 / 16) * 1.02 * size
+    assert backward.total <= (4 + 1 / 16) * 1.02 * size
+    assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    from benchmarks.meter import count_kernels
+
+    block = triton_attn.AttentionGate(8, 5)
+    x, gating, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 5, 4, 4), torch.randn(1, 8, 4, 4)
+
+    def backward_of(*wanted: Tensor) -> dict[str, int]:
+        for each in (x, gating, shortcut, *block.parameters()):
+            each.requires_grad_(any(each is t for t in wanted))
+        y = block(x, gating, shortcut)
+        with count_kernels() as traffic:
+            grads = torch.autograd.grad(y.sum(), wanted)
+        assert all(grad.shape == t.shape for grad, t in zip(grads, wanted, strict=True))
+        assert x.grad is gating.grad is shortcut.grad is None
+        return dict(traffic.launches) | {"moved": traffic.total}
+
+    every = backward_of(x, gating, shortcut, *block.parameters())
+    assert every["partial_sums_kernel"] == 1
+    maps = backward_of(x, shortcut)
+    weights = backward_of(*block.parameters())
+    assert "partial_sums_kernel" not in maps
+    assert "partial_sums_kernel" in weights
+    # Neither pass writes what the other does: dx and dshortcut here, dsignal there.
+    assert maps["moved"] <= every["moved"] - 4 * 4 * 16
+    assert weights["moved"] <= every["moved"] - 2 * 4 * 8 * 16
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_float16_sums_do_not_overflow(name: str) -> None:
+    """Σ dy · x over channels is 190,000 here, three times what float16 holds."""
+    torch.manual_seed(0)
+    fast, exact = twins(name, 64, torch.float16)
+    with torch.no_grad():
+        for block in (fast, exact):
+            block.conv1.weight.mul_(2**-11)  # gates that are not saturated
+    x, grad = (3000 + torch.randn(1, 64, 3, 5)).half(), (1 + torch.randn(1, 64, 3, 5) / 8).half()
+    y, grads = run(fast, [x], grad)
+    exact_y, exact_grads = run(exact, [x.double()], grad.double())
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        # What is beyond float16 in the end is infinite, and nothing else is.
+        assert torch.equal(ours.isinf(), right.abs() > 65520)
+        finite = ours.isfinite()
+        scale = right[finite].abs().max().item() if finite.any() else 1.0
+        torch.testing.assert_close(ours[finite].double(), right[finite], atol=4e-3 * scale, rtol=4e-3)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_values_that_are_not_finite(name: str, value: float, layout: str) -> None:
+    """Also where tiles are padded: 5 hidden channels of 16, 10 channels of 16, 15 positions of 64.
+
+    The gate has a signal: where it gates itself, the two convolutions of an infinite x may cancel to NaN in the
+    reference, and are one convolution here.
+    """
+    torch.manual_seed(0)
+    fast, exact = twins(name, 10, torch.float32)
+    x, shortcut, gating, grad = (torch.randn(2, 10, 3, 5) for _ in range(4))
+    x[0, 1, 1, 2] = value
+    shortcut[1, 2, 2, 2] = value
+    inputs, keywords = [lay_out(x, layout), lay_out(shortcut, layout)], ["shortcut"]
+    if name == "gate":
+        gating[1, 3, 0, 1] = value
+        inputs, keywords = [*inputs, lay_out(gating, layout)], ["shortcut", "gating"]
+    y, grads = run(fast, inputs, grad, keywords)
+    exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_zero_map_passes_the_gradient_as_relu_does(name: str) -> None:
+    fast, exact = twins(name, 4, torch.float32)
+    zero, grad = torch.zeros(1, 4, 3, 3), torch.ones(1, 4, 3, 3)
+    _, (dx, dshortcut, *_) = run(fast, [zero, zero], grad, ["shortcut"])
+    _, (exact_dx, exact_dshortcut, *_) = run(exact, [zero.double(), zero.double()], grad.double(), ["shortcut"])
+    assert torch.equal(dx.double(), exact_dx)
+    assert torch.equal(dshortcut.double(), exact_dshortcut)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_layout_is_kept(name: str, layout: str) -> None:
+    block = builder(name, 8)(triton_attn)
+    x = lay_out(torch.randn(2, 8, 5, 3), layout)
+    y, (dx, *_) = run(block, [x], torch.randn(2, 8, 5, 3))
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        assert y.stride() == dx.stride() == x.stride()
+    elif layout == "batch slice":
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    else:
+        assert y.is_contiguous()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_shortcut_of_another_layout_or_an_expanded_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    fast, exact = twins(name, 8, torch.float32)
+    x, shortcut = torch.randn(2, 8, 5, 3), lay_out(torch.randn(2, 8, 5, 3), "channels_last")
+    grad = torch.ones(()).expand(2, 8, 5, 3)
+    y, grads = run(fast, [x, shortcut], grad, ["shortcut"])
+    exact_y, exact_grads = run(exact, [x.double(), shortcut.double()], grad.double(), ["shortcut"])
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 5, 3), (2, 8, 0, 3)])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_empty_maps(name: str, shape: tuple[int, ...], with_shortcut: bool) -> None:
+    block = builder(name, 8)(triton_attn)
+    inputs = [torch.randn(shape) for _ in range(1 + with_shortcut)]
+    y, (dx, *grads) = run(block, inputs, torch.randn(shape), ["shortcut"] * with_shortcut)
+    assert y.shape == dx.shape == shape
+    assert all(not grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_same_inputs_same_bits(name: str) -> None:
+    torch.manual_seed(0)
+    block = builder(name, 24)(triton_attn).half()
+    x, shortcut, grad = (torch.randn(2, 24, 20, 30).half() for _ in range(3))
+    y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+    for _ in range(2):
+        again, grads_again = run(block, [x, shortcut], grad, ["shortcut"])
+        assert torch.equal(y, again)
+        assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+    torch.manual_seed(0)
+    block = builder(name, 24)(triton_attn)
+    x, grad = torch.randn(5, 24, 15, 13), torch.randn(5, 24, 15, 13)
+    y, (dx, *_) = run(block, [x], grad)
+    alone, (dx_alone, *_) = run(block, [x[3:4]], grad[3:4])
+    assert torch.equal(y[3:4], alone)
+    assert torch.equal(dx[3:4], dx_alone)
+
+
+def test_inference_saves_nothing_for_a_backward() -> None:
+    block = triton_attn.AttentionModule(16)
+    x = torch.randn(2, 16, 5, 3)
+    with torch.no_grad():
+        y = block(x, torch.randn_like(x))
+    assert y.grad_fn is None
+    weights = [w.detach() for w in block.weights()]
+    _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, torch.randn_like(x), False)
+    assert bits.numel() == 0
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_grad_output_is_not_overwritten(name: str) -> None:
+    block = builder(name, 8)(triton_attn)
+    x, shortcut, grad = (torch.randn(2, 8, 5, 3) for _ in range(3))
+    kept = grad.clone()
+    run(block, [x, shortcut], grad, ["shortcut"])
+    assert torch.equal(grad, kept)
+
+
+@pytest.mark.parametrize("parameter", ["conv1.weight", "conv2.bias", "psi.weight"])
+def test_gradients_of_a_part_of_the_inputs(parameter: str) -> None:
+    torch.manual_seed(0)
+    block, exact = twins("gate", 8, torch.float32)
+    x, shortcut = torch.randn(2, 8, 5, 3), torch.randn(2, 8, 5, 3)
+    for each in (block, exact):
+        each.requires_grad_(False)
+        each.get_parameter(parameter).requires_grad_()
+    block(x, shortcut=shortcut).sum().backward()
+    exact(x.double(), shortcut=shortcut.double()).sum().backward()
+    for name, each in block.named_parameters():
+        if name == parameter:
+            right = exact.get_parameter(name).grad
+            torch.testing.assert_close(each.grad.double(), right, atol=1e-5, rtol=1e-5)
+        else:
+            assert each.grad is None
+
+
+def test_both_weights_of_a_gate_by_itself_have_a_gradient_of_their_own() -> None:
+    block = triton_attn.AttentionGate(8)
+    block(torch.randn(2, 8, 5, 3)).sum().backward()
+    assert torch.equal(block.conv1.weight.grad, block.conv2.weight.grad)
+    block.conv1.weight.grad.zero_()
+    assert block.conv2.weight.grad.any()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    block = triton_attn.AttentionModule(16)
+    x = torch.randn(1, 16, 3, 3, requires_grad=True)
+    (dx,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "channels"), [("pixel", 16), ("gate", 16), ("pixel", 272), ("gated", 16)])
+def test_autocast(name: str, channels: int, autocast_dtype: torch.dtype, x_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    keywords = ["shortcut"] if name != "gated" else ["shortcut", "gating"]
+    block, exact = twins("gate" if name == "gated" else name, channels, torch.float32)
+    inputs = [torch.randn(2, channels, 5, 6).to(x_dtype) for _ in range(2)]
+    inputs += [torch.randn(2, channels, 2, 3).to(x_dtype)] * (name == "gated")
+    grad = torch.randn(2, channels, 5, 6).to(x_dtype)
+    with torch.autocast("cpu", autocast_dtype):
+        y, grads = run(block, inputs, grad, keywords)
+        with triton_attn.use_backend("reference"):
+            plain_y, plain_grads = run(block, inputs, grad, keywords)
+    exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+    # Rounding moves ReLU's kink: an element or two of a gradient may be off by all of it.
+    for i, (ours, plain, right) in enumerate(
+        zip([y, *grads], [plain_y, *plain_grads], [exact_y, *exact_grads], strict=True)
+    ):
+        if i == 0:
+            assert_within(ours, plain, right, "y")
+        assert ours.dtype == plain.dtype
+        error, plain_error = (ours - right).norm(), (plain - right).norm()
+        assert error <= 2 * plain_error + 4 * torch.finfo(ours.dtype).eps * right.norm()
+
+
+def test_a_shortcut_of_a_wider_dtype_is_added_as_pytorch_adds_it() -> None:
+    block = triton_attn.AttentionModule(16).bfloat16()
+    x, shortcut = torch.randn(2, 16, 5, 6).bfloat16(), torch.randn(2, 16, 5, 6)
+    y = block(x, shortcut)
+    with triton_attn.use_backend("reference"):
+        plain = block(x, shortcut)
+    assert y.dtype == plain.dtype == torch.float32
+    torch.testing.assert_close(y, plain, atol=2e-2, rtol=2e-2)
+
+
+def op_arguments(name: str, layout: str, with_signal: bool, requires_grad: bool) -> list[Tensor | None]:
+    """x, the four parameters, the signal and the shortcut of the op."""
+    torch.manual_seed(0)
+    x, shortcut = (lay_out(torch.randn(2, 6, 5, 3), layout) for _ in range(2))
+    signal = lay_out(torch.randn(2, 3, 5, 3), layout) if with_signal else None
+    outputs = 6 if name == "pixel" else 1
+    weights = torch.randn(3, 6, 1, 1), torch.randn(3), torch.randn(outputs, 3, 1, 1), torch.randn(outputs)
+    arguments = [x, *weights, signal, shortcut]
+    return [None if t is None else t.detach().requires_grad_(requires_grad) for t in arguments]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize(("name", "with_signal"), [("pixel", False), ("gate", True)])
+def test_opcheck(name: str, with_signal: bool, layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
+    *inputs, shortcut = op_arguments(name, layout, with_signal, saves)
+    op = torch.ops.triton_attn.position_gate.default
+    torch.library.opcheck(op, (*inputs, shortcut, saves))
+    torch.library.opcheck(op, (*inputs, None, saves))
+    if saves:
+        _, bits = op(*inputs, shortcut, True)
+        backward = torch.ops.triton_attn.position_gate_backward.default
+        grad = torch.randn(2, 6, 5, 3)
+        saved = [None if t is None else t.detach() for t in inputs]
+        for needs in ((True, with_signal, True), (True, False, False), (False, False, True)):
+            torch.library.opcheck(backward, (grad, *saved, bits, *needs))
+        torch.library.opcheck(backward, (grad, *saved, None, True, with_signal, True))
+
+
+def compiled_and_not(
+    block: nn.Module,
+    compiled: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    keywords: Sequence[str],
+    same: Callable[[Tensor, Tensor], object],
+) -> None:
+    grad = torch.randn(inputs[0].shape)
+    y, grads = run(block, inputs, grad, keywords)
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    compiled_y = compiled(leaves[0], **dict(zip(keywords, leaves[1:], strict=True)))
+    same(compiled_y, y)
+    compiled_grads = torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad)
+    for ours, right in zip(compiled_grads, grads, strict=True):
+        same(ours, right)
+
+
+def same_bits(ours: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(ours, right, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("name", "channels"), [("pixel", 16), ("gate", 16), ("pixel", 272)])
+def test_compiles_as_one_graph(name: str, channels: int, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    block = builder(name, channels)(triton_attn)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for shape in ((2, channels, 5, 6), (3, channels, 7, 7)):
+        x, shortcut = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        compiled_and_not(block, compiled, [x, shortcut], ["shortcut"], same_bits)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), block(x))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_with_a_gating_signal_and_autocast(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    block = triton_attn.AttentionGate(16, 12)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    inputs = [torch.randn(2, 16, 6, 8), torch.randn(2, 12, 3, 4)]
+    # The compiler resizes by a decomposition of its own.
+    compiled_and_not(block, compiled, inputs, ["gating"], torch.testing.assert_close)
+    with torch.autocast("cpu", torch.bfloat16):
+        x, gating = torch.randn(2, 16, 6, 8), torch.randn(2, 12, 3, 4)
+        torch.testing.assert_close(compiled(x, gating=gating), block(x, gating=gating))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_same_after_a_deep_copy(name: str) -> None:
+    block = builder(name, 8)(triton_attn)
+    x = torch.randn(2, 8, 5, 3)
+    assert torch.equal(copy.deepcopy(block)(x), block(x))
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 200])
+def test_functions_of_any_hidden_width(hidden: int) -> None:
+    """200 hidden channels of 40 are too many for one kernel, and served all the same."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 40, 3, 5)
+    weights = [torch.randn(hidden, 40, 1, 1) / 6, torch.randn(hidden), torch.randn(40, hidden, 1, 1) / 6]
+    weights.append(torch.randn(40))
+    y = functional.pixel_attention(x, *weights)
+    right = reference.pixel.pixel_attention(x.double(), *(w.double() for w in weights))
+    torch.testing.assert_close(y.double(), right, atol=1e-5, rtol=1e-5)
+    weights = [*weights[:2], *weights[:2], torch.randn(1, hidden, 1, 1) / 6, torch.randn(1)]
+    y = functional.attention_gate(x, *weights)
+    right = reference.attention_gate.attention_gate(x.double(), *(w.double() for w in weights))
+    torch.testing.assert_close(y.double(), right, atol=1e-5, rtol=1e-5)
+
+
+def test_partial_bytes_stay_small() -> None:
+    """The programs leave float32 sums of all parameters: few where the map is small, an SM's worth where it is not."""
+    from triton_attn.tuning import position_rules, rules
+
+    def programs(shape: tuple[int, int, int, int], hidden: int, outputs: int) -> int:
+        batch, channels, height, width = shape
+        block_p = position_rules.position_gate_bwd(channels, hidden, 2)["BLOCK_P"]
+        parameters = hidden * (channels + 1) + outputs * (hidden + 1)
+        tiles = batch * rules.cdiv(height * width, block_p)
+        count, run_length = position_rules.position_gate_runs(batch * channels * height * width, tiles, parameters)
+        assert (count - 1) * run_length < tiles <= count * run_length
+        return count
+
+    assert programs((2, 64, 56, 56), 32, 1) == 1
+    assert programs((2, 64, 56, 56), 4, 64) == 5
+    assert 120 <= programs((64, 256, 56, 56), 128, 1) <= 128
+    assert 120 <= programs((64, 64, 112, 112), 32, 1) <= 256
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_offsets_beyond_two_to_the_31_elements(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second image lies more than 2³¹ elements behind the first, in memory that is never touched between."""
+    monkeypatch.undo()  # to poison memory is to touch it
+    torch.manual_seed(0)
+    fast, exact = twins(name, 8, torch.float16)
+    values, grad = torch.randn(2, 8, 4, 4).half(), torch.randn(2, 8, 4, 4).half()
+    x = torch.empty(2**31 + 4096, dtype=torch.float16).as_strided((2, 8, 4, 4), (2**31 + 16, 16, 4, 1))
+    x.copy_(values)
+    y, (dx, *_) = run(fast, [x], grad)
+    exact_y, (exact_dx, *_) = run(exact, [values.double()], grad.double())
+    torch.testing.assert_close(y.double(), exact_y, atol=4e-3, rtol=4e-3)
+    torch.testing.assert_close(dx.double(), exact_dx, atol=4e-3, rtol=4e-3)

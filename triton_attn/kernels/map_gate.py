@@ -1,0 +1,165 @@
+"""The gating multiply with a gate for every element, or for every position: x · σ(logits), and its backward."""
+
+import triton
+import triton.language as tl
+
+from .common import load_bits, load_tile, relu, store_bits, store_tile
+
+
+@triton.jit
+def gate_of_positions(ptr, n, p, positions):
+    """σ of the logits (N, 1, H, W) at positions p, in float32."""
+    return tl.sigmoid(tl.load(ptr + n.to(tl.int64) * positions + p, mask=p < positions, other=0.0).to(tl.float32))
+
+
+@triton.jit
+def over_channels(values, CHANNELS_LAST: tl.constexpr):
+    """A value per position, spread over a tile's channels."""
+    return values[:, None] if CHANNELS_LAST else values[None, :]
+
+
+@triton.jit
+def map_gate_fwd_kernel(
+    y_ptr,  # (N, C, H, W)
+    bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
+    x_ptr,  # (N, C, H, W)
+    logits_ptr,  # (N, C, H, W) with PER_CHANNEL, else (N, 1, H, W)
+    shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
+    stride_yn,
+    stride_yo,
+    stride_xn,
+    stride_xo,
+    stride_zn,
+    stride_zo,
+    stride_sn,
+    stride_so,
+    outer_size,
+    inner_size,
+    UNIT: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr,
+    SAVE_BITS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_OUTER: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+):
+    """y = x · σ(logits), or with a shortcut relu(x · σ(logits) + shortcut), whose mask is kept as bits."""
+    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
+    stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
+    stride_zn, stride_zo, stride_sn, stride_so = stride_zn * unit, stride_zo * unit, stride_sn * unit, stride_so * unit
+    inner_size *= UNIT
+    across = tl.cdiv(inner_size, BLOCK_INNER)
+    tiles = tl.cdiv(outer_size, BLOCK_OUTER) * across
+    n, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    outer_start, inner_start = tile // across * BLOCK_OUTER, tile % across * BLOCK_INNER
+    outer = outer_start + tl.arange(0, BLOCK_OUTER)
+    inner = inner_start + tl.arange(0, BLOCK_INNER)
+    mask = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
+
+    x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+    if PER_CHANNEL:
+        gate = tl.sigmoid(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo))
+    elif CHANNELS_LAST:
+        gate = over_channels(gate_of_positions(logits_ptr, n, outer, outer_size), CHANNELS_LAST)
+    else:
+        gate = over_channels(gate_of_positions(logits_ptr, n, inner, inner_size), CHANNELS_LAST)
+    y = x * gate
+    if HAS_SHORTCUT:
+        y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
+        if SAVE_BITS:
+            # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
+            kept = (y <= 0.0) == 0
+            store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
+    store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+
+
+@triton.jit
+def map_gate_bwd_kernel(
+    dx_ptr,  # (N, C, H, W), with NEEDS_MAP
+    dlogits_ptr,  # like logits, with NEEDS_LOGITS
+    dshortcut_ptr,  # (N, C, H, W), with NEEDS_MAP and HAS_SHORTCUT
+    grad_ptr,  # (N, C, H, W), the gradient of y
+    bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
+    x_ptr,  # (N, C, H, W)
+    logits_ptr,  # (N, C, H, W) with PER_CHANNEL, else (N, 1, H, W)
+    stride_dxn,
+    stride_dxo,
+    stride_dzn,
+    stride_dzo,
+    stride_sn,
+    stride_so,
+    stride_gn,
+    stride_go,
+    stride_xn,
+    stride_xo,
+    stride_zn,
+    stride_zo,
+    channels,
+    positions,
+    walk,
+    UNIT: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr,
+    NEEDS_MAP: tl.constexpr,
+    NEEDS_LOGITS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The gradients of x, of the logits and of the shortcut, at a block of positions and ``walk`` channels.
+
+    A gate per position sums its gradient over all channels: there ``walk`` is all of them.
+    """
+    unit = tl.full((), UNIT, tl.int64)
+    stride_dxn, stride_dxo, stride_dzn, stride_dzo = (
+        stride_dxn * unit, stride_dxo * unit, stride_dzn * unit, stride_dzo * unit,
+    )  # fmt: skip
+    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
+    stride_zn, stride_zo, stride_sn, stride_so = stride_zn * unit, stride_zo * unit, stride_sn * unit, stride_so * unit
+    if CHANNELS_LAST:
+        channels *= UNIT
+    else:
+        positions *= UNIT
+    walks = tl.cdiv(channels, walk)
+    blocks = tl.cdiv(positions, BLOCK_P)
+    pid = tl.program_id(0)
+    n = pid // (blocks * walks)
+    first_c = pid % walks * walk
+    first_p = pid // walks % blocks * BLOCK_P
+
+    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
+    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
+    outer_size, inner_size = (positions, channels) if CHANNELS_LAST else (channels, positions)
+    total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    p = first_p + tl.arange(0, BLOCK_P)
+    if not PER_CHANNEL:
+        gate_of_position = gate_of_positions(logits_ptr, n, p, positions)
+    for start in range(first_c, tl.minimum(first_c + walk, channels), BLOCK_C):
+        outer_start, inner_start = (first_p, start) if CHANNELS_LAST else (start, first_p)
+        outer = outer_start + tl.arange(0, BLOCK_OUTER)
+        inner = inner_start + tl.arange(0, BLOCK_INNER)
+        mask = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
+        if PER_CHANNEL:
+            gate = tl.sigmoid(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo))
+        else:
+            gate = over_channels(gate_of_position, CHANNELS_LAST)
+        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
+        if HAS_SHORTCUT:
+            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
+            grad = tl.where(kept & mask, grad, 0.0)
+            if NEEDS_MAP:
+                store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
+        if NEEDS_LOGITS:
+            dgate = grad * load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+            if PER_CHANNEL:
+                dlogits = dgate * gate * (1.0 - gate)
+                store_tile(dlogits_ptr, dlogits, n, outer, inner, mask, stride_dzn, stride_dzo)
+            else:
+                total += dgate
+        if NEEDS_MAP:
+            store_tile(dx_ptr, grad * gate, n, outer, inner, mask, stride_dxn, stride_dxo)
+
+    if NEEDS_LOGITS and not PER_CHANNEL:
+        dlogits = tl.sum(total, axis=1 if CHANNELS_LAST else 0) * gate_of_position * (1.0 - gate_of_position)
+        offsets = n.to(tl.int64) * positions + p
+        tl.store(dlogits_ptr + offsets, dlogits.to(dlogits_ptr.dtype.element_ty), mask=p < positions)

@@ -1,0 +1,180 @@
+"""The gating multiply by logits that come as a map, as one op: a gate for every element, or for every position.
+
+Passes over the map with a gate per position: 2 forward and 3 backward; the logits count as maps of their own where
+there is a gate per element. A shortcut adds one each (and a mask of one bit per element).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..tuning import position_rules, rules
+from . import launch
+from .gating import empty_bits, in_units
+from .layout import empty_map, rows, served
+from .library import below_autograd, register
+
+Tensors = tuple[Tensor, ...]
+
+
+def map_gate(x: Tensor, logits: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """``x · σ(logits)``, and ``relu(x · σ(logits) + shortcut)`` with a shortcut, of ``x``'s dtype.
+
+    ``x`` ``(N, C, H, W)``; ``logits`` ``(N, C, H, W)`` or ``(N, 1, H, W)``.
+    """
+    x, channels_last = served(x)
+    logits = _served_logits(logits, channels_last)
+    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
+    arguments = (x, logits, shortcut)
+    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    return _forward_op(*arguments, saves)[0]
+
+
+def _served_logits(logits: Tensor, channels_last: bool) -> Tensor:
+    # One channel is contiguous in both layouts.
+    return logits.contiguous() if logits.shape[1] == 1 else served(logits, channels_last)[0]
+
+
+def _empty_logits(logits: Tensor, channels_last: bool) -> Tensor:
+    return empty_map(logits, channels_last and logits.shape[1] > 1)
+
+
+def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Tensors:
+    """The output, and the bits of ReLU's mask for the backward."""
+    from ..kernels.map_gate import map_gate_fwd_kernel
+
+    x, channels_last = served(x)
+    logits = _served_logits(logits, channels_last)
+    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
+    per_channel = logits.shape[1] > 1
+    outer, inner = rows(x, channels_last)
+    config = position_rules.map_gate_fwd(outer, inner, channels_last, per_channel)
+    y = empty_map(x, channels_last)
+    save_bits = saves and shortcut is not None
+    bits = empty_bits(x, channels_last, save_bits)
+    unit, strides = in_units(channels_last, inner, x=x, y=y, z=logits if per_channel else None, s=shortcut)
+    launch.start(
+        map_gate_fwd_kernel,
+        (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        x.device,
+        y_ptr=y,
+        bits_ptr=bits,
+        x_ptr=x,
+        logits_ptr=logits,
+        shortcut_ptr=shortcut,
+        outer_size=outer,
+        inner_size=inner // unit,
+        PER_CHANNEL=per_channel,
+        HAS_SHORTCUT=shortcut is not None,
+        SAVE_BITS=save_bits,
+        CHANNELS_LAST=channels_last,
+        **strides,
+        **config,
+    )
+    return y, bits
+
+
+def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Tensors:
+    x, channels_last = served(x)
+    return empty_map(x, channels_last), empty_bits(x, channels_last, saves and shortcut is not None)
+
+
+def backward(
+    grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, needs_map: bool, needs_logits: bool
+) -> Tensors:
+    """The gradients of x, logits and shortcut.
+
+    Empty tensors stand for those that are not needed, and for that of a shortcut that there is not (no bits).
+    """
+    from ..kernels.map_gate import map_gate_bwd_kernel
+
+    x, channels_last = served(x)
+    grad, _ = served(grad, channels_last)
+    logits = _served_logits(logits, channels_last)
+    per_channel = logits.shape[1] > 1
+    batch, channels, height, width = x.shape
+    positions = height * width
+    config = position_rules.map_gate_bwd(channels, positions, channels_last, per_channel)
+    walk = config["BLOCK_C"] if per_channel else channels
+    dx = empty_map(x, channels_last) if needs_map else None
+    dshortcut = empty_map(x, channels_last) if needs_map and bits is not None else None
+    dlogits = _empty_logits(logits, channels_last) if needs_logits else None
+    maps = {"z": logits, "dz": dlogits} if per_channel else {"z": None, "dz": None}
+    inner = channels if channels_last else positions
+    unit, strides = in_units(channels_last, inner, x=x, g=grad, dx=dx, s=dshortcut, **maps)
+    launch.start(
+        map_gate_bwd_kernel,
+        (batch * rules.cdiv(positions, config["BLOCK_P"]) * rules.cdiv(channels, walk),),
+        x.device,
+        dx_ptr=dx,
+        dlogits_ptr=dlogits,
+        dshortcut_ptr=dshortcut,
+        grad_ptr=grad,
+        bits_ptr=bits,
+        x_ptr=x,
+        logits_ptr=logits,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
+        walk=walk,
+        PER_CHANNEL=per_channel,
+        HAS_SHORTCUT=bits is not None,
+        NEEDS_MAP=needs_map,
+        NEEDS_LOGITS=needs_logits,
+        CHANNELS_LAST=channels_last,
+        **strides,
+        **config,
+    )
+    return tuple(x.new_empty(0) if t is None else t for t in (dx, dlogits, dshortcut))
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, needs_map: bool, needs_logits: bool
+) -> Tensors:
+    x, channels_last = served(x)
+    return (
+        empty_map(x, channels_last) if needs_map else x.new_empty(0),
+        _empty_logits(_served_logits(logits, channels_last), channels_last) if needs_logits else x.new_empty(0),
+        empty_map(x, channels_last) if needs_map and bits is not None else x.new_empty(0),
+    )
+
+
+class _MapGate(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments: Any) -> Tensors:
+        return below_autograd(_forward_op, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        x, logits, shortcut, _ = inputs
+        bits = output[1]
+        ctx.mark_non_differentiable(bits)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, logits, None if shortcut is None else bits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        x, logits, shortcut, _ = ctx.needs_input_grad
+        if grad is None or not (x or logits or shortcut):
+            return (None,) * 4
+        grads = _backward_op(grad, *ctx.saved_tensors, x or shortcut, logits)
+        # What was not asked for came back empty.
+        return *(each if needed else None for each, needed in zip(grads, (x, logits, shortcut), strict=True)), None
+
+
+_forward_op = register(
+    "map_gate(Tensor x, Tensor logits, Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
+    forward,
+    _forward_fake,
+    _MapGate,
+)
+_backward_op = register(
+    "map_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor? bits, bool needs_map, bool needs_logits)"
+    " -> (Tensor, Tensor, Tensor)",
+    backward,
+    _backward_fake,
+)

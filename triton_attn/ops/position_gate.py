@@ -1,0 +1,321 @@
+"""A gate from a two-layer network at every position, as one op: pixel attention, and the attention gate.
+
+Passes over the map: 2 forward and 3 backward, 3 and 4 with a shortcut (and a mask of one bit per element). All channels
+of a position are in one tile, so the hidden layer and the gates are made again where they are needed, and only x is
+saved. Above 256 channels the library multiplies, and :mod:`.map_gate` does the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import backend
+from ..tuning import position_rules, rules
+from . import launch
+from .gating import in_units
+from .layout import empty_map, row_stride, rows, served
+from .library import below_autograd, register
+from .map_gate import map_gate
+from .partial_sums import partial_sums
+
+Tensors = tuple[Tensor, ...]
+
+
+def pixel_attention(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shortcut: Tensor | None = None
+) -> Tensor:
+    """:func:`triton_attn.functional.pixel_attention` on Triton, for arguments that were checked."""
+    return position_gate(x, weight1, bias1, weight2, bias2, None, shortcut)
+
+
+def attention_gate(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    psi_weight: Tensor,
+    psi_bias: Tensor,
+    gating: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """:func:`triton_attn.functional.attention_gate` on Triton, for arguments that were checked."""
+    if gating is None:
+        # Two convolutions of the same map are one; PyTorch adds in float32. Where x is infinite and they would cancel
+        # to NaN, their sum is infinite: the one place where a value goes elsewhere than in the reference.
+        return position_gate(x, weight1 + weight2, bias1 + bias2, psi_weight, psi_bias, None, shortcut)
+    signal = torch.conv2d(gating, weight2, bias2)
+    if signal.shape[2:] != x.shape[2:]:
+        signal = torch.ops.aten.upsample_bilinear2d.vec(signal, x.shape[2:], False, None)
+    return position_gate(x, weight1, bias1, psi_weight, psi_bias, signal, shortcut)
+
+
+def position_gate(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    signal: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """``x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2)``, and ``relu(… + shortcut)`` with a shortcut.
+
+    ``weight1`` ``(m, C, 1, 1)``; ``weight2`` ``(C, m, 1, 1)`` for a gate per element, or ``(1, m, 1, 1)`` for one per
+    position; ``signal`` ``(N, m, H, W)``.
+    """
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        # The gates would come out in autocast's dtype, and their product with x in the wider of both.
+        x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
+    if shortcut is not None and shortcut.dtype != x.dtype:
+        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
+        return torch.relu(position_gate(x, weight1, bias1, weight2, bias2, signal) + shortcut)
+    x, channels_last = served(x)
+    if not position_rules.position_gate_is_fused(x.shape[1], weight1.shape[0], weight2.shape[0], x.itemsize):
+        hidden = torch.conv2d(x, weight1, bias1)
+        hidden = hidden if signal is None else hidden + signal
+        return map_gate(x, torch.conv2d(torch.relu(hidden), weight2, bias2), shortcut)
+    signal = None if signal is None else served(signal, channels_last)[0]
+    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
+    arguments = (x, weight1, bias1, weight2, bias2, signal, shortcut)
+    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    return _forward_op(*arguments, saves)[0]
+
+
+def forward(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    signal: Tensor | None,
+    shortcut: Tensor | None,
+    saves: bool,
+) -> Tensors:
+    """The output, and the bits of ReLU's mask for the backward."""
+    from ..kernels.position_gate import position_gate_fwd_kernel
+
+    x, channels_last = served(x)
+    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
+    y = empty_map(x, channels_last)
+    save_bits = saves and shortcut is not None
+    bits = _empty_bits(x, save_bits)
+    config = position_rules.position_gate_fwd(x.shape[1], weight1.shape[0], x.itemsize)
+    launch.start(
+        position_gate_fwd_kernel,
+        (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
+        x.device,
+        y_ptr=y,
+        bits_ptr=bits,
+        x_ptr=x,
+        shortcut_ptr=shortcut,
+        HAS_SHORTCUT=shortcut is not None,
+        SAVE_BITS=save_bits,
+        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
+        **_map_strides(channels_last, y=y, x=x, s=shortcut),
+        **config,
+    )
+    return y, bits
+
+
+def _forward_fake(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    signal: Tensor | None,
+    shortcut: Tensor | None,
+    saves: bool,
+) -> Tensors:
+    x, channels_last = served(x)
+    return empty_map(x, channels_last), _empty_bits(x, saves and shortcut is not None)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    signal: Tensor | None,
+    bits: Tensor | None,
+    needs_map: bool,
+    needs_signal: bool,
+    needs_weights: bool,
+) -> Tensors:
+    """The gradients of x, of signal, of shortcut, and of weight1, bias1, weight2 and bias2 in one flat tensor.
+
+    Empty tensors stand for those that are not needed, and for that of a shortcut that there is not (no bits).
+    """
+    from ..kernels.position_gate import position_gate_bwd_kernel
+
+    x, channels_last = served(x)
+    grad, _ = served(grad, channels_last)
+    batch, channels, height, width = x.shape
+    config = position_rules.position_gate_bwd(channels, weight1.shape[0], x.itemsize)
+    tiles = batch * rules.cdiv(height * width, config["BLOCK_P"])
+    size = _parameters(weight1, weight2)
+    programs, run = position_rules.position_gate_runs(x.numel(), tiles, size)
+    dx = empty_map(x, channels_last) if needs_map else None
+    dshortcut = empty_map(x, channels_last) if needs_map and bits is not None else None
+    dsignal = empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else None
+    partials = torch.empty((programs, size), dtype=torch.float32, device=x.device) if needs_weights else None
+    launch.start(
+        position_gate_bwd_kernel,
+        (programs,),
+        x.device,
+        dx_ptr=dx,
+        dshortcut_ptr=dshortcut,
+        dsignal_ptr=dsignal,
+        partial_ptr=partials,
+        grad_ptr=grad,
+        bits_ptr=bits,
+        x_ptr=x,
+        stride_dhn=0 if dsignal is None else dsignal.stride(0),
+        stride_dho=0 if dsignal is None else row_stride(dsignal, channels_last),
+        tiles=tiles,
+        run=run,
+        HAS_SHORTCUT=bits is not None,
+        NEEDS_MAP=needs_map,
+        NEEDS_SIGNAL=dsignal is not None,
+        NEEDS_WEIGHTS=needs_weights,
+        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
+        **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
+        **config,
+    )
+    dparameters = weight1.new_empty(0) if partials is None else partial_sums(partials, weight1.dtype)
+    dx, dsignal, dshortcut = (x.new_empty(0) if t is None else t for t in (dx, dsignal, dshortcut))
+    return dx, dsignal, dshortcut, dparameters
+
+
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    signal: Tensor | None,
+    bits: Tensor | None,
+    needs_map: bool,
+    needs_signal: bool,
+    needs_weights: bool,
+) -> Tensors:
+    x, channels_last = served(x)
+    return (
+        empty_map(x, channels_last) if needs_map else x.new_empty(0),
+        empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else x.new_empty(0),
+        empty_map(x, channels_last) if needs_map and bits is not None else x.new_empty(0),
+        weight1.new_empty(_parameters(weight1, weight2) if needs_weights else 0),
+    )
+
+
+def _empty_bits(x: Tensor, wanted: bool) -> Tensor:
+    """Room for the mask of a map, eight channels of a position to a byte in both layouts, or an empty tensor."""
+    batch, channels, height, width = x.shape
+    shape = (batch, height * width, rules.cdiv(channels, 8)) if wanted else (0,)
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+
+
+def _parameters(weight1: Tensor, weight2: Tensor) -> int:
+    return weight1.numel() + weight1.shape[0] + weight2.numel() + weight2.shape[0]
+
+
+def _network(
+    x: Tensor,
+    channels_last: bool,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    signal: Tensor | None,
+) -> dict[str, Any]:
+    """The launch arguments of the gate network, and how it multiplies."""
+    import triton.language as tl
+
+    if signal is not None:
+        signal, _ = served(signal, channels_last)
+    dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[x.dtype]
+    if dot == tl.bfloat16 and backend.interpreting():
+        dot = tl.float32  # the interpreter cannot multiply bfloat16
+    if torch.version.hip is not None:
+        precision = "ieee"  # AMD's matrix cores multiply float32 as it is
+    elif x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        precision = "tf32x3"
+    else:
+        precision = "tf32"
+    return {
+        "weight1_ptr": weight1.contiguous(),
+        "bias1_ptr": bias1.contiguous(),
+        "weight2_ptr": weight2.contiguous(),
+        "bias2_ptr": bias2.contiguous(),
+        "signal_ptr": signal,
+        "stride_hn": 0 if signal is None else signal.stride(0),
+        "stride_ho": 0 if signal is None else row_stride(signal, channels_last),
+        "CHANNELS": weight1.shape[1],
+        "HIDDEN": weight1.shape[0],
+        "PER_CHANNEL": weight2.shape[0] > 1,
+        "HAS_SIGNAL": signal is not None,
+        "DOT": dot,
+        "PRECISION": precision,
+    }
+
+
+def _map_strides(channels_last: bool, x: Tensor, **maps: Tensor | None) -> dict[str, Any]:
+    """Strides and positions of maps like ``x``, in units."""
+    unit, strides = in_units(channels_last, rows(x, channels_last)[1], x=x, **maps)
+    positions = x.shape[2] * x.shape[3]
+    return {"CHANNELS_LAST": channels_last, "positions": positions if channels_last else positions // unit, **strides}
+
+
+class _PositionGate(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments: Any) -> Tensors:
+        return below_autograd(_forward_op, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        *saved, shortcut, _ = inputs
+        bits = output[1]
+        ctx.mark_non_differentiable(bits)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*saved, None if shortcut is None else bits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        x, *_, signal, shortcut, _ = ctx.needs_input_grad
+        needs = (x or shortcut, signal, any(ctx.needs_input_grad[1:5]))
+        if grad is None or not any(needs):
+            return (None,) * 8
+        dx, dsignal, dshortcut, dparameters = _backward_op(grad, *ctx.saved_tensors, *needs)
+        parameters = (None,) * 4
+        if needs[2]:
+            shapes = [t.shape for t in ctx.saved_tensors[1:5]]
+            flat = dparameters.split([shape.numel() for shape in shapes])
+            parameters = tuple(each.view(shape) for each, shape in zip(flat, shapes, strict=True))
+        grads = (dx, *parameters, dsignal, dshortcut)
+        # What was not asked for came back empty.
+        return *(each if needed else None for each, needed in zip(grads, ctx.needs_input_grad[:7], strict=True)), None
+
+
+_forward_op = register(
+    "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? signal,"
+    " Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
+    forward,
+    _forward_fake,
+    _PositionGate,
+)
+_backward_op = register(
+    "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
+    " Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    backward,
+    _backward_fake,
+)

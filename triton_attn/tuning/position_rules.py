@@ -1,0 +1,74 @@
+"""A config for every launch of pixel attention and the attention gate, by the shape of its tensors."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from .rules import TILE, cdiv, power_of_two
+
+# A gate from a network at every position: one kernel has all channels of a position in a tile, the weights, and float32
+# sums of their gradients. By the map's itemsize: the most channels, and the most elements of weight1 with a gate per
+# position and with one per element. A product of float32 takes three of tensor cores', and their registers.
+FUSED = {2: (256, 256 * 128, 256 * 16), 4: (64, 64 * 32, 64 * 16)}
+
+
+def position_gate_is_fused(channels: int, hidden: int, outputs: int, itemsize: int) -> bool:
+    """Whether one kernel makes the gates of a position; else the library multiplies, and a kernel applies the gates."""
+    most_channels, per_position, per_element = FUSED[itemsize]
+    padded = max(power_of_two(channels), 16) * max(power_of_two(hidden), 16)
+    return channels <= most_channels and padded <= (per_element if outputs > 1 else per_position)
+
+
+@cache
+def position_gate_fwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
+    """Blocks for the gates of a tile of positions; ``itemsize`` is the map's."""
+    block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
+    block_m = min(padded, 64 // itemsize)
+    block_p = min(max(4 * TILE // (block_c * itemsize**2) * 2, 16), 256 // itemsize)
+    return {
+        "BLOCK_P": block_p,
+        "BLOCK_C": block_c,
+        "BLOCK_M": block_m,
+        "CHUNKS": padded // block_m,
+        "num_warps": 8 if block_c * block_p >= 8192 else 4,
+        "num_stages": 1,
+    }
+
+
+@cache
+def position_gate_bwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
+    """Blocks for the backward of the gates of a tile of positions; ``itemsize`` is the map's."""
+    block_c, block_m = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
+    block_p = min(max(TILE // (block_c * itemsize), 16), 64)
+    num_warps = 8 if block_c * block_m >= 4096 else 4
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": num_warps, "num_stages": 1}
+
+
+def position_gate_runs(elements: int, tiles: int, parameters: int) -> tuple[int, int]:
+    """How many programs share the backward's tiles, and how many tiles each walks; by shape alone.
+
+    Every program leaves float32 sums as long as all parameters, to be read again: 8 bytes for each. Beside the 6 bytes
+    that the backward moves per element of a 16-bit map that is 1% where it can be, and else what it takes to have a
+    program per 2¹⁸ elements, up to 128.
+    """
+    programs = max(elements // (128 * parameters), min(elements // 2**18, 128), 1)
+    run = max(cdiv(tiles, min(programs, 1024)), 1)
+    return cdiv(tiles, run), run
+
+
+@cache
+def map_gate_fwd(outer: int, inner: int, channels_last: bool, per_channel: bool) -> dict[str, int]:
+    """Blocks for the multiply by gates that come as a map. Many channels to a tile, where they share their gates."""
+    block_inner = min(max(power_of_two(inner), 8), 256 if per_channel or channels_last else 128)
+    block_outer = min(TILE // block_inner, power_of_two(outer))
+    num_warps = min(max(block_outer * block_inner // 512, 1), 8)
+    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
+
+
+@cache
+def map_gate_bwd(channels: int, positions: int, channels_last: bool, per_channel: bool) -> dict[str, int]:
+    """Blocks for its backward. Where a program walks over all channels, it takes few positions: they are the grid."""
+    limit_p = (64 if channels_last else 256) if per_channel else (16 if channels_last else 32)
+    block_p = min(max(power_of_two(positions), 8), limit_p)
+    block_c = min(max(power_of_two(channels), 8), TILE // 2 // block_p)
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": min(max(block_p * block_c // 512, 1), 8)}
