@@ -81,8 +81,8 @@ def test_a_ceiling_with_and_without_the_tail() -> None:
 
 def test_what_is_over_a_ceiling_is_named() -> None:
     ceiling = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
-    assert over("se", ceiling, False, 2, (3.05, 4.07), (1.1, 1.14), (2, 3)) == []
-    lines = over("se, contiguous", ceiling, False, 2, (3.07, 4.0), (1.0, 1.16), (2, 4))
+    assert over("se", ceiling, False, 2, 64, (3.05, 4.07), (1.1, 1.14), (2, 3)) == []
+    lines = over("se, contiguous", ceiling, False, 2, 64, (3.07, 4.0), (1.0, 1.16), (2, 4))
     assert lines == [
         "se, contiguous: forward moves 3.070 T, ceiling 3.000 T",
         "se, contiguous: backward touches 1.160 of its bytes, ceiling 1.15",
