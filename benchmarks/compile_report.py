@@ -1,8 +1,9 @@
 """Every kernel compiled to machine code, and what it became: ``python -m benchmarks.compile_report [--output FOLDER]``.
 
-A training step of every block that has kernels, with the tail of a residual block, at ResNet-50's shapes, for GPUs that
-need not be there; without the tail, and inference, in bfloat16 at two of the shapes. Registers, spills, shared memory, the widest accesses and tensor-core instructions are read from the machine
-code; the occupancy bound follows from them (``occupancy.py``). It fails where something spills or does not fit.
+A training step of every block that has kernels, with the tail of a residual block, at ResNet-50's shapes, for GPUs
+that need not be there; without the tail, and inference, in bfloat16 at two of the shapes. Registers, spills, shared
+memory, the widest accesses and tensor-core instructions are read from the machine code; the occupancy bound follows
+from them (``occupancy.py``). It fails where something spills or does not fit.
 """
 
 from __future__ import annotations
@@ -203,8 +204,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return f"""# The kernels as machine code
 
 Compiled with no GPU at hand: {found}. A training step of every block that has kernels, with the tail of a residual
-block, at ResNet-50's shapes (batch 64 at 224²); without the tail, and inference, in bfloat16 at layer1 and layer4. The occupancy bound is the share of a multiprocessor's warps that registers, shared memory
-and warps per program let reside there. Made by `python -m benchmarks.compile_report`.
+block, at ResNet-50's shapes (batch 64 at 224²); without the tail, and inference, in bfloat16 at layer1 and layer4. The
+occupancy bound is the share of a multiprocessor's warps that registers, shared memory and warps per program let reside
+there. Made by `python -m benchmarks.compile_report`.
 
 ## The worst of every kernel
 
