@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -110,7 +108,7 @@ def check_neighbours(weight: Tensor) -> None:
         raise ValueError(f"weight must hold an odd number of taps, (K,) or (1, 1, K), got shape {tuple(weight.shape)}")
 
 
-def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raise a ValueError that names the argument unless its value is one of those known."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")

@@ -5,13 +5,15 @@ The published block of that name (Hou, Zhou, Feng, https://arxiv.org/abs/2103.02
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .channel_gate import bottleneck_gate, channel_gate
 from .common import AttentionBlock, check_map, hidden_channels
 
-LINEAR = {"pool": "both", "hidden_activation": "none", "activation": "none"}
+LINEAR: dict[str, Any] = {"pool": "both", "hidden_activation": "none", "activation": "none"}
 
 
 class CoordinateAttention(AttentionBlock):
@@ -52,4 +54,7 @@ class CoordinateAttention(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters as matrices and vectors, in the order the functions take them."""
-        return self.fc.weight.flatten(1), self.fc.bias, self.fc_out.weight.flatten(1), self.fc_out.bias
+        bias1, bias2 = self.fc.bias, self.fc_out.bias
+        assert bias1 is not None
+        assert bias2 is not None
+        return self.fc.weight.flatten(1), bias1, self.fc_out.weight.flatten(1), bias2

@@ -7,6 +7,7 @@ computed at the end of the squeeze and at the beginning of the apply, and so nee
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -205,7 +206,7 @@ def apply_fwd(
     x: Tensor,
     channels_last: bool,
     network: Network,
-    weights: dict[str, Tensor | None],
+    weights: Mapping[str, Tensor | None],
     pooled: Pooled | None = None,
     hidden: Tensor | None = None,
     shortcut: Tensor | None = None,
@@ -270,7 +271,7 @@ def apply_bwd(
     bits: Tensor | None,
     channels_last: bool,
     network: Network,
-    weights: dict[str, Tensor | None],
+    weights: Mapping[str, Tensor | None],
     pooled: Pooled,
     *,
     dlogit: Tensor | None = None,

@@ -86,13 +86,14 @@ def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, 
 
     A thread has 16 elements of a tile, or 8 where rows are not aligned and go element by element.
     """
+    aligned = (channels if channels_last else positions) % 8 == 0
     if channels_last:
         block_c = min(max(power_of_two(channels), 8), 64)
         block_p = min(TILE // 2 // block_c, power_of_two(positions))
     else:
         block_p = min(max(power_of_two(positions), 8), 512)
-        block_c = min(TILE // block_p, power_of_two(channels))
-    per_thread = 16 if (channels if channels_last else positions) % 8 == 0 else 8
+        block_c = min((TILE if aligned else TILE // 2) // block_p, power_of_two(channels))
+    per_thread = 16 if aligned else 8
     return {
         "SPAN": max(block_p, 128) if channels_last else 4 * block_p,
         "BLOCK_C": block_c,

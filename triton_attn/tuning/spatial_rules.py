@@ -35,7 +35,7 @@ def spatial(channels: int, positions: int, itemsize: int) -> dict[str, int]:
 def gate_network(channels: int, hidden: int, parts: int) -> dict[str, int]:
     """Blocks for a program with an image's whole vectors in it."""
     block_c = power_of_two(channels)
-    block_m = min(power_of_two(hidden), max(4 * TILE // block_c, 1))
+    block_m = min(power_of_two(hidden), max(2 * TILE // block_c, 1))
     block_s = min(power_of_two(parts), 16, max(2 * TILE // block_c, 1))
     return {
         "BLOCK_S": block_s,
