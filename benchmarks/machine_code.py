@@ -10,13 +10,14 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Shared memory that one program may have, in bytes.
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
@@ -26,18 +27,25 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
 }
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: the kernel, and what its compilation depends on."""
+    """One launch: the kernel, what its compilation depends on, and which of its arguments are maps, by their names."""
 
     kernel: Any
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     divisible: tuple[str, ...]
-    options: tuple[tuple[str, int], ...]
+    options: tuple[tuple[str, Any], ...]
+    reads: tuple[str, ...] = field(default=(), compare=False)
+    writes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -47,14 +55,19 @@ class Launch:
 
 @dataclass(frozen=True)
 class Report:
-    """What a kernel became on one target. Bytes, registers per thread, and accesses by width in bytes."""
+    """What a kernel became on one target. Bytes, registers per thread, and accesses by width in bytes.
+
+    ``num_warps`` of them (wavefronts on AMD) make a program; ``tensor_cores`` counts instructions, not their runs.
+    """
 
     target: str
+    num_warps: int
     registers: int
     spilled: int
     shared: int
     loads: tuple[int, ...]
     stores: tuple[int, ...]
+    tensor_cores: int
 
     @property
     def widest_load(self) -> int:
@@ -67,39 +80,140 @@ class Report:
         return max(self.stores, default=0)
 
 
-def launches_of(run: Callable[[], Any]) -> list[Launch]:
-    """The distinct launches that ``run`` makes, none of which is started. Its tensors may be on the meta device."""
+def block_launches(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    with_shortcut: bool,
+    training: bool = True,
+    **arguments: Any,
+) -> list[Launch]:
+    """The distinct launches of a training step of a block, or of its inference; none where Triton does not serve it.
+
+    Args:
+        name: one of ``triton_attn.list_attention()``.
+        shape: of the map, whose every input and parameter is to have a gradient in training.
+        dtype, memory_format: of the map, and the dtype of the parameters.
+        with_shortcut: whether the tail of a residual block is behind it.
+        training: forward and backward, or else the forward without gradients.
+        **arguments: the block's own (``reduction``, ``kernel_size`` …).
+    """
+    import triton_attn
+
+    block = triton_attn.create_attention(name, shape[1], device="meta", dtype=dtype, **arguments)
+    *inputs, grad = (
+        torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
+        for _ in range(2 + with_shortcut)
+    )
+    inputs = [x.requires_grad_(training) for x in inputs]
+
+    def step() -> None:
+        with torch.set_grad_enabled(training):
+            y = block(inputs[0], **({"shortcut": inputs[1]} if with_shortcut else {}))
+        if training:
+            torch.autograd.grad(y, [*inputs, *block.parameters()], grad)
+
+    with serving_meta_tensors():
+        # Half a map's size may be a map of half its channels.
+        return launches_of(step, lambda t: 2 * t.numel() >= grad.numel())
+
+
+def served_blocks() -> list[str]:
+    """The names of the blocks that have kernels."""
+    import triton_attn
+
+    x = torch.empty(1, 64, 8, 8, device="meta")
+    with serving_meta_tensors():
+        blocks = {name: triton_attn.create_attention(name, 64, device="meta") for name in triton_attn.list_attention()}
+        return [name for name, block in blocks.items() if triton_attn.explain(block, x)[0].backend == "triton"]
+
+
+def serving_meta_tensors() -> Any:
+    """Within this, blocks take meta tensors for tensors on a GPU that Triton serves."""
+    from triton_attn import backend
+
+    return mock.patch.object(backend, "_obstacle", return_value=None)
+
+
+class _WriteDown(TorchDispatchMode):
+    """Writes launches down, with the maps each reads and writes.
+
+    On meta tensors an op of ours would run its fake: here it runs what it runs on a GPU. What an operator of PyTorch
+    computed, or a launch before, is read; the first launch that is given an empty tensor writes it.
+    """
+
+    def __init__(self, is_map: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self.is_map = is_map
+        self.launches: dict[Launch, None] = {}
+        self.empty: dict[int, torch.Tensor] = {}  # by storage, and kept alive: another must not take its place
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from triton_attn.ops.library import IMPLEMENTATIONS
+
+        if func in IMPLEMENTATIONS:
+            with self:
+                return IMPLEMENTATIONS[func](*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if "empty" in func._schema.name:
+            self.empty[result.untyped_storage()._cdata] = result
+        return result
+
+    def start(self, kernel: Any, grid: tuple[int, ...], _: torch.device, **arguments: Any) -> None:
+        if 0 in grid:
+            return
+        storages = {
+            name: t.untyped_storage()._cdata
+            for name, t in arguments.items()
+            if isinstance(t, torch.Tensor) and self.is_map(t)
+        }
+        self.launches.setdefault(
+            replace(
+                specialised(kernel, arguments),
+                reads=tuple(name for name, storage in storages.items() if storage not in self.empty),
+                writes=tuple(name for name, storage in storages.items() if storage in self.empty),
+            )
+        )
+        for t in arguments.values():
+            if isinstance(t, torch.Tensor):
+                self.empty.pop(t.untyped_storage()._cdata, None)
+
+
+def launches_of(
+    run: Callable[[], Any], is_map: Callable[[torch.Tensor], bool] = lambda t: t.dim() == 4
+) -> list[Launch]:
+    """The distinct launches that ``run`` makes, none of which is started. Its tensors may be on the meta device.
+
+    ``is_map`` says of a kernel's tensor whether it is a feature map.
+    """
     from triton_attn.ops import launch
 
-    seen: dict[Launch, None] = {}
-
-    def write_down(kernel: Any, grid: tuple[int, ...], _: torch.device, **arguments: Any) -> None:
-        if 0 not in grid:
-            seen.setdefault(specialised(kernel, arguments))
-
-    with mock.patch.object(launch, "start", write_down):
+    seen = _WriteDown(is_map)
+    with mock.patch.object(launch, "start", seen.start), seen:
         run()
-    return list(seen)
+    return list(seen.launches)
 
 
 def specialised(kernel: Any, arguments: dict[str, Any]) -> Launch:
     """What Triton makes of a launch's arguments: ones are constants, and multiples of 16 are known as such."""
     unspecialised = set(getattr(kernel, "do_not_specialize", None) or ())
-    options = tuple((key, arguments[key]) for key in ("num_warps", "num_stages") if key in arguments)
+    parameters = {parameter.name for parameter in kernel.params}
+    options = tuple((key, value) for key, value in arguments.items() if key not in parameters)
     signature, constants, divisible = [], [], []
     for parameter in kernel.params:
         name = parameter.name
-        value = arguments[name]
-        if (
-            parameter.is_constexpr
-            or value is None
-            or (isinstance(value, int) and value == 1 and name not in unspecialised)
-        ):
+        value = arguments.get(name, parameter.default)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if parameter.is_constexpr or value is None or (is_integer and value == 1 and name not in unspecialised):
             signature.append((name, "constexpr"))
             constants.append((name, value))
         elif isinstance(value, torch.Tensor):
             signature.append((name, POINTERS[value.dtype]))
-            divisible.append(name)  # PyTorch allocates at 16 bytes or more
+            if value.storage_offset() * value.itemsize % 16 == 0:  # PyTorch allocates at 16 bytes or more
+                divisible.append(name)
+        elif isinstance(value, bool):
+            signature.append((name, "u1"))
         elif isinstance(value, float):
             signature.append((name, "fp32"))
         else:
@@ -128,27 +242,32 @@ def compiled(launch: Launch, target: str) -> Report:
     else:
         gpu = GPUTarget("hip", target, 64)
     binary = triton.compile(source, target=gpu, options=dict(launch.options))
-    if "cubin" in binary.asm:
-        return _read_cubin(target, binary.asm["cubin"], binary.metadata.shared)
-    return _read_amdgcn(target, binary.asm["amdgcn"], binary.metadata.shared)
+    read, code = (_read_cubin, "cubin") if "cubin" in binary.asm else (_read_amdgcn, "amdgcn")
+    return read(target, binary.asm[code], binary.metadata.num_warps, binary.metadata.shared)
 
 
-def _read_cubin(target: str, cubin: bytes, shared: int) -> Report:
+def _read_cubin(target: str, cubin: bytes, num_warps: int, shared: int) -> Report:
+    import triton
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage = _cuobjdump("-res-usage", path)
-        code = _cuobjdump("-sass", path)
-    registers = int(re.search(r"REG:(\d+)", usage).group(1))  # type: ignore[union-attr]
-    local = re.search(r"LOCAL:(\d+)", usage)
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        command = [tool, "-res-usage", "-sass", path]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers = int(re.search(r"\bREG:(\d+)", code).group(1))  # type: ignore[union-attr]
+    local = re.search(r"\bLOCAL:(\d+)", code)
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     return Report(
         target,
+        num_warps,
         registers,
         spills + (int(local.group(1)) if local else 0),
         shared,
         _widths(code, r"\b(?:LDG|LDGSTS)\.[\w.]*"),
         _widths(code, r"\bSTG\.[\w.]*"),
+        # Ampere's, Hopper's and Blackwell's names.
+        len(re.findall(r"\b(?:[BDHIOQ]MMA|[BHIQ]GMMA|UTC\w*MMA)\b", code)),
     )
 
 
@@ -161,7 +280,7 @@ def _widths(code: str, instruction: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _read_amdgcn(target: str, code: str, shared: int) -> Report:
+def _read_amdgcn(target: str, code: str, num_warps: int, shared: int) -> Report:
     def number(key: str) -> int:
         return int(re.search(rf"\.{key}:\s*(\d+)", code).group(1))  # type: ignore[union-attr]
 
@@ -172,11 +291,13 @@ def _read_amdgcn(target: str, code: str, shared: int) -> Report:
         return tuple(sorted(widths[name.replace("sshort", "short").replace("sbyte", "byte")] for name in found))
 
     spilled = number("vgpr_spill_count") + number("sgpr_spill_count")
-    return Report(target, number("vgpr_count"), spilled, shared, accesses("load"), accesses("store"))
-
-
-def _cuobjdump(option: str, path: Path) -> str:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+    return Report(
+        target,
+        num_warps,
+        number("vgpr_count"),
+        spilled,
+        shared,
+        accesses("load"),
+        accesses("store"),
+        len(re.findall(r"\bv_s?mfma\w*", code)),
+    )

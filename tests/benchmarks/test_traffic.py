@@ -1,17 +1,22 @@
-"""The contract in T: what the SE block moves, forward and backward, in both layouts, at several shapes."""
+"""The contract in T: what blocks move, forward and backward, in both layouts, at several shapes."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import triton_attn
-from benchmarks.meter import Traffic, count_kernels
+from benchmarks import traffic
+from benchmarks.ceilings import CEILINGS, Ceiling, over
+from benchmarks.meter import Traffic, count
 
 pytestmark = pytest.mark.interpreter
 
 
-def count(
+def counted(
     shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, with_shortcut: bool
 ) -> tuple[Traffic, Traffic, int]:
     block = triton_attn.SEBlock(shape[1]).to(dtype)
@@ -19,9 +24,9 @@ def count(
     wanted = [x.requires_grad_(), *block.parameters()]
     if with_shortcut:
         wanted.append(shortcut.requires_grad_())
-    with count_kernels() as forward:
+    with count(x, block.parameters()) as forward:
         y = block(x, shortcut if with_shortcut else None)
-    with count_kernels() as backward:
+    with count(x, block.parameters()) as backward:
         torch.autograd.grad(y, wanted, grad)
     return forward, backward, x.numel() * x.itemsize
 
@@ -40,13 +45,13 @@ def test_ceilings(
     forward_ceiling: float,
     backward_ceiling: float,
 ) -> None:
-    forward, backward, size = count(shape, dtype, memory_format, with_shortcut)
+    forward, backward, size = counted(shape, dtype, memory_format, with_shortcut)
     assert forward.total <= forward_ceiling * size
     assert backward.total <= backward_ceiling * size
     assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
     assert forward.map_launches.total() == backward.map_launches.total() == 2
-    assert forward.launches.total() == 4
-    assert backward.launches.total() == 5
+    assert forward.launches.total() == 2
+    assert backward.launches.total() == 3
     # The mask is bits: one per element, written once and read twice.
     bits = shape[0] * shape[1] * shape[2] * shape[3] // 8
     if with_shortcut:
@@ -59,27 +64,96 @@ def test_ceilings(
 def test_inference_writes_no_mask() -> None:
     block = triton_attn.SEBlock(16)
     x = torch.randn(1, 16, 8, 8)
-    with count_kernels() as forward, torch.no_grad():
+    with count(x, block.parameters()) as forward, torch.no_grad():
         block(x, x)
     assert forward.moved["mask"] == 0
 
 
-def test_the_check_fails_over_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import traffic
-
-    shape = (1, 16, 28, 28)
-    row = traffic.measure("se", channels_last=True, with_shortcut=True, shape=shape)
-    assert row.excess() == []
-    assert row.eager_forward + row.eager_backward > 2 * (row.ours_forward + row.ours_backward)
-    monkeypatch.setitem(traffic.CEILINGS, "se", {True: (4.1, 4.0)})
-    assert len(row.excess()) == 1
+def test_a_ceiling_with_and_without_the_tail() -> None:
+    ceiling = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
+    assert ceiling.passes(False, 2) == (3, 4)
+    assert ceiling.passes(True, 2) == (4 + 1 / 16, 5 + 2 / 16)
+    assert ceiling.passes(True, 4) == (4 + 1 / 32, 5 + 2 / 32)
 
 
-def test_the_whole_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import traffic
+def test_what_is_over_a_ceiling_is_named() -> None:
+    ceiling = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
+    assert over("se", ceiling, False, 2, (3.05, 4.07), (1.1, 1.14), (2, 3)) == []
+    lines = over("se, contiguous", ceiling, False, 2, (3.07, 4.0), (1.0, 1.16), (2, 4))
+    assert lines == [
+        "se, contiguous: forward moves 3.070 T, ceiling 3.000 T",
+        "se, contiguous: backward touches 1.160 of its bytes, ceiling 1.15",
+        "se, contiguous: backward starts 4 launches, ceiling 3",
+    ]
 
-    monkeypatch.setattr("sys.argv", ["traffic", "--check"])
-    assert traffic.main() == 0
+
+def test_the_check_fails_over_a_ceiling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    row = traffic.measure(traffic.Case("se"), channels_last=True, with_shortcut=True, shape=(1, 32, 28, 28))
+    assert row.ours is not None
+    assert sum(each.total for each in row.eager) > 2 * sum(each.total for each in row.ours)
+
+    arguments = ["--check", "--blocks", "se", "--shape", "1,32,28,28"]
+    monkeypatch.setitem(CEILINGS, "se", Ceiling(9, 9, 9, (9, 9)))
+    assert traffic.main(arguments) == 0
+    monkeypatch.setitem(CEILINGS, "se", Ceiling(9, 3.9, 0, (9, 2)))
+    assert traffic.main(arguments) == 1
+    said = capsys.readouterr().err
+    for layout in ("contiguous", "channels_last"):
+        assert f"se, {layout}: backward moves 4." in said
+        assert f"se, {layout}, shortcut: backward moves 5." in said
+        assert f"se, {layout}: backward starts" in said
+    assert "forward" not in said
+
+    monkeypatch.delitem(CEILINGS, "se")
+    assert traffic.main(arguments) == 1
+    assert "se, contiguous: has no ceiling" in capsys.readouterr().err
+
+
+def test_ceilings_of_narrow_kernels_hold_no_wide_ones() -> None:
+    row = traffic.measure(traffic.Case("se"), channels_last=True, with_shortcut=False, shape=(1, 16, 8, 8))
+    assert row.excess()  # small maps: parameters weigh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CEILINGS, "se", Ceiling(1, 1, 1, channels=15))
+        assert row.excess() == []
+
+
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "results" / "traffic.json"
+    assert traffic.main(["--json", "--blocks", "nonlocal,se", "--shape", "1,16,12,12", "--output", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert file.read_text() == printed
+    assert [each.name for each in file.parent.iterdir()] == ["traffic.json"]
+    found = json.loads(printed)
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["dtype"] == "float16"
+    assert len(found["rows"]) == 8
+    for row in found["rows"]:
+        assert row["shape"] == [1, 16, 12, 12]
+        assert set(row["eager"]) == {"forward", "backward"}
+        if row["ours"] is not None:
+            forward = row["ours"]["forward"]
+            assert forward["total"] == pytest.approx(sum(forward["roles"].values()))
+            assert forward["roles"]["map"] == (4 if row["shortcut"] else 3)
+    assert {row["block"] for row in found["rows"] if row["ours"] is not None} >= {"se"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--blocks", "se,sse"], "unknown sse; known are cbam"),
+        (["--shape", "1,2,3"], "expected N,C,H,W"),
+        (["--shape", "1,2,3,0"], "expected N,C,H,W"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        traffic.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """The check itself: every block, layout and tail within the design's ceilings."""
+    assert traffic.main(["--check"]) == 0
     table = capsys.readouterr().out
     for name in triton_attn.list_attention():
-        assert table.count(f"| {name} |") == 4
+        assert table.count(f"| {name} | contiguous |") >= 2

@@ -1,72 +1,69 @@
-"""Every launch of the SE op at ResNet-50's shapes, compiled for GPUs that are not there."""
+"""Every launch of every block that has kernels, at ResNet-50's shapes, compiled for GPUs that are not there."""
 
 from __future__ import annotations
-
-import importlib
 
 import pytest
 import torch
 
-from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, compiled, launches_of
+from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, block_launches, compiled, launches_of, served_blocks
 
 pytestmark = pytest.mark.compile
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LAYER1, LAYER4 = (64, 256, 56, 56), (64, 2048, 7, 7)
-MAP_KERNELS = ("channel_sum_kernel", "apply_gate_fwd_kernel", "apply_gate_bwd_kernel")
+LAYOUTS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+BLOCKS = pytest.mark.parametrize("name", served_blocks())
 
 
-def se_launches(
-    dtype: torch.dtype, memory_format: torch.memory_format, with_shortcut: bool, shape: tuple[int, ...]
-) -> list[Launch]:
-    """What a training step of SEBlock(C, 16) starts, on meta tensors."""
-    se = importlib.import_module("triton_attn.ops.se")
-    channels, hidden = shape[1], shape[1] // 16
-
-    def make(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    def step() -> None:
-        x = make(*shape).contiguous(memory_format=memory_format)
-        shortcut = torch.empty_like(x) if with_shortcut else None
-        weights = make(hidden, channels), make(hidden), make(channels, hidden), make(channels)
-        y, *saved, bits = se.forward(x, *weights, shortcut, True)
-        se.backward(y, x, weights[0], weights[2], *saved, bits if with_shortcut else None, True, True)
-
-    return launches_of(step)
+def check(step: Launch, target: str, width: int = 16) -> None:
+    """A launch fits the target, spills nothing, and moves maps in words of ``width`` bytes, dots on tensor cores."""
+    report = compiled(step, target)
+    assert report.spilled == 0, step.name
+    assert report.shared <= SHARED_LIMIT[target], step.name
+    if step.reads:
+        assert report.widest_load >= width, step.name
+    if step.writes:
+        assert report.widest_store >= width, step.name
 
 
+@BLOCKS
+@LAYOUTS
+@pytest.mark.parametrize(
+    ("target", "dtype", "with_shortcut"),
+    [
+        *((target, dtype, True) for target in TARGETS for dtype in (torch.bfloat16, torch.float32)),
+        # float16 is compiled as bfloat16 is, and kernels without the tail are less than those with it.
+        *((target, torch.float16, True) for target in ("sm_90", "gfx942")),
+        *((target, torch.bfloat16, False) for target in ("sm_90", "gfx942")),
+    ],
+    ids=lambda value: {True: "shortcut", False: "plain"}.get(value, str(value)),
+)
+def test_layer1(
+    name: str, target: str, memory_format: torch.memory_format, with_shortcut: bool, dtype: torch.dtype
+) -> None:
+    steps = block_launches(name, LAYER1, dtype, memory_format, with_shortcut)
+    assert any(step.reads for step in steps)
+    assert any(step.writes for step in steps)
+    for step in steps:
+        check(step, target)
+
+
+@BLOCKS
+@LAYOUTS
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("with_shortcut", [False, True], ids=["plain", "shortcut"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layer1(target: str, memory_format: torch.memory_format, with_shortcut: bool, dtype: torch.dtype) -> None:
-    launches = se_launches(dtype, memory_format, with_shortcut, LAYER1)
-    assert len(launches) == 9
-    for launch in launches:
-        report = compiled(launch, target)
-        assert report.spilled == 0, launch.name
-        assert report.shared <= SHARED_LIMIT[target], launch.name
-        if launch.name in MAP_KERNELS:
-            assert report.widest_load >= 16, launch.name
-            # What else is loaded is the mask and the gates: no map goes element by element.
-            assert 2 not in report.loads, launch.name
-        if launch.name.startswith("apply"):
-            assert report.widest_store >= 16, launch.name
-            assert 2 not in report.stores, launch.name
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_layer4(target: str, memory_format: torch.memory_format) -> None:
+def test_layer4(name: str, target: str, memory_format: torch.memory_format) -> None:
     """7 × 7 maps: 16 bytes at a time in channels_last; contiguous rows of 49 elements are not aligned."""
-    for launch in se_launches(torch.bfloat16, memory_format, True, LAYER4):
-        report = compiled(launch, target)
-        assert report.spilled == 0, launch.name
-        assert report.shared <= SHARED_LIMIT[target], launch.name
-        assert report.registers <= 168, launch.name
-        if launch.name in MAP_KERNELS and memory_format == torch.channels_last:
-            assert report.widest_load >= 16, launch.name
+    for step in block_launches(name, LAYER4, torch.bfloat16, memory_format, True):
+        check(step, target, width=16 if memory_format == torch.channels_last else 2)
+
+
+@BLOCKS
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_inference(name: str, target: str) -> None:
+    steps = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True, training=False)
+    training = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True)
+    assert 0 < len(steps) < len(training)
+    for step in steps:
+        check(step, target)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
@@ -86,56 +83,68 @@ def test_rows_of_every_alignment(
     target: str, dtype: torch.dtype, memory_format: torch.memory_format, shape: tuple[int, ...], width: int
 ) -> None:
     """Rows are moved in the widest words that they are multiples of, and nothing spills."""
-    map_launches = [each for each in se_launches(dtype, memory_format, True, shape) if each.name in MAP_KERNELS]
-    assert len(map_launches) == 4
-    for launch in map_launches:
-        report = compiled(launch, target)
-        assert report.spilled == 0, launch.name
-        if launch.name == "channel_sum_kernel":
-            assert report.widest_load >= width
-        else:
-            assert report.widest_store >= width, launch.name
+    map_steps = [step for step in block_launches("se", shape, dtype, memory_format, True) if step.reads or step.writes]
+    assert len(map_steps) == 4
+    for step in map_steps:
+        check(step, target, width)
 
 
-def test_the_batch_changes_no_program() -> None:
+@BLOCKS
+@LAYOUTS
+def test_the_batch_changes_no_program(name: str, memory_format: torch.memory_format) -> None:
     """The last, smaller batch of an epoch compiles nothing again, and sums in no other order."""
     of_batch = {
-        batch: set(se_launches(torch.bfloat16, torch.channels_last, True, (batch, 256, 14, 14)))
+        batch: set(block_launches(name, (batch, 256, 14, 14), torch.bfloat16, memory_format, True))
         for batch in (64, 37, 1)
     }
     assert of_batch[64] == of_batch[37] == of_batch[1]
 
 
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_inference(target: str) -> None:
-    se = importlib.import_module("triton_attn.ops.se")
+@pytest.mark.parametrize("target", TARGETS)
+def test_tensor_core_instructions_are_counted(target: str) -> None:
+    import triton
+    import triton.language as tl
 
-    def infer() -> None:
-        x = torch.empty(64, 256, 56, 56, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
-        weights = (torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((16, 256), (16,), (256, 16), (256,)))
-        se.forward(x, *weights, torch.empty_like(x), False)
+    from triton_attn.ops import launch
 
-    launches = launches_of(infer)
-    assert [launch.name for launch in launches] == [
-        "channel_sum_kernel",
-        "dense_fwd_kernel",
-        "dense_fwd_kernel",
-        "apply_gate_fwd_kernel",
-    ]
-    for launch in launches:
-        assert compiled(launch, target).spilled == 0
+    @triton.jit
+    def dot_kernel(c_ptr, a_ptr, b_ptr, USE_DOT: tl.constexpr, SIZE: tl.constexpr):
+        i = tl.arange(0, SIZE)
+        tile = i[:, None] * SIZE + i[None, :]
+        a, b = tl.load(a_ptr + tile), tl.load(b_ptr + tile)
+        tl.store(c_ptr + tile, tl.dot(a, b) if USE_DOT else a + b)
+
+    def run() -> None:
+        a, b, c = (torch.empty(64, 64, dtype=torch.bfloat16, device="meta") for _ in range(3))
+        for use_dot in (True, False):
+            launch.start(dot_kernel, (1,), a.device, c_ptr=c, a_ptr=a, b_ptr=b, USE_DOT=use_dot, SIZE=64, num_warps=4)
+
+    dot, add = (compiled(step, target) for step in launches_of(run))
+    assert dot.num_warps == add.num_warps == 4
+    assert dot.tensor_cores > 0
+    assert add.tensor_cores == 0
+
+
+def test_what_a_launch_reads_and_writes() -> None:
+    """Maps only, copied ones and those of the shortcut too; vectors and parameters are none."""
+    layout = torch.channels_last
+    steps = block_launches("se", (2, 64, 28, 28), torch.bfloat16, layout, True)
+    reads, writes = (sum(len(getattr(step, kind)) for step in steps) for kind in ("reads", "writes"))
+    assert (reads, writes) == (6, 3)  # x, x, shortcut; grad, x, grad / y; dx, dshortcut
 
 
 def test_a_spill_is_seen() -> None:
     """The report must be able to say what the tests above look for."""
-    launch = next(
-        each for each in se_launches(torch.float32, torch.contiguous_format, True, LAYER1) if "sum" in each.name
+    step = next(
+        each
+        for each in block_launches("se", LAYER1, torch.float32, torch.contiguous_format, True)
+        if "BLOCK_P" in dict(each.constants)
     )
     starved = Launch(
-        launch.kernel,
-        launch.signature,
-        tuple((name, {"BLOCK_C": 16, "BLOCK_P": 1024}.get(name, value)) for name, value in launch.constants),
-        launch.divisible,
+        step.kernel,
+        step.signature,
+        tuple((name, {"BLOCK_C": 16, "BLOCK_P": 1024}.get(name, value)) for name, value in step.constants),
+        step.divisible,
         (("num_warps", 1),),
     )
     assert compiled(starved, "sm_90").spilled > 0
