@@ -2,5 +2,6 @@
 
 from .channel_gate import channel_gate
 from .eca import eca
+from .non_local import non_local
 
-__all__ = ["channel_gate", "eca"]
+__all__ = ["channel_gate", "eca", "non_local"]
