@@ -15,11 +15,11 @@ from .common import relu, store_bits
 
 @triton.jit
 def tile_offsets(row, col, stride, CHANNELS_LAST: tl.constexpr):
-    """Where a (positions, channels) tile lies in its image. In int64: an image may hold more than 2³¹ elements."""
+    """Where a (positions, channels) tile lies in its image: in int64 where the stride is, which takes registers."""
     if CHANNELS_LAST:
-        offsets = row.to(tl.int64)[:, None] * stride + col[None, :]
+        offsets = row[:, None] * stride + col[None, :]
     else:
-        offsets = col.to(tl.int64)[None, :] * stride + row[:, None]
+        offsets = col[None, :] * stride + row[:, None]
     return offsets
 
 
@@ -98,11 +98,11 @@ def finish(
     col_start,
     length,
     value_width,
-    stride_yn,
+    offset_y,
     stride_yo,
-    stride_xn,
+    offset_x,
     stride_xo,
-    stride_sn,
+    offset_s,
     stride_so,
     HAS_X: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
@@ -112,9 +112,10 @@ def finish(
     """y = x + attended, or relu(x + attended + shortcut), whose mask is kept as bits; ``attended`` without a map."""
     y = attended
     if HAS_X:
-        y += load_values(x_ptr + n * stride_xn, row, col, length, value_width, stride_xo, CHANNELS_LAST)
+        x_ptr += offset_x
+        y += load_values(x_ptr, row, col, length, value_width, stride_xo, CHANNELS_LAST)
     if HAS_SHORTCUT:
-        shortcut_ptr += n * stride_sn
+        shortcut_ptr += offset_s
         y = relu(y + load_values(shortcut_ptr, row, col, length, value_width, stride_so, CHANNELS_LAST))
         if SAVE_BITS:
             # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
@@ -124,4 +125,4 @@ def finish(
             else:
                 kept = tl.trans(kept.to(tl.int8)) != 0
                 store_bits(bits_ptr, kept, n, col, row_start, value_width, length, col.shape[0], row.shape[0])
-    store_values(y_ptr + n * stride_yn, y, row, col, length, value_width, stride_yo, CHANNELS_LAST)
+    store_values(y_ptr + offset_y, y, row, col, length, value_width, stride_yo, CHANNELS_LAST)

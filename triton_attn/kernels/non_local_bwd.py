@@ -27,6 +27,7 @@ def non_local_delta_kernel(
     length,
     value_width,
     UNIT: tl.constexpr,
+    WIDE: tl.constexpr,
     HAS_DELTA: tl.constexpr,
     HAS_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -34,7 +35,7 @@ def non_local_delta_kernel(
     BLOCK_V: tl.constexpr,
 ):
     """delta = Σ_c grad · o, with grad behind ReLU's mask, which is written too: it is the shortcut's gradient."""
-    unit = tl.full((), UNIT, tl.int64)
+    unit = tl.full((), UNIT, tl.int64 if WIDE else tl.int32)
     if CHANNELS_LAST:
         value_width = value_width * UNIT
     else:
@@ -96,6 +97,7 @@ def non_local_keys_bwd_kernel(
     scale,  # of the scores, times log2(e)
     dscale,  # of the scores
     UNIT: tl.constexpr,
+    WIDE: tl.constexpr,
     NEEDS_K: tl.constexpr,
     NEEDS_V: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -114,7 +116,7 @@ def non_local_keys_bwd_kernel(
 
     Everything is transposed, (keys, queries): so P and dS come out as the first factors of these products.
     """
-    unit = tl.full((), UNIT, tl.int64)
+    unit = tl.full((), UNIT, tl.int64 if WIDE else tl.int32)
     if CHANNELS_LAST:
         width, value_width = width * UNIT, value_width * UNIT
     else:
@@ -235,6 +237,7 @@ def non_local_queries_bwd_kernel(
     scale,  # of the scores, times log2(e)
     dscale,  # of the scores
     UNIT: tl.constexpr,
+    WIDE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WHOLE_D: tl.constexpr,
     WHOLE_V: tl.constexpr,
@@ -247,7 +250,7 @@ def non_local_queries_bwd_kernel(
     SLICE_D: tl.constexpr,
 ):
     """dq = scale · dS k, for one image, a block of queries and a slice of their channels."""
-    unit = tl.full((), UNIT, tl.int64)
+    unit = tl.full((), UNIT, tl.int64 if WIDE else tl.int32)
     if CHANNELS_LAST:
         width, value_width = width * UNIT, value_width * UNIT
     else:

@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-from .attention_tiles import finish, load_operand, operand, product_over_width, store_values
+from .attention_tiles import finish, load_operand, load_values, operand, product_over_width, store_values
 
 
 # The batch is no argument: a smaller last batch compiles nothing again.
 @triton.jit
 def non_local_fwd_kernel(
     y_ptr,  # (N, L, dv)
-    o_ptr,  # (N, L, dv), what was attended, with SAVES
+    o_ptr,  # (N, L, dv), what was attended, with SAVES and HAS_X
     lse_ptr,  # (N, L) float32, log2 of the softmax's denominators, with SAVES
     bits_ptr,  # the bits of ReLU's mask, with SAVES and HAS_SHORTCUT
     q_ptr,  # (N, L, d)
@@ -38,6 +38,7 @@ def non_local_fwd_kernel(
     value_width,  # dv
     scale,  # of the scores, times log2(e)
     UNIT: tl.constexpr,
+    WIDE: tl.constexpr,
     HAS_X: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVES: tl.constexpr,
@@ -49,9 +50,10 @@ def non_local_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     """One program per image, slice of BLOCK_V value channels and block of BLOCK_M queries."""
-    unit = tl.full((), UNIT, tl.int64)
+    unit = tl.full((), UNIT, tl.int64 if WIDE else tl.int32)
     if CHANNELS_LAST:
         width, value_width = width * UNIT, value_width * UNIT
     else:
@@ -109,32 +111,42 @@ def non_local_fwd_kernel(
     # A row whose scores are all -inf has total 0, and becomes the NaN that softmax gives.
     attended = attended / total[:, None]
     if SAVES:
-        store_values(
-            o_ptr + n * stride_on * UNIT, attended, row, col, length, value_width, stride_oo * unit, CHANNELS_LAST
-        )
         if col_start == 0:
             tl.store(lse_ptr + n * length + row, peak + tl.log2(total), mask=row < length)
-    finish(
-        y_ptr,
-        bits_ptr,
-        x_ptr,
-        shortcut_ptr,
-        attended,
-        n,
-        row,
-        col,
-        row_start,
-        col_start,
-        length,
-        value_width,
-        stride_yn * unit,
-        stride_yo * unit,
-        stride_xn * unit,
-        stride_xo * unit,
-        stride_sn * unit,
-        stride_so * unit,
-        HAS_X,
-        HAS_SHORTCUT,
-        SAVES,
-        CHANNELS_LAST,
-    )
+    if HAS_X and SAVES:
+        attended_ptr = o_ptr + n * stride_on * UNIT
+        stride_o = stride_oo * unit
+    else:
+        attended_ptr = y_ptr + n * stride_yn * UNIT
+        stride_o = stride_yo * unit
+    store_values(attended_ptr, attended, row, col, length, value_width, stride_o, CHANNELS_LAST)
+    if HAS_X:
+        # The rest goes a few channels at a time, from what was just written: beside the sums there are no registers
+        # left for as much of x and of the shortcut. These reads hit the L2 cache.
+        tl.debug_barrier()
+        for start in range(col_start, tl.minimum(col_start + BLOCK_V, value_width), BLOCK_C):
+            piece = start + tl.arange(0, BLOCK_C)
+            finish(
+                y_ptr,
+                bits_ptr,
+                x_ptr,
+                shortcut_ptr,
+                load_values(attended_ptr, row, piece, length, value_width, stride_o, CHANNELS_LAST),
+                n,
+                row,
+                piece,
+                row_start,
+                start,
+                length,
+                value_width,
+                n * stride_yn * UNIT,
+                stride_yo * unit,
+                n * stride_xn * UNIT,
+                stride_xo * unit,
+                n * stride_sn * UNIT,
+                stride_so * unit,
+                HAS_X,
+                HAS_SHORTCUT,
+                SAVES,
+                CHANNELS_LAST,
+            )

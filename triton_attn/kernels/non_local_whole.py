@@ -38,6 +38,7 @@ def non_local_whole_fwd_kernel(
     value_width,  # dv
     scale,  # of the scores, times log2(e)
     UNIT: tl.constexpr,
+    WIDE: tl.constexpr,
     HAS_X: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVES: tl.constexpr,
@@ -51,7 +52,7 @@ def non_local_whole_fwd_kernel(
     BLOCK_V: tl.constexpr,
 ):
     """One program per image, slice of SLICE value channels and block of BLOCK_M queries."""
-    unit = tl.full((), UNIT, tl.int64)
+    unit = tl.full((), UNIT, tl.int64 if WIDE else tl.int32)
     if CHANNELS_LAST:
         width, value_width = width * UNIT, value_width * UNIT
     else:
@@ -109,11 +110,11 @@ def non_local_whole_fwd_kernel(
             start,
             length,
             value_width,
-            stride_yn * unit,
+            n * stride_yn * UNIT,
             stride_yo * unit,
-            stride_xn * unit,
+            n * stride_xn * UNIT,
             stride_xo * unit,
-            stride_sn * unit,
+            n * stride_sn * UNIT,
             stride_so * unit,
             HAS_X,
             HAS_SHORTCUT,
@@ -122,7 +123,8 @@ def non_local_whole_fwd_kernel(
         )
 
 
-@triton.jit
+# The count goes by the batch: a smaller last batch must not compile the kernel again.
+@triton.jit(do_not_specialize=["count"])
 def softmax_bwd_kernel(
     grad_ptr,  # (R, S), the gradient of the softmax; becomes that of the scores
     rows_ptr,  # (R, S), the softmax

@@ -119,17 +119,21 @@ def map_rows(t: Tensor | None) -> Tensor | None:
 def in_units(sizes: Problem, **tensors: Tensor | None) -> dict[str, int]:
     """The launch arguments ``UNIT``, the sizes, and every tensor's ``stride_<name>n`` and ``stride_<name>o`` in units."""
     outer, inner = (1, 2) if sizes.channels_last else (2, 1)
-    strides, batch_strides = {}, []
+    strides, batch_strides, reach = dict.fromkeys((f"stride_{name}{axis}" for name in tensors for axis in "no"), 0), [], 0
     for name, t in tensors.items():
-        strides[f"stride_{name}n"] = 0 if t is None else t.stride(0)
-        strides[f"stride_{name}o"] = 0 if t is None or t.shape[outer] == 1 else t.stride(outer)
-        batch_strides += [] if t is None else [t.stride(0)]
+        if t is not None:
+            step = 0 if t.shape[outer] == 1 else t.stride(outer)
+            strides[f"stride_{name}n"], strides[f"stride_{name}o"] = t.stride(0), step
+            batch_strides.append(t.stride(0))
+            # Tiles end up to 512 rows behind their tensor: what lies there is masked, but its offset must not wrap.
+            reach = max(reach, step * (t.shape[outer] + 512))
     d, dv, length, source = sizes.sizes
     contiguous = (d, dv) if sizes.channels_last else (length, source)
     unit = rules.unit(sizes.q.itemsize, math.gcd(*batch_strides), *contiguous, *strides.values())
     names = ("width", "value_width") if sizes.channels_last else ("length", "source")
     return {
         "UNIT": unit,
+        "WIDE": reach >= 2**31,
         "width": d,
         "value_width": dv,
         "length": length,
@@ -184,7 +188,8 @@ def _prepare(
     if saves and given.keeps_rows:
         kept = torch.empty((batch, length, given.k.shape[1]), dtype=dtype, device=q.device)
     elif saves:
-        kept = empty_rows(q, shape, dtype, given.channels_last)
+        # Without a map the output is what was attended.
+        kept = None if x is None else empty_rows(q, shape, dtype, given.channels_last)
         lse = torch.empty((batch, length), dtype=torch.float32, device=q.device)
     if saves and shortcut is not None:
         outer, inner = (length, shape[2]) if given.channels_last else (shape[2], length)
@@ -222,7 +227,7 @@ def _tiled_fwd(
         scale=scale * LOG2_E,
         HAS_X=x is not None,
         HAS_SHORTCUT=shortcut is not None,
-        SAVES=kept is not None,
+        SAVES=lse is not None,
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), o=kept, q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
         **products(given.v),
@@ -418,7 +423,7 @@ def _tiled_bwd(
     for own_dk, own_dv in launches:
         if own_dk is None and own_dv is None:
             continue
-        config = attention_rules.keys_bwd(*shape, (own_dk is not None, own_dv is not None))
+        config = attention_rules.keys_bwd(*shape, own_dk is not None, own_dv is not None)
         slices = rules.cdiv(value_width, config["SLICE_V"])
         if own_dk is not None:
             slices = rules.cdiv(width, config["SLICE_D"])
@@ -459,30 +464,30 @@ def _whole_bwd(
     from ..kernels.non_local_whole import softmax_bwd_kernel
 
     grad = grad.to(softmax.dtype)
-    # The products are in the dtype of their factors, whatever autocast is in force around them.
-    with torch.autocast(grad.device.type, enabled=False):
-        if dv is not None:
-            torch.bmm(softmax.transpose(1, 2), grad, out=dv)
-        if dq is None and dk is None:
-            return
-        dscore = torch.bmm(grad, given.v.transpose(1, 2))
-        batch, length, source = dscore.shape
-        config = attention_rules.softmax_bwd(source)
-        launch.start(
-            softmax_bwd_kernel,
-            (rules.cdiv(batch * length, config["BLOCK_R"]),),
-            grad.device,
-            grad_ptr=dscore,
-            rows_ptr=softmax,
-            count=batch * length,
-            source=source,
-            scale=scale,
-            **config,
-        )
-        if dq is not None:
-            torch.bmm(dscore, given.k, out=dq)
-        if dk is not None:
-            torch.bmm(dscore.transpose(1, 2), given.q, out=dk)
+    # With ``out=`` autocast, if it is in force around a backward, leaves the factors as they are.
+    if dv is not None:
+        torch.bmm(softmax.transpose(1, 2), grad, out=dv)
+    if dq is None and dk is None:
+        return
+    dscore = torch.empty_like(softmax)
+    torch.bmm(grad, given.v.transpose(1, 2), out=dscore)
+    batch, length, source = dscore.shape
+    config = attention_rules.softmax_bwd(source)
+    launch.start(
+        softmax_bwd_kernel,
+        (rules.cdiv(batch * length, config["BLOCK_R"]),),
+        grad.device,
+        grad_ptr=dscore,
+        rows_ptr=softmax,
+        count=batch * length,
+        source=source,
+        scale=scale,
+        **config,
+    )
+    if dq is not None:
+        torch.bmm(dscore, given.k, out=dq)
+    if dk is not None:
+        torch.bmm(dscore.transpose(1, 2), given.q, out=dk)
 
 
 def _backward_fake(
@@ -512,15 +517,17 @@ class _NonLocal(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         x, q, k, v, shortcut, ctx.scale, _ = inputs
-        _, *saved = output
+        y, *saved = output
         ctx.mark_non_differentiable(*saved)
+        kept, lse, bits = saved
+        kept = y if or_none(kept) is None else kept
         ctx.set_materialize_grads(False)
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, shortcut))
         if x is None:
             ctx.value_width, ctx.channels_last = v.shape[2], problem(q, k, v, 0, None).channels_last
         else:
             ctx.value_width, ctx.channels_last = x.shape[1], served(x)[1]
-        ctx.save_for_backward(q, k, v, *saved)
+        ctx.save_for_backward(q, k, v, kept, lse, bits)
 
     @staticmethod
     @once_differentiable

@@ -87,35 +87,63 @@ def tile_width(size: int) -> int:
     return max(power_of_two(size), 16)
 
 
+# Queries × keys, in order of preference: on Hopper, products of fewer than 64 columns to a warp group wait for memory.
+TILES = ((128, 64), (64, 64), (64, 32), (64, 16))
+
+
+def tiles(itemsize: int, chip: Chip) -> tuple[tuple[int, int], ...]:
+    """Those worth trying. Of float32, three-pass products hold every factor twice; AMD's wide warps fill up sooner."""
+    return TILES[2:] if itemsize == 4 or chip.amd else TILES
+
+
+def fits(elements: int, itemsize: int, chip: Chip) -> bool:
+    """Whether so many elements of factors, those that stay and those that stream by, find room in shared memory."""
+    return elements * itemsize * (2 if itemsize == 4 and not chip.amd else 1) <= chip.shared
+
+
 @cache
 def forward(width: int, value_width: int, itemsize: int, chip: Chip) -> dict[str, int]:
     """Blocks of the tiled forward: values go in slices of at most 512, of which each computes the scores again."""
-    d, v = tile_width(width), tile_width(value_width)
-    if itemsize == 4:
-        slice_v, chunk = min(v, 256 if not chip.amd else 128), 32
-        m, n, warps, stages = 64, 32, 4 if slice_v <= 64 else 8, 2
-        chunk = d if d <= 64 else 32
-    elif chip.amd:
-        slice_v = min(v, 256)
-        m, n, warps, stages = 64, 32, 4, 1
-        chunk = d if d <= 128 else 32
-    elif v <= 64:
-        slice_v, chunk, m, n, warps, stages = v, d if d <= 128 else 64, 128, 64, 4, 3
-    elif v <= 256:
-        slice_v, chunk, m, n, warps, stages = v, d if d <= 128 else 64, 128, 64, 8, 2
-    else:
-        slice_v, chunk, m, n, warps, stages = 512, d, 64, 32, 8, 2
-        if d > 256:
-            chunk, n = 64, 64
-    return {
-        "WHOLE_D": chunk >= width,
-        "BLOCK_M": m,
-        "BLOCK_N": n,
-        "BLOCK_D": chunk,
-        "BLOCK_V": slice_v,
-        "num_warps": warps,
-        "num_stages": stages,
-    }
+    d, v = tile_width(width), min(tile_width(value_width), widest(itemsize, chip))
+    warps, stages = (4, 3) if v <= 64 and itemsize == 2 else (8, 2)
+    for whole_d in (True, False):
+        if whole_d and not held(d, 512, itemsize):
+            continue
+        for m, n in tiles(itemsize, chip):
+            kept, streamed = (m * d, n * (d + v)) if whole_d else (0, (m + n) * chunk(itemsize) + n * v)
+            sums = m * v + 2 * m * n
+            if fits(kept + stages * streamed, itemsize, chip) and sums <= accumulators(warps, itemsize):
+                return {
+                    "WHOLE_D": whole_d,
+                    "BLOCK_M": m,
+                    "BLOCK_N": n,
+                    "BLOCK_D": d if whole_d else chunk(itemsize),
+                    "BLOCK_V": v,
+                    "BLOCK_C": min(v, 32),
+                    "num_warps": warps,
+                    "num_stages": stages,
+                }
+    raise AssertionError(f"no tile for widths {width} and {value_width} on {chip}")
+
+
+def widest(itemsize: int, chip: Chip) -> int:
+    """The most channels that a program sums, for each of 64 positions."""
+    return 512 if itemsize == 2 and not chip.amd else 128
+
+
+def held(size: int, most: int, itemsize: int) -> bool:
+    """Whether a width may be held whole: no wider than what is summed, and of float32, held twice, 64."""
+    return size <= (64 if itemsize == 4 else most)
+
+
+def chunk(itemsize: int) -> int:
+    """How many channels of a width too large to be held at once are multiplied at a time."""
+    return 128 // itemsize
+
+
+def accumulators(warps: int, itemsize: int) -> int:
+    """How many float32 a program holds in sums and scores; the rest of its registers hold factors and addresses."""
+    return warps * 32 * (192 if itemsize == 2 else 128)
 
 
 @cache
@@ -152,40 +180,56 @@ def delta(length: int, value_width: int, channels_last: bool) -> dict[str, int]:
 
 
 @cache
-def keys_bwd(width: int, value_width: int, itemsize: int, chip: Chip, needs: tuple[bool, bool]) -> dict[str, int]:
-    """Blocks of the kernel for the gradients of k, of v, or of both, as ``needs`` says."""
-    needs_k, needs_v = needs
+def keys_bwd(
+    width: int, value_width: int, itemsize: int, chip: Chip, needs_k: bool, needs_v: bool
+) -> dict[str, int]:
+    """Blocks of the kernel for the gradients of k, of v, or of both.
+
+    Its keys, and their values where it needs the gradient of k, stay while blocks of queries stream by; what is too
+    wide to stay is multiplied in chunks.
+    """
     d, v = tile_width(width), tile_width(value_width)
-    if chip.amd or itemsize == 4:
-        whole_d, whole_v = d if d <= 32 else 32, v if v <= 64 else 32
-        m, n, warps, stages = 32, 64, 4, 1
-    else:
-        whole_d, whole_v = d if d <= 256 else 64, v if v <= 512 else 64
-        m, n, warps, stages = 64 if v <= 128 else 32, 64, 4 if v <= 64 else 8, 2
-    return {
-        "WHOLE_D": whole_d >= width,
-        "WHOLE_V": whole_v >= value_width,
-        "BLOCK_M": m,
-        "BLOCK_N": n,
-        "BLOCK_D": whole_d,
-        "BLOCK_V": whole_v,
-        "SLICE_D": whole_d if whole_d >= width else min(d, 512),
-        "SLICE_V": whole_v if whole_v >= value_width else min(v, 512),
-        "num_warps": warps,
-        "num_stages": stages,
-    }
+    most = widest(itemsize, chip)
+    slice_d, slice_v = min(d, most), min(v, most)
+    warps, stages = 8, 2
+    for whole_d, whole_v in ((True, True), (True, False), (False, False)):
+        if (whole_d and not held(d, most, itemsize)) or (whole_v and not held(v, most, itemsize)):
+            continue
+        for n, m in tiles(itemsize, chip):
+            kept = d * whole_d + v * (whole_v and needs_k)
+            streamed = (d if whole_d else slice_d * needs_k) + (v if whole_v else slice_v * needs_v)
+            in_chunks = not whole_d or not (whole_v or not needs_k)
+            kept, streamed = n * kept + n * m * needs_k, m * streamed + (n + m) * chunk(itemsize) * in_chunks
+            sums = n * (slice_d * needs_k + slice_v * needs_v) + (1 + needs_k) * n * m
+            most_sums = accumulators(warps, itemsize) * (9 if in_chunks else 10) // 12
+            if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
+                return {
+                    "WHOLE_D": whole_d,
+                    "WHOLE_V": whole_v,
+                    "BLOCK_M": m,
+                    "BLOCK_N": n,
+                    "BLOCK_D": d if whole_d else chunk(itemsize),
+                    "BLOCK_V": v if whole_v else chunk(itemsize),
+                    "SLICE_D": slice_d,
+                    "SLICE_V": slice_v,
+                    "num_warps": warps,
+                    "num_stages": stages,
+                }
+    raise AssertionError(f"no tile for widths {width} and {value_width} on {chip}")
 
 
 def together(width: int, value_width: int, itemsize: int, chip: Chip) -> bool:
-    """Whether the gradients of k and v are summed by one kernel: where the registers hold both."""
-    limit = 128 if chip.amd or itemsize == 4 else 384
-    return tile_width(width) + tile_width(value_width) <= limit
+    """Whether one kernel sums the gradients of k and v: where registers hold both beside a tile of 128 keys.
+
+    Apart, the scores are computed once more: a tenth of the backward's products.
+    """
+    return tile_width(width) + tile_width(value_width) <= 192 and itemsize == 2 and not chip.amd
 
 
 @cache
 def queries_bwd(width: int, value_width: int, itemsize: int, chip: Chip) -> dict[str, int]:
-    """Blocks of the kernel for the gradient of q."""
-    config = dict(keys_bwd(width, value_width, itemsize, chip, (True, False)))
+    """Blocks of the kernel for the gradient of q, which is that for the gradient of k with the roles changed."""
+    config = dict(keys_bwd(width, value_width, itemsize, chip, True, False))
     del config["SLICE_V"]
     config["BLOCK_M"], config["BLOCK_N"] = config["BLOCK_N"], config["BLOCK_M"]
     return config
