@@ -16,11 +16,7 @@ from .common import relu, store_bits
 @triton.jit
 def tile_offsets(row, col, stride, CHANNELS_LAST: tl.constexpr):
     """Where a (positions, channels) tile lies in its image: in int64 where the stride is, which takes registers."""
-    if CHANNELS_LAST:
-        offsets = row[:, None] * stride + col[None, :]
-    else:
-        offsets = col[None, :] * stride + row[:, None]
-    return offsets
+    return row[:, None] * stride + col[None, :] if CHANNELS_LAST else col[None, :] * stride + row[:, None]
 
 
 @triton.jit
@@ -33,11 +29,7 @@ def load_values(ptr, row, col, row_size, col_size, stride, CHANNELS_LAST: tl.con
 @triton.jit
 def operand(tile, like_ptr, UPCAST: tl.constexpr):
     """A factor of a product, in the dtype of ``like_ptr``; in float32 under the interpreter, which needs it."""
-    if UPCAST:
-        factor = tile.to(tl.float32)
-    else:
-        factor = tile.to(like_ptr.dtype.element_ty)
-    return factor
+    return tile.to(tl.float32) if UPCAST else tile.to(like_ptr.dtype.element_ty)
 
 
 @triton.jit

@@ -122,10 +122,7 @@ def non_local_keys_bwd_kernel(
     else:
         length, source = length * UNIT, source * UNIT
     blocks = tl.cdiv(source, BLOCK_N)
-    if NEEDS_K:
-        slices = tl.cdiv(width, SLICE_D)
-    else:
-        slices = tl.cdiv(value_width, SLICE_V)
+    slices = tl.cdiv(width, SLICE_D) if NEEDS_K else tl.cdiv(value_width, SLICE_V)
     pid = tl.program_id(0)
     there = pid % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     part = pid // blocks % slices

@@ -13,7 +13,7 @@ from .attention_tiles import finish, load_operand, operand, product_over_width
 @triton.jit
 def non_local_whole_fwd_kernel(
     y_ptr,  # (N, L, dv)
-    rows_ptr,  # (N, L, S), the softmax, with SAVES
+    rows_ptr,  # (N, L, pitch), the softmax, with SAVES; zeros behind S
     bits_ptr,  # the bits of ReLU's mask, with SAVES and HAS_SHORTCUT
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
@@ -36,6 +36,7 @@ def non_local_whole_fwd_kernel(
     source,  # S, at most BLOCK_N
     width,  # d
     value_width,  # dv
+    pitch,  # S rounded up: rows of the softmax begin at 16 bytes
     scale,  # of the scores, times log2(e)
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
@@ -88,8 +89,8 @@ def non_local_whole_fwd_kernel(
     weight = tl.where((key < source)[None, :], weight, 0.0)
     if SAVES:
         if slice_start == 0:
-            offsets = (n * length + row)[:, None] * source + key[None, :]
-            mask = (row < length)[:, None] & (key < source)[None, :]
+            offsets = (n * length + row)[:, None] * pitch + key[None, :]
+            mask = (row < length)[:, None] & (key < pitch)[None, :]
             tl.store(rows_ptr + offsets, weight.to(rows_ptr.dtype.element_ty), mask=mask)
 
     factor = operand(weight, v_ptr, UPCAST)
@@ -126,10 +127,11 @@ def non_local_whole_fwd_kernel(
 # The count goes by the batch: a smaller last batch must not compile the kernel again.
 @triton.jit(do_not_specialize=["count"])
 def softmax_bwd_kernel(
-    grad_ptr,  # (R, S), the gradient of the softmax; becomes that of the scores
-    rows_ptr,  # (R, S), the softmax
+    grad_ptr,  # (R, pitch), the gradient of the softmax; becomes that of the scores
+    rows_ptr,  # (R, pitch), the softmax; zeros behind S
     count,  # R
-    source,  # S, at most BLOCK_N
+    source,  # S
+    pitch,  # at most BLOCK_N
     scale,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -137,9 +139,10 @@ def softmax_bwd_kernel(
     """ds = scale · p · (dp − Σ p · dp), in place: dp is nobody else's."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     key = tl.arange(0, BLOCK_N)
-    offsets = row[:, None] * source + key[None, :]
-    mask = (row < count)[:, None] & (key < source)[None, :]
+    offsets = row[:, None] * pitch + key[None, :]
+    mask = (row < count)[:, None] & (key < pitch)[None, :]
     weight = tl.load(rows_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.where((key < source)[None, :], grad, 0.0)  # behind the keys lies what the memory held before
     grad = scale * weight * (grad - tl.sum(weight * grad, axis=1)[:, None])
     tl.store(grad_ptr + offsets, grad.to(grad_ptr.dtype.element_ty), mask=mask)

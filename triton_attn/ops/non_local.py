@@ -24,7 +24,7 @@ from .. import backend
 from ..tuning import attention_rules, rules
 from . import launch
 from .gating import or_empty, or_none
-from .layout import empty_map, memory_format, row_stride, rows, served
+from .layout import empty_map, memory_format, served
 from .library import below_autograd, register
 
 Tensors = tuple[Tensor, ...]
@@ -117,9 +117,13 @@ def map_rows(t: Tensor | None) -> Tensor | None:
 
 
 def in_units(sizes: Problem, **tensors: Tensor | None) -> dict[str, int]:
-    """The launch arguments ``UNIT``, the sizes, and every tensor's ``stride_<name>n`` and ``stride_<name>o`` in units."""
-    outer, inner = (1, 2) if sizes.channels_last else (2, 1)
-    strides, batch_strides, reach = dict.fromkeys((f"stride_{name}{axis}" for name in tensors for axis in "no"), 0), [], 0
+    """The launch arguments ``UNIT`` and ``WIDE``, the sizes, and ``stride_<name>n`` and ``…o`` in units."""
+    outer = 1 if sizes.channels_last else 2
+    strides, batch_strides, reach = (
+        dict.fromkeys((f"stride_{name}{axis}" for name in tensors for axis in "no"), 0),
+        [],
+        0,
+    )
     for name, t in tensors.items():
         if t is not None:
             step = 0 if t.shape[outer] == 1 else t.stride(outer)
@@ -186,7 +190,8 @@ def _prepare(
         if torch.promote_types(x.dtype, dtype) != x.dtype:
             y = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=memory_format(given.channels_last))
     if saves and given.keeps_rows:
-        kept = torch.empty((batch, length, given.k.shape[1]), dtype=dtype, device=q.device)
+        rows_pitch = attention_rules.pitch(given.k.shape[1])
+        kept = torch.empty((batch, length, rows_pitch), dtype=dtype, device=q.device)
     elif saves:
         # Without a map the output is what was attended.
         kept = None if x is None else empty_rows(q, shape, dtype, given.channels_last)
@@ -210,7 +215,7 @@ def _tiled_fwd(
     from ..kernels.non_local_fwd import non_local_fwd_kernel
 
     d, dv, length, _ = given.sizes
-    config = attention_rules.forward(d, dv, given.q.itemsize, attention_rules.chip_of(y.device))
+    config = attention_rules.forward(d, dv, given.q.itemsize, attention_rules.chip_of(y.device), given.channels_last)
     launch.start(
         non_local_fwd_kernel,
         (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["BLOCK_V"]),),
@@ -248,7 +253,9 @@ def _whole_fwd(
     from ..kernels.non_local_whole import non_local_whole_fwd_kernel
 
     d, dv, length, source = given.sizes
-    config = attention_rules.whole(d, dv, source, given.q.itemsize, attention_rules.chip_of(y.device))
+    config = attention_rules.whole(
+        d, dv, source, given.q.itemsize, attention_rules.chip_of(y.device), given.channels_last
+    )
     launch.start(
         non_local_whole_fwd_kernel,
         (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["SLICE"]),),
@@ -261,6 +268,7 @@ def _whole_fwd(
         v_ptr=given.v,
         x_ptr=x,
         shortcut_ptr=shortcut,
+        pitch=attention_rules.pitch(source),
         scale=scale * LOG2_E,
         HAS_X=x is not None,
         HAS_SHORTCUT=shortcut is not None,
@@ -405,7 +413,7 @@ def _tiled_bwd(
 
     width, value_width, length, source = given.sizes
     chip = attention_rules.chip_of(grad.device)
-    shape = (width, value_width, given.q.itemsize, chip)
+    shape = (width, value_width, given.q.itemsize, chip, given.channels_last)
     common = {
         "grad_ptr": grad,
         "q_ptr": given.q,
@@ -419,7 +427,7 @@ def _tiled_bwd(
         **products(given.v),
     }
     read = {"g": grad, "q": given.q, "k": given.k, "v": given.v}
-    launches = [(dk, dv)] if attention_rules.together(*shape) else [(None, dv), (dk, None)]
+    launches = [(dk, dv)] if attention_rules.together(*shape[:4]) else [(None, dv), (dk, None)]
     for own_dk, own_dv in launches:
         if own_dk is None and own_dv is None:
             continue
@@ -463,24 +471,26 @@ def _whole_bwd(
 ) -> None:
     from ..kernels.non_local_whole import softmax_bwd_kernel
 
-    grad = grad.to(softmax.dtype)
+    grad, source = grad.to(softmax.dtype), given.k.shape[1]
     # With ``out=`` autocast, if it is in force around a backward, leaves the factors as they are.
     if dv is not None:
-        torch.bmm(softmax.transpose(1, 2), grad, out=dv)
+        torch.bmm(softmax[..., :source].transpose(1, 2), grad, out=dv)
     if dq is None and dk is None:
         return
-    dscore = torch.empty_like(softmax)
+    padded = torch.empty_like(softmax)
+    dscore = padded[..., :source]
     torch.bmm(grad, given.v.transpose(1, 2), out=dscore)
-    batch, length, source = dscore.shape
-    config = attention_rules.softmax_bwd(source)
+    batch, length, pitch = padded.shape
+    config = attention_rules.softmax_bwd(pitch)
     launch.start(
         softmax_bwd_kernel,
         (rules.cdiv(batch * length, config["BLOCK_R"]),),
         grad.device,
-        grad_ptr=dscore,
+        grad_ptr=padded,
         rows_ptr=softmax,
         count=batch * length,
         source=source,
+        pitch=pitch,
         scale=scale,
         **config,
     )

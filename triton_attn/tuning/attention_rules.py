@@ -102,17 +102,18 @@ def fits(elements: int, itemsize: int, chip: Chip) -> bool:
 
 
 @cache
-def forward(width: int, value_width: int, itemsize: int, chip: Chip) -> dict[str, int]:
+def forward(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
     """Blocks of the tiled forward: values go in slices of at most 512, of which each computes the scores again."""
     d, v = tile_width(width), min(tile_width(value_width), widest(itemsize, chip))
     warps, stages = (4, 3) if v <= 64 and itemsize == 2 else (8, 2)
     for whole_d in (True, False):
-        if whole_d and not held(d, 512, itemsize):
+        if whole_d and not held(d, 512 if channels_last else 256, itemsize):
             continue
         for m, n in tiles(itemsize, chip):
             kept, streamed = (m * d, n * (d + v)) if whole_d else (0, (m + n) * chunk(itemsize) + n * v)
             sums = m * v + 2 * m * n
-            if fits(kept + stages * streamed, itemsize, chip) and sums <= accumulators(warps, itemsize):
+            most_sums = accumulators(warps, itemsize) * (12 if whole_d or channels_last else 9) // 12
+            if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
                 return {
                     "WHOLE_D": whole_d,
                     "BLOCK_M": m,
@@ -132,7 +133,7 @@ def widest(itemsize: int, chip: Chip) -> int:
 
 
 def held(size: int, most: int, itemsize: int) -> bool:
-    """Whether a width may be held whole: no wider than what is summed, and of float32, held twice, 64."""
+    """Whether a width may be held whole: no wider than ``most``, and of float32, held twice, 64."""
     return size <= (64 if itemsize == 4 else most)
 
 
@@ -147,7 +148,7 @@ def accumulators(warps: int, itemsize: int) -> int:
 
 
 @cache
-def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip) -> dict[str, int]:
+def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
     """Blocks of the forward that holds whole rows of scores."""
     n = tile_width(source)
     narrow = itemsize == 4 or chip.amd
@@ -157,9 +158,14 @@ def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip) 
         "BLOCK_N": n,
         "BLOCK_D": min(tile_width(width), 32 if narrow else 64),
         "BLOCK_V": min(tile_width(value_width), 32 if narrow else 64),
-        "num_warps": 4 if n <= 64 else 8,
+        "num_warps": 4 if n <= 64 and channels_last else 8,  # rows of 49 go element by element
         "num_stages": 2,
     }
+
+
+def pitch(source: int) -> int:
+    """The step between rows of the softmax as it is kept: so that all begin at 16 bytes or more."""
+    return cdiv(source, 16) * 16
 
 
 def softmax_bwd(source: int) -> dict[str, int]:
@@ -181,7 +187,7 @@ def delta(length: int, value_width: int, channels_last: bool) -> dict[str, int]:
 
 @cache
 def keys_bwd(
-    width: int, value_width: int, itemsize: int, chip: Chip, needs_k: bool, needs_v: bool
+    width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool, needs_k: bool, needs_v: bool
 ) -> dict[str, int]:
     """Blocks of the kernel for the gradients of k, of v, or of both.
 
@@ -193,7 +199,9 @@ def keys_bwd(
     slice_d, slice_v = min(d, most), min(v, most)
     warps, stages = 8, 2
     for whole_d, whole_v in ((True, True), (True, False), (False, False)):
-        if (whole_d and not held(d, most, itemsize)) or (whole_v and not held(v, most, itemsize)):
+        if (whole_d and not held(d, most if channels_last else 256, itemsize)) or (
+            whole_v and not held(v, most, itemsize)
+        ):
             continue
         for n, m in tiles(itemsize, chip):
             kept = d * whole_d + v * (whole_v and needs_k)
@@ -201,6 +209,8 @@ def keys_bwd(
             in_chunks = not whole_d or not (whole_v or not needs_k)
             kept, streamed = n * kept + n * m * needs_k, m * streamed + (n + m) * chunk(itemsize) * in_chunks
             sums = n * (slice_d * needs_k + slice_v * needs_v) + (1 + needs_k) * n * m
+            if needs_v and slice_v == 512 and not channels_last and n * m == 64 * 64:
+                continue  # spills
             most_sums = accumulators(warps, itemsize) * (9 if in_chunks else 10) // 12
             if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
                 return {
@@ -227,9 +237,11 @@ def together(width: int, value_width: int, itemsize: int, chip: Chip) -> bool:
 
 
 @cache
-def queries_bwd(width: int, value_width: int, itemsize: int, chip: Chip) -> dict[str, int]:
+def queries_bwd(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
     """Blocks of the kernel for the gradient of q, which is that for the gradient of k with the roles changed."""
-    config = dict(keys_bwd(width, value_width, itemsize, chip, True, False))
+    config = dict(keys_bwd(width, value_width, itemsize, chip, channels_last, True, False))
     del config["SLICE_V"]
     config["BLOCK_M"], config["BLOCK_N"] = config["BLOCK_N"], config["BLOCK_M"]
+    if config["BLOCK_N"] == 32 and config["WHOLE_D"] and config["WHOLE_V"] and itemsize == 2 and not chip.amd:
+        config["num_warps"] = 4  # a tile this small is one warp group's
     return config
