@@ -171,7 +171,12 @@ class NonLocalBlock(AttentionBlock):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k ``(N, HW, C // 2)`` and v ``(N, HW, C)`` of the map."""
-        q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        convolutions = (self.query_conv, self.key_conv, self.value_conv)
+        if x.shape[2] * x.shape[3] == 0:  # of which a convolution makes nothing
+            rows = x.flatten(2).transpose(1, 2)
+            q, k, v = (F.linear(rows, conv.weight.flatten(1), conv.bias) for conv in convolutions)
+        else:
+            q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in convolutions)
         return q, k, v
 
     def attention_from(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
@@ -129,16 +130,21 @@ def test_tiles_of_other_chips(shape: tuple[int, int, int, int], chip: attention_
 
 
 @pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
-def test_scores_that_overflow_a_naive_softmax(dv: int) -> None:
+@pytest.mark.parametrize("size", [6, 40])
+def test_scores_that_overflow_a_naive_softmax(size: float, dv: int) -> None:
+    """Scores of some hundreds, and of over ten thousand, which float32 itself knows to a thousandth only."""
     q, k, v, grad = (draw(1, n, c, seed=i) for i, (n, c) in enumerate(((40, 8), (70, 8), (70, dv), (40, dv))))
-    q, k = 40 * q, 40 * k
-    assert (q @ k.transpose(1, 2)).exp().isinf().any()
+    q, k = size * q, size * k
+    scores = q @ k.transpose(1, 2)
+    assert scores.exp().isinf().any()
     ours = with_gradients(functional.nonlocal_attention, [q, k, v], grad)
-    plain = with_gradients(attend_explicit, [q, k, v], grad)
     exact = with_gradients(attend_explicit, [t.double() for t in (q, k, v)], grad.double())
-    for name, a, b, c in zip(("y", "q", "k", "v"), ours, plain, exact, strict=True):
-        assert a.isfinite().all()
-        assert_within(a, b, c, name)
+    known = 2 * torch.finfo(torch.float32).eps * scores.abs().max().item()
+    # Of dq and dk, what the scores' gradients may be, times k and q: dq is a difference of such terms.
+    dscore = (grad @ v.transpose(1, 2)).abs().max()
+    scales = (v.abs().max(), dscore * k.abs().max(), dscore * q.abs().max(), exact[3].abs().max())
+    for a, b, scale in zip(ours, exact, scales, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0.0, atol=known * scale.item())
 
 
 @pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
@@ -194,15 +200,14 @@ def test_the_gradient_of_the_keys_bias_is_rounding(size: tuple[int, int, int], l
 
 def test_the_rule_bites(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backward without delta does not pass, nor one whose log-sum-exp is off, in any dtype."""
-    from triton_attn.ops import non_local
-
+    non_local = importlib.import_module("triton_attn.ops.non_local")
     right = non_local._tiled_bwd
 
     def without_delta(given: Any, dq: Any, dk: Any, dv: Any, grad: Any, lse: Any, delta: Any, scale: float) -> None:
         right(given, dq, dk, dv, grad, lse, torch.zeros_like(delta), scale)
 
     def off(given: Any, dq: Any, dk: Any, dv: Any, grad: Any, lse: Any, delta: Any, scale: float) -> None:
-        right(given, dq, dk, dv, grad, lse + 0.25, delta, scale)
+        right(given, dq, dk, dv, grad, lse + 0.125, delta, scale)
 
     for wrong in (without_delta, off):
         monkeypatch.setattr(non_local, "_tiled_bwd", wrong)
@@ -266,7 +271,7 @@ def test_grad_output_is_not_overwritten() -> None:
 
 @pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
 def test_only_what_is_asked_for_is_computed(dv: int) -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.meter import count
 
     inputs = [draw(1, n, c, seed=i) for i, (n, c) in enumerate(((20, 8), (20, 8), (20, dv)))]
     exact = with_gradients(attend_explicit, inputs, torch.ones(1, 20, dv))
@@ -278,10 +283,12 @@ def test_only_what_is_asked_for_is_computed(dv: int) -> None:
     for i, name in enumerate(tiled):
         leaves = [t.detach().requires_grad_(j == i) for j, t in enumerate(inputs)]
         y = functional.nonlocal_attention(*leaves)
-        with count_kernels() as traffic:
+        with count() as traffic:
             y.sum().backward()
         whole = set() if name == "v" else {"softmax_bwd_kernel"}
-        assert set(traffic.launches) == (tiled[name] if dv == 8 else whole)
+        assert {kernel for kernel in traffic.launches if kernel.endswith("_kernel")} == (
+            tiled[name] if dv == 8 else whole
+        )
         assert [leaf.grad is not None for leaf in leaves] == [j == i for j in range(3)]
         torch.testing.assert_close(leaves[i].grad, exact[1 + i], atol=1e-5, rtol=1e-5)
     with torch.no_grad():
@@ -470,7 +477,7 @@ def test_a_training_step_through_a_network() -> None:
     plain = reference.build_resnet("resnet18", "nonlocal", num_classes=3)
     plain.load_state_dict(fast.state_dict())
     exact = copy.deepcopy(plain).double()
-    images, labels = torch.randn(3, 3, 48, 48), torch.tensor([0, 2, 1])
+    images, labels = torch.randn(3, 3, 40, 40), torch.tensor([0, 2, 1])
     for model in (fast, plain, exact):
         inputs = images.double() if model is exact else images
         nn.functional.cross_entropy(model(inputs), labels).backward()
@@ -569,7 +576,7 @@ def test_a_large_image_takes_little_more_memory_than_without_attention() -> None
 
 def test_traffic_grows_with_the_positions_at_a_fixed_number_of_tiles() -> None:
     """What a block of queries reads and writes, forward and backward, is linear in the keys: nothing of (HW)² moves."""
-    from benchmarks.meter import count_kernels
+    from benchmarks.meter import count
 
     def moved(positions: int) -> list[int]:
         """Forward and backward, with as many queries whatever the keys."""
@@ -578,13 +585,13 @@ def test_traffic_grows_with_the_positions_at_a_fixed_number_of_tiles() -> None:
             for i, n in enumerate((64, positions, positions))
         ]
         found = []
-        with count_kernels() as traffic:
+        with count() as traffic:
             y = functional.nonlocal_attention(*inputs)
         found.append(traffic.total)
-        with count_kernels() as traffic:
+        with count() as traffic:
             y.sum().backward()
         return [*found, traffic.total]
 
-    small, middle, large = (moved(positions) for positions in (320, 640, 1280))
+    small, middle, large = (moved(positions) for positions in (384, 768, 1536))
     for a, b, c in zip(small, middle, large, strict=True):
         assert c - b == pytest.approx(2 * (b - a), rel=0.02)

@@ -36,7 +36,7 @@ class NonLocalBlock(reference.NonLocalBlock):
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         weight = torch.cat([conv.weight for conv in convolutions])
         bias = torch.cat([conv.bias for conv in convolutions])
-        if channels_last:
+        if channels_last or x.shape[2] * x.shape[3] == 0:
             # A plain product (N·HW, C) × (C, 2C); the rows are a view of the map.
             return F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1), bias)
         return F.conv2d(x, weight, bias).flatten(2).transpose(1, 2)

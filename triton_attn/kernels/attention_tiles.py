@@ -4,7 +4,7 @@ Everything is seen as (positions, channels) of one image: q and k are d channels
 CHANNELS_LAST, a position's channels are contiguous in memory, else a channel's positions are; ``stride`` is the step
 along the other axis, and like all sizes along the contiguous one it comes divided by UNIT (see :mod:`.common`).
 
-Scores are kept times log2(e), so that ``exp2``, which the hardware has, serves for ``exp``.
+``exp2``, which the hardware has, serves for ``exp``: log2(e) is part of the scale. A negative scale negates the scores.
 """
 
 import triton

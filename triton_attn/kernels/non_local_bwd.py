@@ -76,7 +76,7 @@ def non_local_keys_bwd_kernel(
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
     v_ptr,  # (N, S, dv)
-    lse_ptr,  # (N, L) float32
+    lse_ptr,  # (N, 2, L) float32
     delta_ptr,  # (N, L) float32, with NEEDS_K
     stride_dkn,
     stride_dko,
@@ -94,10 +94,11 @@ def non_local_keys_bwd_kernel(
     source,  # S
     width,  # d
     value_width,  # dv
-    scale,  # of the scores, times log2(e)
+    scale,  # of the scores, times log2(e): its absolute value
     dscale,  # of the scores
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
+    NEGATIVE: tl.constexpr,
     NEEDS_K: tl.constexpr,
     NEEDS_V: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -146,8 +147,9 @@ def non_local_keys_bwd_kernel(
         dv = tl.zeros((BLOCK_N, SLICE_V), tl.float32)
     for start in range(0, length, BLOCK_M):
         row = start + query
-        # A query that is not there has no weight anywhere: exp2(0 - inf) = 0.
-        lse = tl.load(lse_ptr + n * length + row, mask=row < length, other=float("inf"))
+        # A query that is not there has no weight anywhere: exp2(… - inf) = 0.
+        peak = tl.load(lse_ptr + 2 * n * length + row, mask=row < length, other=0.0)
+        log_total = tl.load(lse_ptr + (2 * n + 1) * length + row, mask=row < length, other=float("inf"))
         if WHOLE_D:
             q = load_operand(q_ptr, v_ptr, row, channel, length, width, stride_qo, CHANNELS_LAST, UPCAST)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -168,7 +170,8 @@ def non_local_keys_bwd_kernel(
                 PRECISION,
                 BLOCK_D,
             )
-        weight = tl.exp2(score * scale - lse[None, :])
+        score = -score if NEGATIVE else score
+        weight = tl.exp2((score - peak[None, :]) * scale - log_total[None, :])
         if NEEDS_V or WHOLE_V:
             # With WHOLE_V a block and a slice are the same, all of the values.
             grad = load_operand(grad_ptr, v_ptr, row, own_value, length, value_width, stride_go, CHANNELS_LAST, UPCAST)
@@ -215,7 +218,7 @@ def non_local_queries_bwd_kernel(
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
     v_ptr,  # (N, S, dv)
-    lse_ptr,  # (N, L) float32
+    lse_ptr,  # (N, 2, L) float32
     delta_ptr,  # (N, L) float32
     stride_dqn,
     stride_dqo,
@@ -231,10 +234,11 @@ def non_local_queries_bwd_kernel(
     source,  # S
     width,  # d
     value_width,  # dv
-    scale,  # of the scores, times log2(e)
+    scale,  # of the scores, times log2(e): its absolute value
     dscale,  # of the scores
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
+    NEGATIVE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WHOLE_D: tl.constexpr,
     WHOLE_V: tl.constexpr,
@@ -264,7 +268,8 @@ def non_local_queries_bwd_kernel(
     v_ptr += n * stride_vn * UNIT
     grad_ptr += n * stride_gn * UNIT
 
-    lse = tl.load(lse_ptr + n * length + row, mask=row < length, other=0.0)
+    peak = tl.load(lse_ptr + 2 * n * length + row, mask=row < length, other=0.0)
+    log_total = tl.load(lse_ptr + (2 * n + 1) * length + row, mask=row < length, other=0.0)
     delta = tl.load(delta_ptr + n * length + row, mask=row < length, other=0.0)
     if WHOLE_D:
         q = load_operand(q_ptr, v_ptr, row, channel, length, width, stride_qo, CHANNELS_LAST, UPCAST)
@@ -293,8 +298,10 @@ def non_local_queries_bwd_kernel(
                 PRECISION,
                 BLOCK_D,
             )
+        score = -score if NEGATIVE else score
+        weight = tl.exp2((score - peak[:, None]) * scale - log_total[:, None])
         # A key that is not there has weight 0; its score 0 may be any power above the others.
-        weight = tl.where((there < source)[None, :], tl.exp2(score * scale - lse[:, None]), 0.0)
+        weight = tl.where((there < source)[None, :], weight, 0.0)
         if WHOLE_V:
             v = load_operand(v_ptr, v_ptr, there, value, source, value_width, stride_vo, CHANNELS_LAST, UPCAST)
             dweight = tl.dot(grad, tl.trans(v), input_precision=PRECISION)

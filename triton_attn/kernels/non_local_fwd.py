@@ -11,7 +11,7 @@ from .attention_tiles import finish, load_operand, load_values, operand, product
 def non_local_fwd_kernel(
     y_ptr,  # (N, L, dv)
     o_ptr,  # (N, L, dv), what was attended, with SAVES and HAS_X
-    lse_ptr,  # (N, L) float32, log2 of the softmax's denominators, with SAVES
+    lse_ptr,  # (N, 2, L) float32, with SAVES: every row's greatest score, and log2 of its denominator
     bits_ptr,  # the bits of ReLU's mask, with SAVES and HAS_SHORTCUT
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
@@ -36,9 +36,10 @@ def non_local_fwd_kernel(
     source,  # S
     width,  # d
     value_width,  # dv
-    scale,  # of the scores, times log2(e)
+    scale,  # of the scores, times log2(e): its absolute value
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
+    NEGATIVE: tl.constexpr,
     HAS_X: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVES: tl.constexpr,
@@ -97,12 +98,13 @@ def non_local_fwd_kernel(
                 PRECISION,
                 BLOCK_D,
             )
-        score = tl.where((there < source)[None, :], score * scale, float("-inf"))
+        score = tl.where((there < source)[None, :], -score if NEGATIVE else score, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, axis=1))
         # Where all scores so far are -inf, 0 in place of their maximum: -inf - -inf would be NaN, for good.
         base = tl.where(higher == float("-inf"), 0.0, higher)
-        shrink = tl.exp2(peak - base)
-        weight = tl.exp2(score - base[:, None])
+        # Scaled after the difference: large scores that are close keep their distance.
+        shrink = tl.where(peak == float("-inf"), 0.0, tl.exp2((peak - base) * scale))
+        weight = tl.where((there < source)[None, :], tl.exp2((score - base[:, None]) * scale), 0.0)
         total = total * shrink + tl.sum(weight, axis=1)
         peak = higher
         v = load_operand(v_ptr, v_ptr, there, col, source, value_width, stride_vo, CHANNELS_LAST, UPCAST)
@@ -112,7 +114,8 @@ def non_local_fwd_kernel(
     attended = attended / total[:, None]
     if SAVES:
         if col_start == 0:
-            tl.store(lse_ptr + n * length + row, peak + tl.log2(total), mask=row < length)
+            tl.store(lse_ptr + 2 * n * length + row, peak, mask=row < length)
+            tl.store(lse_ptr + (2 * n + 1) * length + row, tl.log2(total), mask=row < length)
     if HAS_X and SAVES:
         attended_ptr = o_ptr + n * stride_on * UNIT
         stride_o = stride_oo * unit

@@ -37,9 +37,10 @@ def non_local_whole_fwd_kernel(
     width,  # d
     value_width,  # dv
     pitch,  # S rounded up: rows of the softmax begin at 16 bytes
-    scale,  # of the scores, times log2(e)
+    scale,  # of the scores, times log2(e): its absolute value
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
+    NEGATIVE: tl.constexpr,
     HAS_X: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVES: tl.constexpr,
@@ -82,9 +83,10 @@ def non_local_whole_fwd_kernel(
         PRECISION,
         BLOCK_D,
     )
-    score = tl.where((key < source)[None, :], score * scale, float("-inf"))
+    score = tl.where((key < source)[None, :], -score if NEGATIVE else score, float("-inf"))
     # A row of -inf alone becomes NaN, as softmax has it.
-    weight = tl.exp2(score - tl.max(score, axis=1)[:, None])
+    weight = tl.exp2((score - tl.max(score, axis=1)[:, None]) * scale)
+    weight = tl.where((key < source)[None, :], weight, 0.0)
     weight = weight / tl.sum(weight, axis=1)[:, None]
     weight = tl.where((key < source)[None, :], weight, 0.0)
     if SAVES:

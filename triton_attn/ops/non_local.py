@@ -147,6 +147,11 @@ def in_units(sizes: Problem, **tensors: Tensor | None) -> dict[str, int]:
     }
 
 
+def scaled(scale: float) -> dict[str, Any]:
+    """The launch arguments of the scale: the kernels take maxima of scores, and so want it positive."""
+    return {"scale": abs(scale) * LOG2_E, "NEGATIVE": scale < 0}
+
+
 def products(like: Tensor) -> dict[str, Any]:
     """The launch arguments of a kernel's products."""
     chip = attention_rules.chip_of(like.device)
@@ -195,7 +200,7 @@ def _prepare(
     elif saves:
         # Without a map the output is what was attended.
         kept = None if x is None else empty_rows(q, shape, dtype, given.channels_last)
-        lse = torch.empty((batch, length), dtype=torch.float32, device=q.device)
+        lse = torch.empty((batch, 2, length), dtype=torch.float32, device=q.device)
     if saves and shortcut is not None:
         outer, inner = (length, shape[2]) if given.channels_last else (shape[2], length)
         bits = torch.empty((batch, outer, rules.cdiv(inner, 8)), dtype=torch.uint8, device=q.device)
@@ -229,7 +234,7 @@ def _tiled_fwd(
         v_ptr=given.v,
         x_ptr=x,
         shortcut_ptr=shortcut,
-        scale=scale * LOG2_E,
+        **scaled(scale),
         HAS_X=x is not None,
         HAS_SHORTCUT=shortcut is not None,
         SAVES=lse is not None,
@@ -269,7 +274,7 @@ def _whole_fwd(
         x_ptr=x,
         shortcut_ptr=shortcut,
         pitch=attention_rules.pitch(source),
-        scale=scale * LOG2_E,
+        **scaled(scale),
         HAS_X=x is not None,
         HAS_SHORTCUT=shortcut is not None,
         SAVES=kept is not None,
@@ -421,7 +426,7 @@ def _tiled_bwd(
         "v_ptr": given.v,
         "lse_ptr": lse,
         "delta_ptr": delta,
-        "scale": scale * LOG2_E,
+        **scaled(scale),
         "dscale": scale,
         "CHANNELS_LAST": given.channels_last,
         **products(given.v),
@@ -545,6 +550,9 @@ class _NonLocal(torch.autograd.Function):
         needs_x, *needs, needs_shortcut, _, _ = ctx.needs_input_grad
         if grad is None:
             return (None,) * 7
+        if grad.dim() == 4:
+            # In the layout of x here already: the residual's gradient is this one too.
+            grad, _ = served(grad, ctx.channels_last)
         masked, grads = grad, (None,) * 3
         if any(needs) or ctx.dtypes[1] is not None:
             masked, *grads = _backward_op(
