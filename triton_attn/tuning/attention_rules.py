@@ -27,8 +27,13 @@ class Chip:
     amd: bool = False
 
 
-# The least of those the tiles were chosen for, and what is assumed of tensors that are on no GPU.
-SMALLEST = Chip(163 * 1024)
+CHIPS = {
+    "sm_80": Chip(163 * 1024),
+    "sm_90": Chip(227 * 1024),
+    "sm_100": Chip(227 * 1024),
+    "gfx942": Chip(64 * 1024, amd=True),
+}
+"""What the tiles were chosen on, by the compiler's names."""
 _assumed: Chip | None = None
 
 
@@ -47,7 +52,8 @@ def chip_of(device: torch.device) -> Chip:
     """The chip that ``device`` is; asked for at a launch, never at import."""
     if _assumed is not None:
         return _assumed
-    return _queried(device) if device.type == "cuda" else SMALLEST
+    # A tensor on no GPU is being looked at, or the interpreter's.
+    return _queried(device) if device.type == "cuda" else CHIPS["sm_80"]
 
 
 @cache
@@ -105,14 +111,14 @@ def fits(elements: int, itemsize: int, chip: Chip) -> bool:
 def forward(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
     """Blocks of the tiled forward: values go in slices of at most 512, of which each computes the scores again."""
     d, v = tile_width(width), min(tile_width(value_width), widest(itemsize, chip))
-    warps, stages = (4, 3) if v <= 64 and itemsize == 2 else (8, 2)
+    warps, stages = 8, 3 if v <= 64 and itemsize == 2 else 2
     for whole_d in (True, False):
         if whole_d and not held(d, 512 if channels_last else 256, itemsize):
             continue
         for m, n in tiles(itemsize, chip):
             kept, streamed = (m * d, n * (d + v)) if whole_d else (0, (m + n) * chunk(itemsize) + n * v)
             sums = m * v + 2 * m * n
-            most_sums = accumulators(warps, itemsize) * (12 if whole_d or channels_last else 9) // 12
+            most_sums = accumulators(warps, itemsize) * (12 if roomy(chip) and (whole_d or channels_last) else 9) // 12
             if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
                 return {
                     "WHOLE_D": whole_d,
@@ -147,18 +153,23 @@ def accumulators(warps: int, itemsize: int) -> int:
     return warps * 32 * (192 if itemsize == 2 else 128)
 
 
+def roomy(chip: Chip) -> bool:
+    """Whether factors come out of shared memory alone, as from Hopper on, which leaves registers for sums."""
+    return chip.shared > 200 * 1024
+
+
 @cache
 def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
     """Blocks of the forward that holds whole rows of scores."""
     n = tile_width(source)
-    narrow = itemsize == 4 or chip.amd
+    chunks = 16 if itemsize == 4 else 32 if chip.amd else 64
     return {
         "SLICE": min(tile_width(value_width), 512),
         "BLOCK_M": 64,
         "BLOCK_N": n,
-        "BLOCK_D": min(tile_width(width), 32 if narrow else 64),
-        "BLOCK_V": min(tile_width(value_width), 32 if narrow else 64),
-        "num_warps": 4 if n <= 64 and channels_last else 8,  # rows of 49 go element by element
+        "BLOCK_D": min(tile_width(width), chunks),
+        "BLOCK_V": min(tile_width(value_width), chunks),
+        "num_warps": 4 if n <= 64 and channels_last else 8,  # contiguous rows of 49 go element by element
         "num_stages": 2,
     }
 
@@ -209,7 +220,7 @@ def keys_bwd(
             in_chunks = not whole_d or not (whole_v or not needs_k)
             kept, streamed = n * kept + n * m * needs_k, m * streamed + (n + m) * chunk(itemsize) * in_chunks
             sums = n * (slice_d * needs_k + slice_v * needs_v) + (1 + needs_k) * n * m
-            if needs_v and slice_v == 512 and not channels_last and n * m == 64 * 64:
+            if needs_v and slice_v == 512 and n * m == 64 * 64:
                 continue  # spills
             most_sums = accumulators(warps, itemsize) * (9 if in_chunks else 10) // 12
             if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
