@@ -127,8 +127,10 @@ def in_units(sizes: Problem, **tensors: Tensor | None) -> dict[str, int]:
     for name, t in tensors.items():
         if t is not None:
             step = 0 if t.shape[outer] == 1 else t.stride(outer)
-            strides[f"stride_{name}n"], strides[f"stride_{name}o"] = t.stride(0), step
-            batch_strides.append(t.stride(0))
+            # An image by itself may have any batch stride: here that of a batch, so that it takes the same program.
+            batch_step = t.stride(0) if t.shape[0] > 1 else step * t.shape[outer]
+            strides[f"stride_{name}n"], strides[f"stride_{name}o"] = batch_step, step
+            batch_strides.append(batch_step)
             # Tiles end up to 512 rows behind their tensor: what lies there is masked, but its offset must not wrap.
             reach = max(reach, step * (t.shape[outer] + 512))
     d, dv, length, source = sizes.sizes
