@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --lane
 
-.PHONY: demo test lint plain interpreter compile gpu-tests traffic bench docs clean
+.PHONY: demo test lint plain interpreter compile gpu-tests traffic compile-report bench-blocks bench docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
@@ -55,7 +55,15 @@ gpu-tests: $(INSTALLED)
 traffic: $(INSTALLED)
 	$(BIN)/python -m benchmarks.traffic --check
 
-bench: traffic
+# The kernels as machine code, for GPUs that need not be there: benchmarks/results/compile.
+compile-report: $(INSTALLED)
+	$(BIN)/python -m benchmarks.compile_report
+
+# How long blocks take here: benchmarks/results/<device>. On a CPU with small shapes.
+bench-blocks: $(INSTALLED)
+	$(BIN)/python -m pytest benchmarks/bench_blocks.py
+
+bench: traffic compile-report bench-blocks
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

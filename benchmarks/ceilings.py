@@ -12,6 +12,7 @@ SECTORS_ALLOWED = 1.15  # of the bytes
 class Ceiling:
     """Passes over the map, in T, without a shortcut; launches; and up to how many channels both hold.
 
+    A spatial gate needs ``position_values``, float32, written and read, at every position: little beside many channels.
     A shortcut adds a pass forward (its read) and one backward (its gradient's write), and a mask of one bit per
     element, which is written once and read by ``mask_reads`` of the backward's launches.
     """
@@ -21,17 +22,22 @@ class Ceiling:
     mask_reads: int
     launches: tuple[int, int] | None = None
     channels: int | None = None
+    position_values: tuple[int, int] = (0, 0)
 
-    def passes(self, with_shortcut: bool, itemsize: int) -> tuple[float, float]:
+    def passes(self, with_shortcut: bool, itemsize: int, channels: int) -> tuple[float, float]:
         """T forward and backward."""
+        forward, backward = (4 * values / (channels * itemsize) for values in self.position_values)
+        forward, backward = forward + self.forward, backward + self.backward
         if not with_shortcut:
-            return self.forward, self.backward
+            return forward, backward
         bits = 1 / (8 * itemsize)
-        return self.forward + 1 + bits, self.backward + 1 + self.mask_reads * bits
+        return forward + 1 + bits, backward + 1 + self.mask_reads * bits
 
 
 SQUEEZE = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
-BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(4, 5))
+# Forward the two pooled values are written, and read with a border of three rows, and the gate is written. Backward
+# there is room for what positions need in the pass that 5 T leave free of 6.
+BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(4, 5), position_values=(8, 0))
 
 # By what is counted: a block, or a block on a certain input.
 CEILINGS = {
@@ -43,7 +49,9 @@ CEILINGS = {
     "dual": BOTH_POOLS,
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),
     "gate": Ceiling(2, 3, mask_reads=1, channels=256),
-    "gate, own signal": Ceiling(3, 5, mask_reads=1, channels=256),
+    # The design names no passes for these: x and y, the signal, and its convolution, of half the channels, written and
+    # read. Backward: the gradients of them all, and x and the signal once more.
+    "gate, own signal": Ceiling(4, 6.5, mask_reads=1, channels=256),
 }
 
 
@@ -52,13 +60,14 @@ def over(
     ceiling: Ceiling,
     with_shortcut: bool,
     itemsize: int,
+    channels: int,
     moved: tuple[float, float],
     sectors: tuple[float, float],
     launches: tuple[int, int],
 ) -> list[str]:
     """A line for everything of ``what`` that is over its ceiling; pairs are forward and backward."""
     lines = []
-    passes, allowed = ceiling.passes(with_shortcut, itemsize), ceiling.launches
+    passes, allowed = ceiling.passes(with_shortcut, itemsize, channels), ceiling.launches
     for i, direction in enumerate(("forward", "backward")):
         if moved[i] > passes[i] * ALLOWED:
             lines.append(f"{what}: {direction} moves {moved[i]:.3f} T, ceiling {passes[i]:.3f} T")

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from pathlib import Path
 
+from triton_attn import info
 from triton_attn.train.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def versions(*more: str) -> dict[str, str]:
-    """The versions of Python, PyTorch, Triton, this library and ``more``; "none" for one that is not installed."""
-    from triton_attn.version import __version__
-
-    found = {"triton_attn": __version__, "python": platform.python_version()}
-    for name in ("torch", "triton", *more):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+    """The versions of this library, Python, PyTorch and Triton, and of ``more`` that ``triton-attn info`` knows."""
+    found = info.versions()
+    return {name: found[name] for name in ("triton_attn", "Python", "torch", "triton", *more)}
 
 
 def write(path: Path, text: str) -> None:

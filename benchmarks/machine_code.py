@@ -6,6 +6,7 @@ launch is written down in place of being started. So what is compiled is what a 
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import tempfile
@@ -19,9 +20,11 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Shared memory that one program may have, in bytes.
-SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-TARGETS = tuple(SHARED_LIMIT)
+from benchmarks.occupancy import CHIPS, SHARED_LIMIT, occupancy
+
+__all__ = ["SHARED_LIMIT", "TARGETS", "Launch", "Report", "block_launches", "compiled", "launches_of", "served_blocks"]
+
+TARGETS = tuple(CHIPS)
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -52,6 +55,15 @@ class Launch:
         """The kernel's name."""
         return self.kernel.fn.__name__
 
+    def __reduce__(self) -> Any:
+        """For other processes: a kernel does not travel, but its module and name do."""
+        rest = (self.signature, self.constants, self.divisible, self.options, self.reads, self.writes)
+        return _launch, (self.kernel.fn.__module__, self.name, *rest)
+
+
+def _launch(module: str, name: str, *rest: Any) -> Launch:
+    return Launch(getattr(importlib.import_module(module), name), *rest)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -68,6 +80,11 @@ class Report:
     loads: tuple[int, ...]
     stores: tuple[int, ...]
     tensor_cores: int
+
+    @property
+    def occupancy(self) -> float:
+        """The share of a multiprocessor's warps that may be there at once, by registers, shared memory and warps."""
+        return occupancy(self.target, self.num_warps, self.registers, self.shared)
 
     @property
     def widest_load(self) -> int:
@@ -87,6 +104,7 @@ def block_launches(
     memory_format: torch.memory_format,
     with_shortcut: bool,
     training: bool = True,
+    gating: tuple[int, ...] | None = None,
     **arguments: Any,
 ) -> list[Launch]:
     """The distinct launches of a training step of a block, or of its inference; none where Triton does not serve it.
@@ -97,22 +115,28 @@ def block_launches(
         dtype, memory_format: of the map, and the dtype of the parameters.
         with_shortcut: whether the tail of a residual block is behind it.
         training: forward and backward, or else the forward without gradients.
+        gating: the shape of the attention gate's own signal.
         **arguments: the block's own (``reduction``, ``kernel_size`` …).
     """
     import triton_attn
 
+    def make(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
+
+    inputs, grad = {"x": make(shape)}, make(shape)
+    if with_shortcut:
+        inputs["shortcut"] = make(shape)
+    if gating is not None:
+        inputs["gating"] = make(gating)
+        arguments["gating_channels"] = gating[1]
+    inputs = {key: t.requires_grad_(training) for key, t in inputs.items()}
     block = triton_attn.create_attention(name, shape[1], device="meta", dtype=dtype, **arguments)
-    *inputs, grad = (
-        torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
-        for _ in range(2 + with_shortcut)
-    )
-    inputs = [x.requires_grad_(training) for x in inputs]
 
     def step() -> None:
         with torch.set_grad_enabled(training):
-            y = block(inputs[0], **({"shortcut": inputs[1]} if with_shortcut else {}))
+            y = block(**inputs)
         if training:
-            torch.autograd.grad(y, [*inputs, *block.parameters()], grad)
+            torch.autograd.grad(y, [*inputs.values(), *block.parameters()], grad)
 
     with serving_meta_tensors():
         # Half a map's size may be a map of half its channels.
@@ -253,7 +277,7 @@ def _read_cubin(target: str, cubin: bytes, num_warps: int, shared: int) -> Repor
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        command = [tool, "-res-usage", "-sass", path]
+        command = [str(tool), "-res-usage", "-sass", str(path)]
         code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers = int(re.search(r"\bREG:(\d+)", code).group(1))  # type: ignore[union-attr]
     local = re.search(r"\bLOCAL:(\d+)", code)

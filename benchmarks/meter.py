@@ -100,11 +100,21 @@ def count(x: Tensor | None = None, parameters: Iterable[Tensor] = ()) -> Iterato
 
 
 @contextlib.contextmanager
-def _count_kernels(traffic: Traffic, roles: Roles, operators: _CountOperators) -> Iterator[None]:
+def count_kernels() -> Iterator[Traffic]:
+    """Count Triton's kernels alone; every 4-D tensor is a map."""
+    traffic = Traffic()
+    with _count_kernels(traffic, Roles()):
+        yield traffic
+
+
+@contextlib.contextmanager
+def _count_kernels(traffic: Traffic, roles: Roles, operators: _CountOperators | None = None) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder
 
+    from benchmarks.interpreter import patch_once_a_launch
     from triton_attn.ops import launch
 
+    patch_once_a_launch()
     tensors: list[tuple[int, int, str]] = []  # first address, end, role
     parameters: dict[int, list[np.ndarray]] = defaultdict(list)  # addresses by the size of an element
     start = launch.start
@@ -122,9 +132,9 @@ def _count_kernels(traffic: Traffic, roles: Roles, operators: _CountOperators) -
             if isinstance(t, Tensor) and t.numel()
         ]
         traffic.launched(kernel.fn.__name__, [role for *_, role in tensors])
-        operators.paused = True  # the interpreter may call some of its own
-        start(kernel, grid, device, **arguments)
-        operators.paused = False
+        # The interpreter may call operators of its own.
+        with contextlib.nullcontext() if operators is None else mock.patch.object(operators, "paused", True):
+            start(kernel, grid, device, **arguments)
         for size, addresses in parameters.items():
             distinct = np.unique(np.concatenate(addresses))
             traffic.moved["parameter"] += distinct.size * size

@@ -95,6 +95,7 @@ class Row:
             ceiling,
             self.shortcut,
             DTYPE.itemsize,
+            self.shape[1],
             (forward.total, backward.total),
             (forward.sectors, backward.sectors),
             (forward.launches, backward.launches),
@@ -114,7 +115,8 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
 
     grad, x = draw(), draw()
     if case.variant == "maxima tied":
-        x = x.relu().masked_fill(torch.rand(shape[:2])[:, :, None, None] < 0.5, 0.0)  # half the channels are all zero
+        zero = torch.rand(shape[:2])[:, :, None, None] < 0.5  # half the channels are all zero
+        x = x.relu().masked_fill(zero, 0.0).contiguous(memory_format=memory_format)
     else:
         x[:, :, 0, 0] = 8.0  # at 16 bits two maxima may tie by chance
     inputs = {"x": x}
@@ -125,7 +127,7 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
     inputs = {name: t.requires_grad_() for name, t in inputs.items()}
     block = triton_attn.create_attention(case.block, shape[1]).to(DTYPE)
     parameters = list(block.parameters())
-    served = triton_attn.explain(block, x)[0].backend == "triton"
+    served = triton_attn.explain(block, x[:1, :, :1, :1])[0].backend == "triton"
 
     def run(backend: Any) -> tuple[Counted, Counted]:
         with triton_attn.use_backend(backend):

@@ -6,10 +6,44 @@ Source: Woo et al., "CBAM: Convolutional Block Attention Module", https://arxiv.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .channel_gate import channel_gate
 from .common import AttentionBlock, add_shortcut, check_map
 from .se import SEBlock
+
+
+def spatial_gate(u: Tensor, conv_weight: Tensor, conv_bias: Tensor) -> Tensor:
+    """``σ(conv7×7([mean_c u, max_c u]))`` of ``u`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
+    pooled = torch.cat([u.mean(1, keepdim=True), u.max(dim=1, keepdim=True).values], dim=1)
+    return torch.sigmoid(F.conv2d(pooled, conv_weight, conv_bias, padding=3))
+
+
+def cbam(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """CBAM as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.cbam`."""
+    u = channel_gate(x, weight1, bias1, weight2, bias2)
+    return add_shortcut(u * spatial_gate(u, conv_weight, conv_bias), shortcut)
+
+
+def check_spatial_gate(conv_weight: Tensor, conv_bias: Tensor, weight1: Tensor) -> None:
+    """Raise a ValueError or TypeError that names the argument unless the convolution fits the bottleneck."""
+    for name, value, shape in (("conv_weight", conv_weight, (1, 2, 7, 7)), ("conv_bias", conv_bias, (1,))):
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, got {tuple(value.shape)}")
+        if value.dtype != weight1.dtype:
+            raise TypeError(f"{name} is {value.dtype}, but weight1 is {weight1.dtype}")
+        if value.device != weight1.device:
+            raise ValueError(f"{name} is on {value.device}, but weight1 is on {weight1.device}")
 
 
 class CBAM(AttentionBlock):
@@ -44,8 +78,7 @@ class CBAM(AttentionBlock):
 
     def spatial_gate(self, u: Tensor) -> Tensor:
         """The spatial gate of the channel-gated map ``u``, ``(N, 1, H, W)``."""
-        pooled = torch.cat([u.mean(1, keepdim=True), u.max(dim=1, keepdim=True).values], dim=1)
-        return torch.sigmoid(self.spatial_attention(pooled))
+        return spatial_gate(u, self.spatial_attention.weight, self.spatial_attention.bias)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         channel = self.channel_attention.attention_maps(x)["channel"]

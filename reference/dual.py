@@ -8,9 +8,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cbam import CBAM
+from .cbam import CBAM, cbam
+from .channel_gate import channel_gate
 from .common import AttentionBlock, check_map
 from .se import SEBlock
+
+
+def dual(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    weight3: Tensor,
+    bias3: Tensor,
+    weight4: Tensor,
+    bias4: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """Dual attention as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.dual`."""
+    u = channel_gate(x, weight1, bias1, weight2, bias2)
+    return cbam(u, weight3, bias3, weight4, bias4, conv_weight, conv_bias, shortcut)
 
 
 class DualAttentionBlock(AttentionBlock):

@@ -36,6 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("TRITON_ATTN_BACKEND", None)
     if config.getoption("--lane") == "interpreter":
         os.environ["TRITON_INTERPRET"] = "1"
+        from benchmarks.interpreter import patch_once_a_launch
+
+        patch_once_a_launch()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

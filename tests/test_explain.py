@@ -12,7 +12,7 @@ from triton_attn.explain import outermost_blocks
 
 
 def test_every_block_of_a_network() -> None:
-    model = triton_attn.resnet18({"stem": "cbam", "block": "se"}, num_classes=2).train()
+    model = triton_attn.resnet18({"stem": "nonlocal", "block": "se"}, num_classes=2).train()
     before = copy.deepcopy(model.state_dict())
     found = triton_attn.explain(model, torch.randn(2, 3, 32, 32))
     assert [entry.name for entry in found] == [
@@ -20,7 +20,7 @@ def test_every_block_of_a_network() -> None:
         *(f"layer{stage}.{i}.attention" for stage in range(1, 5) for i in range(2)),
     ]
     assert {entry.backend for entry in found} == {"reference"}
-    assert found[0].block == "CBAM"
+    assert found[0].block == "NonLocalBlock"
     assert "no Triton kernels yet" in found[0].reason
     assert "cpu" in found[1].reason
     assert model.training

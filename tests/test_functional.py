@@ -27,6 +27,17 @@ def test_squeeze_excite_is_the_block(with_shortcut: bool) -> None:
     assert torch.equal(functional.squeeze_excite(x, *block.weights(), shortcut), block(x, shortcut))
 
 
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_coordinate_attention_and_eca_are_the_blocks(with_shortcut: bool) -> None:
+    x = torch.randn(2, 8, 3, 5)
+    shortcut = torch.randn(2, 8, 3, 5) if with_shortcut else None
+    block = triton_attn.CoordinateAttention(8, 4)
+    assert torch.equal(functional.coordinate_attention(x, *block.weights(), shortcut), block(x, shortcut))
+    block = triton_attn.ECABlock(8, 5)
+    assert torch.equal(functional.eca(x, block.conv.weight, shortcut), block(x, shortcut))
+    assert torch.equal(functional.eca(x, block.conv.weight.flatten(), shortcut), block(x, shortcut))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -52,3 +63,32 @@ def test_errors_name_the_argument(changes: dict, error: type[Exception], message
     """The same errors whatever backend is asked for: the checks come before the choice."""
     with triton_attn.use_backend(name), pytest.raises(error, match=message):
         functional.squeeze_excite(**{**arguments(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pool": "median"}, r"pool must be one of 'mean', 'max', 'both', got 'median'"),
+        ({"hidden_activation": "gelu"}, r"hidden_activation must be one of 'relu', 'none', got 'gelu'"),
+        ({"activation": None}, r"activation must be one of 'sigmoid', 'hard_sigmoid', 'none', got None"),
+    ],
+)
+def test_choices_are_checked(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        functional.channel_gate(**{**arguments(), **changes})
+    if "hidden_activation" not in changes:
+        with pytest.raises(ValueError, match=message):
+            functional.eca(torch.randn(2, 8, 3, 5), torch.randn(3), **changes)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 3), (1, 2, 3), (0,), ()], ids=str)
+def test_the_weight_of_eca_holds_an_odd_number_of_taps(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="weight must hold an odd number of taps"):
+        functional.eca(torch.randn(2, 8, 3, 5), torch.randn(shape))
+
+
+def test_the_map_of_eca_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"x must be 4-D"):
+        functional.eca(torch.randn(8, 3, 5), torch.randn(3))
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor"):
+        functional.eca([1.0], torch.randn(3))  # type: ignore[arg-type]

@@ -1,11 +1,7 @@
 """The fused ops as functions: checked, and served by Triton or by the plain twin as the tensor allows.
 
 Differentiable once in every tensor. Under ``torch.autocast`` the weights may stay float32. Maps in the contiguous and
-in the channels_last layout are served as they are, and the result has the layout of ``x``. Every function raises:
-
-* TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
-* ValueError: shapes, devices or choices that do not fit together.
-* BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
+in the channels_last layout are served as they are, and the result has the layout of ``x``.
 """
 
 from __future__ import annotations
@@ -16,8 +12,11 @@ from torch import Tensor
 from . import backend, ops
 from .reference import channel_gate as plain
 from .reference import non_local as plain_non_local
+from .reference.cbam import cbam as plain_cbam
+from .reference.cbam import check_spatial_gate
 from .reference.common import check_map
 from .reference.coordinate import LINEAR
+from .reference.dual import dual as plain_dual
 
 
 def channel_gate(
@@ -45,6 +44,11 @@ def channel_gate(
             which goes through the network by itself.
         hidden_activation: ``"relu"`` or ``"none"``.
         activation: the gate's, ``"sigmoid"``, ``"hard_sigmoid"`` (``relu6(z + 3) / 6``) or ``"none"``.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
     plain.check_bottleneck(weight1, bias1, weight2, bias2)
     plain.check_choice("pool", pool, plain.POOLS)
@@ -71,6 +75,11 @@ def squeeze_excite(
     """``x · σ(weight2 · relu(weight1 · mean_hw(x) + bias1) + bias2)``, and ``relu(… + shortcut)`` with a shortcut.
 
     The arguments are those of :func:`channel_gate`.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
     return channel_gate(x, weight1, bias1, weight2, bias2, shortcut)
 
@@ -81,6 +90,11 @@ def coordinate_attention(
     """``x · (f(mean_hw x) + f(max_hw x))`` with the linear ``f(v) = weight2 · (weight1 · v + bias1) + bias2``.
 
     With a shortcut ``relu(… + shortcut)``. The arguments are those of :func:`channel_gate`.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
     return channel_gate(x, weight1, bias1, weight2, bias2, shortcut, **LINEAR)
 
@@ -97,6 +111,11 @@ def eca(
         pool: over positions, by ``"mean"``, by ``"max"`` (ties share the gradient evenly), or ``"both"``, whose gates'
             logits are added.
         activation: the gate's, ``"sigmoid"``, ``"hard_sigmoid"`` (``relu6(z + 3) / 6``) or ``"none"``.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
     plain.check_neighbours(weight)
     plain.check_choice("pool", pool, plain.POOLS)
@@ -104,6 +123,84 @@ def eca(
     check_map(x, x.shape[1] if isinstance(x, Tensor) and x.dim() == 4 else 1, weight, shortcut)
     serve = ops.eca if backend.use_triton(x) else plain.eca
     return serve(x, weight, shortcut, pool=pool, activation=activation)
+
+
+def cbam(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """``u · σ(conv7×7([mean_c u, max_c u]))`` of ``u = squeeze_excite(x, …)``, and ``relu(… + shortcut)``.
+
+    Of equal maxima the first takes the gradient.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight1, bias1: ``(m, C)`` and ``(m,)``, the squeeze to ``m`` hidden channels.
+        weight2, bias2: ``(C, m)`` and ``(C,)``, the excitation.
+        conv_weight, conv_bias: ``(1, 2, 7, 7)`` and ``(1,)``; the first input channel is the mean.
+        shortcut: ``(N, C, H, W)``, added before a last ReLU.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
+    """
+    plain.check_bottleneck(weight1, bias1, weight2, bias2)
+    check_spatial_gate(conv_weight, conv_bias, weight1)
+    check_map(x, weight1.shape[1], weight1, shortcut)
+    if backend.use_triton(x):
+        return ops.cbam(x, (weight1, bias1, weight2, bias2), None, conv_weight, conv_bias, shortcut)
+    return plain_cbam(x, weight1, bias1, weight2, bias2, conv_weight, conv_bias, shortcut)
+
+
+def dual(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    weight3: Tensor,
+    bias3: Tensor,
+    weight4: Tensor,
+    bias4: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """``cbam(squeeze_excite(x, …), …)``, and ``relu(… + shortcut)`` with a shortcut.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight1, bias1, weight2, bias2: the first bottleneck, as in :func:`squeeze_excite`.
+        weight3, bias3, weight4, bias4: the second one, of the same shapes.
+        conv_weight, conv_bias: ``(1, 2, 7, 7)`` and ``(1,)``; the first input channel is the mean.
+        shortcut: ``(N, C, H, W)``, added before a last ReLU.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
+    """
+    first, second = (weight1, bias1, weight2, bias2), (weight3, bias3, weight4, bias4)
+    plain.check_bottleneck(*first)
+    for i, (one, other) in enumerate(zip(first, second, strict=True)):
+        if other.shape != one.shape or other.dtype != one.dtype or other.device != one.device:
+            name, twin = (f"{('weight', 'bias')[i % 2]}{i // 2 + n}" for n in (3, 1))
+            raise ValueError(
+                f"{name} must be as {twin} is, {tuple(one.shape)} in {one.dtype} on {one.device}, "
+                f"got {tuple(other.shape)} in {other.dtype} on {other.device}"
+            )
+    check_spatial_gate(conv_weight, conv_bias, weight1)
+    check_map(x, weight1.shape[1], weight1, shortcut)
+    if backend.use_triton(x):
+        return ops.cbam(x, first, second, conv_weight, conv_bias, shortcut)
+    return plain_dual(x, *first, *second, conv_weight, conv_bias, shortcut)
 
 
 def nonlocal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mode: str = "softmax") -> Tensor:

@@ -71,9 +71,12 @@ def test_inference_writes_no_mask() -> None:
 
 def test_a_ceiling_with_and_without_the_tail() -> None:
     ceiling = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
-    assert ceiling.passes(False, 2) == (3, 4)
-    assert ceiling.passes(True, 2) == (4 + 1 / 16, 5 + 2 / 16)
-    assert ceiling.passes(True, 4) == (4 + 1 / 32, 5 + 2 / 32)
+    assert ceiling.passes(False, 2, 64) == (3, 4)
+    assert ceiling.passes(True, 2, 64) == (4 + 1 / 16, 5 + 2 / 16)
+    assert ceiling.passes(True, 4, 64) == (4 + 1 / 32, 5 + 2 / 32)
+    # Seven float32 values for each position, of 64 channels in 2 bytes or 32 in 4.
+    ceiling = Ceiling(4, 6, mask_reads=3, position_values=(7, 0))
+    assert ceiling.passes(False, 2, 64) == ceiling.passes(False, 4, 32) == (4 + 28 / 128, 6)
 
 
 def test_what_is_over_a_ceiling_is_named() -> None:
@@ -124,7 +127,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert file.read_text() == printed
     assert [each.name for each in file.parent.iterdir()] == ["traffic.json"]
     found = json.loads(printed)
-    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["versions"]["torch"] == torch.__version__
     assert found["dtype"] == "float16"
     assert len(found["rows"]) == 8
     for row in found["rows"]:

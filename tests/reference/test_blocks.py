@@ -395,7 +395,7 @@ def test_coordinate_shares_a_tied_maximum_evenly():
     x = tied_map()
     # The gradient that goes through the maxima alone: the gate's input is (mean, peak), so take the mean's part away.
     leaf = x.clone().requires_grad_()
-    gate = block.channel_gate(leaf)
+    gate = block.attention_maps(leaf)["channel"]
     weights = draw(1, 4, 1, 1, seed=5)
     (whole,) = torch.autograd.grad((gate * weights).sum(), leaf)
     per_channel = torch.einsum(

@@ -15,29 +15,42 @@ def is_power_of_two(value: int) -> bool:
 
 
 @given(channels=sizes, positions=sizes, channels_last=st.booleans())
-def test_channel_sum(channels: int, positions: int, channels_last: bool) -> None:
-    config = rules.channel_sum(channels, positions, channels_last)
+def test_squeeze(channels: int, positions: int, channels_last: bool) -> None:
+    config = rules.squeeze(channels, positions, channels_last)
     assert all(is_power_of_two(value) for value in config.values())
     # A split is a whole number of blocks, and bits are packed by eight along the contiguous axis.
     assert rules.SPLIT % config["BLOCK_P"] == 0
     assert config["BLOCK_C" if channels_last else "BLOCK_P"] >= 8
     assert config["BLOCK_C"] * config["BLOCK_P"] <= rules.TILE
+    assert config["BLOCK_C"] == rules.channel_block(channels, positions, channels_last)
 
 
-@given(outer=sizes, inner=sizes, channels_last=st.booleans())
-def test_apply_gate(outer: int, inner: int, channels_last: bool) -> None:
-    config = rules.apply_gate(outer, inner, channels_last)
+@given(channels=sizes, positions=sizes, channels_last=st.booleans())
+def test_apply_gate(channels: int, positions: int, channels_last: bool) -> None:
+    config = rules.apply_gate(channels, positions, channels_last)
     assert all(is_power_of_two(value) for value in config.values())
-    assert config["BLOCK_INNER"] >= 8
-    assert config["BLOCK_OUTER"] * config["BLOCK_INNER"] <= 4 * rules.TILE
+    assert config["SPAN"] % config["BLOCK_P"] == 0
+    assert config["BLOCK_C" if channels_last else "BLOCK_P"] >= 8
+    assert config["BLOCK_C"] * config["BLOCK_P"] <= rules.TILE
     assert config["num_warps"] <= 16
 
 
-@given(summed=sizes, kept=sizes)
-def test_dense(summed: int, kept: int) -> None:
-    *blocks, num_warps = rules.dense(summed, kept)
-    assert all(is_power_of_two(value) for value in (*blocks, num_warps))
-    assert blocks[0] * blocks[1] * blocks[2] <= rules.TILE
+@given(channels=sizes, hidden=sizes, parts=sizes)
+def test_bottleneck(channels: int, hidden: int, parts: int) -> None:
+    for config in (rules.bottleneck_hidden(channels, hidden, parts), rules.bottleneck_weights(channels, hidden, parts)):
+        assert all(is_power_of_two(value) for value in config.values())
+        assert config["BLOCK_N"] * config["BLOCK_C"] * config["BLOCK_M"] <= rules.TILE
+        assert config["BLOCK_N"] * config["BLOCK_C"] * config["BLOCK_S"] <= rules.TILE
+    assert is_power_of_two(rules.layer_block(hidden, 64))
+    assert rules.layer_block(hidden, 64) * 64 <= rules.TILE
+    assert rules.parts_block(parts) <= 16
+
+
+@given(size=sizes)
+def test_partial_sums(size: int) -> None:
+    config = rules.partial_sums(size)
+    assert all(is_power_of_two(value) for value in config.values())
+    assert config["BLOCK_P"] * config["BLOCK_K"] <= rules.TILE
 
 
 @given(itemsize=st.sampled_from([2, 4]), batch_stride=sizes, row=sizes)

@@ -1,15 +1,20 @@
-"""Dual attention. It has no Triton kernels yet: the plain twin serves it on every device."""
+"""Dual attention, fused: one op with CBAM."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend, ops, reference
+from ..reference.common import check_map
 
 
 class DualAttentionBlock(reference.DualAttentionBlock):
     __doc__ = reference.DualAttentionBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        backend.use_triton(x, kernels=False)
-        return super().forward(x, shortcut)
+        check_map(x, self.channel_attention.fc1.in_features, self.channel_attention.fc1.weight, shortcut)
+        if not backend.use_triton(x):
+            return super().forward(x, shortcut)
+        first, second = self.channel_attention.weights(), self.spatial_attention.channel_attention.weights()
+        conv = self.spatial_attention.spatial_attention
+        return ops.cbam(x, first, second, conv.weight, conv.bias, shortcut)

@@ -1,8 +1,8 @@
 """The gate network of two dense layers: ``act2(weight2 · Σ_k act1(weight1 · v_k + bias1) + …)``, in float32.
 
-``v_k`` are the pooled vectors: the means, the maxima, or both. The first layer comes as partial products (N, K, P, M),
-without its bias; what follows is computed where it is needed. The products are sums of broadcast tiles, not
-``tl.dot``: they are too small for tensor cores, and stay exact.
+``v_k`` are the pooled vectors: the means, the maxima, or both. The first layer comes as partial products
+(N, K · parts, M) without its bias; what follows is computed where it is needed. The products are sums of broadcast
+tiles, not ``tl.dot``: they are too small for tensor cores, and stay exact.
 """
 
 import triton
@@ -165,7 +165,7 @@ def bottleneck_weights_bwd_kernel(
     dbias2_ptr,  # (C,)
     dlogit_ptr,  # (N, S, C) float32
     dhidden_ptr,  # (N, dhidden_parts, M) float32
-    hidden_ptr,  # (N, K, parts, M) float32
+    hidden_ptr,  # (N, K · parts, M) float32
     sum_ptr,  # (N, S, C) float32
     peak_ptr,  # (N, S, C) float32
     bias1_ptr,  # (M,)

@@ -28,6 +28,22 @@ def store_tile(ptr, values, n, outer, inner, mask, stride_n, stride_outer):
 
 
 @triton.jit
+def tile_at(
+    p, last_p, first_c, channels, positions, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """Rows, columns and mask of a map's tile at positions from ``p``, and what ``load_bits`` wants to know of it."""
+    if CHANNELS_LAST:
+        outer, inner_start, inner = p + tl.arange(0, BLOCK_P), first_c, first_c + tl.arange(0, BLOCK_C)
+        mask = (outer < last_p)[:, None] & (inner < channels)[None, :]
+        outer_size, inner_size = positions, channels
+    else:
+        outer, inner_start, inner = first_c + tl.arange(0, BLOCK_C), p, p + tl.arange(0, BLOCK_P)
+        mask = (outer < channels)[:, None] & (inner < last_p)[None, :]
+        outer_size, inner_size = channels, positions
+    return outer, inner_start, inner, mask, outer_size, inner_size
+
+
+@triton.jit
 def bit_offsets(n, outer, inner_start, outer_size, inner_size, BLOCK_INNER: tl.constexpr):
     """Where a tile's bits lie, (BLOCK_OUTER, BLOCK_INNER // 8), and which of them exist.
 

@@ -41,14 +41,36 @@ def max_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
-def count_parts(ptr, peak_ptr, peak, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
-    """``Σ_s t[row, s, i]`` of an int32 tensor over the parts whose own maximum is the whole's ``peak``."""
-    total = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+def peak_parts(peak_ptr, winner_ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
+    """The maximum over the parts, as :func:`max_parts`, and its winner as :func:`winner_of` writes it."""
+    best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
+    nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+    position = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+    ties = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
     for start in range(0, parts, BLOCK_S):
         offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-        at_peak = tl.load(peak_ptr + offsets, mask=mask, other=0.0) == peak[:, None, :]
-        total += tl.where(at_peak & mask, tl.load(ptr + offsets, mask=mask, other=0), 0)
-    return tl.sum(total, axis=1)
+        part = tl.load(peak_ptr + offsets, mask=mask, other=float("-inf"))
+        winner = tl.load(winner_ptr + offsets, mask=mask, other=0)
+        nan |= (part != part).to(tl.int32)
+        count = tl.where(mask, tl.where(winner < 0, -winner, 1), 0)
+        ties = tl.where(part > best, count, ties + tl.where(part == best, count, 0))
+        position = tl.where(part > best, winner, position)
+        best = tl.where(part > best, part, best)
+    peak = tl.max(best, axis=1)
+    at_peak = best == peak[:, None, :]
+    ties = tl.sum(tl.where(at_peak, ties, 0), axis=1)
+    position = tl.sum(tl.where(at_peak, position, 0), axis=1)
+    nan = tl.max(nan, axis=1) > 0
+    return tl.where(nan, float("nan"), peak), winner_of(position, ties, nan)
+
+
+@triton.jit
+def winner_of(position, ties, nan):
+    """One number for where a maximum is: the position where it is once, else minus how often it is there.
+
+    A NaN is nowhere, and its number is minus the largest there is: PyTorch shares its gradient among none.
+    """
+    return tl.where(nan, -2147483647, tl.where(ties == 1, position, -ties))
 
 
 @triton.jit

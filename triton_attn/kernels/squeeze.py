@@ -7,8 +7,9 @@ reduced for its own channels with their columns of the weights. So the gate netw
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, slope
-from .partials import pooled_value
+from .common import load_bits, load_tile, slope, tile_at
+from .neighbours import neighbours_weight_bwd
+from .partials import winner_of
 
 
 @triton.jit
@@ -23,27 +24,10 @@ def split_of_program(channels, splits, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def tile_of_split(
-    p, last_p, first_c, channels, positions, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
-):
-    """Rows, columns and mask of the tile at positions from ``p``, and what ``load_bits`` wants to know of it."""
-    if CHANNELS_LAST:
-        outer, inner_start, inner = p + tl.arange(0, BLOCK_P), first_c, first_c + tl.arange(0, BLOCK_C)
-        mask = (outer < last_p)[:, None] & (inner < channels)[None, :]
-        outer_size, inner_size = positions, channels
-    else:
-        outer, inner_start, inner = first_c + tl.arange(0, BLOCK_C), p, p + tl.arange(0, BLOCK_P)
-        mask = (outer < channels)[:, None] & (inner < last_p)[None, :]
-        outer_size, inner_size = channels, positions
-    return outer, inner_start, inner, mask, outer_size, inner_size
-
-
-@triton.jit
 def squeeze_fwd_kernel(
     sum_ptr,  # (N, S, C) float32, Σ x over each split of the positions, with MEAN
     peak_ptr,  # (N, S, C) float32, max x, with MAX
     winner_ptr,  # (N, S, C) int32, where the maximum is, with SAVE_WINNER
-    ties_ptr,  # (N, S, C) int32, how often it is there, with SAVE_WINNER
     hidden_ptr,  # (N, S · blocks of channels, M) float32, with HAS_HIDDEN
     x_ptr,  # (N, C, H, W)
     weight_ptr,  # (M, C), with HAS_HIDDEN
@@ -86,9 +70,7 @@ def squeeze_fwd_kernel(
     winner = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
     ties = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
     for p in range(first_p, last_p, BLOCK_P):
-        outer, _, inner, mask, _, _ = tile_of_split(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        outer, _, inner, mask, _, _ = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
         values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         if MEAN:
             total += values
@@ -114,12 +96,10 @@ def squeeze_fwd_kernel(
         tl.store(peak_ptr + vector, tl.where(nan, float("nan"), peak), mask=c < channels)
         if SAVE_WINNER:
             at_peak = best == tl.expand_dims(peak, AXIS)
-            # PyTorch divides a NaN maximum's gradient among none.
-            ties = tl.where(nan, 0, tl.sum(tl.where(at_peak, ties, 0), axis=AXIS))
-            tl.store(ties_ptr + vector, ties, mask=c < channels)
+            ties = tl.sum(tl.where(at_peak, ties, 0), axis=AXIS)
             # Of use where there is one winner: then the sum is its position.
-            winner = tl.sum(tl.where(at_peak, winner, 0), axis=AXIS)
-            tl.store(winner_ptr + vector, winner, mask=c < channels)
+            position = tl.sum(tl.where(at_peak, winner, 0), axis=AXIS)
+            tl.store(winner_ptr + vector, winner_of(position, ties, nan), mask=c < channels)
     if HAS_HIDDEN:
         hidden_row = (n.to(tl.int64) * splits * tl.cdiv(channels, BLOCK_C) + row) * hidden_size
         for start in range(0, hidden_size, BLOCK_M):
@@ -179,7 +159,7 @@ def squeeze_bwd_kernel(
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     for p in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_of_split(
+        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
             p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
         )
         grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
@@ -201,9 +181,9 @@ def squeeze_bwd_kernel(
             dhidden = tl.sum(weight * dlogit[:, None], axis=0)
             tl.store(dhidden_ptr + out_row + m, dhidden, mask=m < hidden_size)
     elif NEEDS_WEIGHT:
-        for tap in range(hidden_size):
-            i = c + tap - hidden_size // 2
-            inside = ((c < channels) & (i >= 0) & (i < channels))[None, :]
-            rows = n + tl.arange(0, 1)
-            value = pooled_value(sum_ptr, peak_ptr, rows, i, inside, channels, splits, positions, MEAN, MAX, BLOCK_S)
-            tl.store(dweight_ptr + out_row + tap, tl.sum(tl.where(inside, value * dlogit[None, :], 0.0)))
+        for start in range(0, hidden_size, BLOCK_M):
+            tap = start + tl.arange(0, BLOCK_M)
+            dweight = neighbours_weight_bwd(
+                sum_ptr, peak_ptr, dlogit, n, c, tap, channels, positions, splits, hidden_size, MEAN, MAX, BLOCK_S
+            )
+            tl.store(dweight_ptr + out_row + tap, dweight, mask=tap < hidden_size)

@@ -71,23 +71,22 @@ def forward(
     network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
     weight1 = weight1.contiguous()
     pooled, hidden = gating.squeeze(x, channels_last, network, weight=weight1 if network.fused else None, saves=saves)
-    hidden = first_layer(pooled, weight1, x.shape[2] * x.shape[3], network) if hidden is None else hidden[:, None]
+    hidden = first_layer(pooled, weight1, x.shape[2] * x.shape[3], network) if hidden is None else hidden
     weights = {"bias1_ptr": bias1.contiguous(), "weight_ptr": weight2.contiguous(), "bias2_ptr": bias2.contiguous()}
     y, gate, bits = gating.apply_fwd(x, channels_last, network, weights, hidden=hidden, shortcut=shortcut, saves=saves)
-    kept = (pooled.sums, pooled.peak, pooled.winner, pooled.ties, hidden, gate, bits) if saves else (None,) * 7
+    kept = (pooled.sums, pooled.peak, pooled.winner, hidden, gate, bits) if saves else (None,) * 6
     return y, *(or_empty(x, each) for each in kept)
 
 
 def first_layer(pooled: Pooled, weight1: Tensor, positions: int, network: Network) -> Tensor:
-    """``weight1`` · every pooled vector, whole: ``(N, K, 1, M)`` float32."""
+    """``weight1`` · every pooled vector, whole: ``(N, K, M)`` float32."""
     from ..kernels.bottleneck import bottleneck_hidden_kernel
 
     vectors = pooled.sums if pooled.peak is None else pooled.peak
     assert vectors is not None
     batch, splits, channels = vectors.shape
     config = rules.bottleneck_hidden(channels, network.size, splits)
-    pools = network.mean + network.max
-    hidden = torch.empty((batch, pools, 1, network.size), dtype=torch.float32, device=vectors.device)
+    hidden = torch.empty((batch, network.pools, network.size), dtype=torch.float32, device=vectors.device)
     launch.start(
         bottleneck_hidden_kernel,
         (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(network.size, config["BLOCK_M"])),
@@ -124,12 +123,12 @@ def _forward_fake(
     network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
     y = empty_map(x, channels_last)
     if not saves:
-        return y, *(x.new_empty(0) for _ in range(7))
-    pools, parts = (1, gating.parts(x, channels_last)) if network.fused else (network.mean + network.max, 1)
+        return y, *(x.new_empty(0) for _ in range(6))
+    rows = gating.parts(x, channels_last) if network.fused else network.pools
     return (
         y,
         *(or_empty(x, each) for each in gating.empty_pooled(x, network)),
-        x.new_empty((x.shape[0], pools, parts, network.size), dtype=torch.float32),
+        x.new_empty((x.shape[0], rows, network.size), dtype=torch.float32),
         x.new_empty(x.shape[:2], dtype=torch.float32),
         x.new_empty(0) if shortcut is None else gating.empty_bits(x, channels_last),
     )
@@ -144,7 +143,6 @@ def backward(
     sums: Tensor,
     peak: Tensor,
     winner: Tensor,
-    ties: Tensor,
     hidden: Tensor,
     gate: Tensor,
     bits: Tensor,
@@ -161,7 +159,7 @@ def backward(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
-    pooled = Pooled(*(or_none(each) for each in (sums, peak, winner, ties)))
+    pooled = Pooled(*(or_none(each) for each in (sums, peak, winner)))
     mask = or_none(bits)
     weight1, bias1, weight2 = weight1.contiguous(), bias1.contiguous(), weight2.contiguous()
     dlogit, dhidden = gating.squeeze_bwd(grad, x, gate, mask, channels_last, network, weight2)
@@ -190,8 +188,8 @@ def weights_bwd(
     from ..kernels.bottleneck import bottleneck_weights_bwd_kernel
 
     batch, splits, channels = dlogit.shape
-    parts = max(splits, hidden.shape[2], dhidden.shape[1])
-    config = rules.bottleneck_weights(channels, network.size, parts)
+    parts = hidden.shape[1] // network.pools
+    config = rules.bottleneck_weights(channels, network.size, max(splits, parts, dhidden.shape[1]))
     shapes = ((network.size, channels), (network.size,), (channels, network.size), (channels,))
     dweight1, dbias1, dweight2, dbias2 = (
         torch.empty(shape, dtype=bias1.dtype, device=dlogit.device) for shape in shapes
@@ -216,7 +214,7 @@ def weights_bwd(
         splits=splits,
         hidden_size=network.size,
         dhidden_parts=dhidden.shape[1],
-        parts=hidden.shape[2],
+        parts=parts,
         HIDDEN_RELU=network.hidden_relu,
         MEAN=network.mean,
         MAX=network.max,
@@ -234,7 +232,6 @@ def _backward_fake(
     sums: Tensor,
     peak: Tensor,
     winner: Tensor,
-    ties: Tensor,
     hidden: Tensor,
     gate: Tensor,
     bits: Tensor,
@@ -283,14 +280,14 @@ class _ChannelGate(torch.autograd.Function):
 _forward_op = register(
     "channel_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? shortcut, str pool,"
     " bool hidden_relu, str activation, bool saves)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     forward,
     _forward_fake,
     _ChannelGate,
 )
 _backward_op = register(
     "channel_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor sums,"
-    " Tensor peak, Tensor winner, Tensor ties, Tensor hidden, Tensor gate, Tensor bits, str pool, bool hidden_relu,"
+    " Tensor peak, Tensor winner, Tensor hidden, Tensor gate, Tensor bits, str pool, bool hidden_relu,"
     " str activation, bool needs_map, bool needs_weights)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     backward,

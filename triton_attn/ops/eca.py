@@ -44,7 +44,7 @@ def forward(x: Tensor, weight: Tensor, shortcut: Tensor | None, pool: str, activ
     pooled, _ = gating.squeeze(x, channels_last, network, saves=saves)
     weights = {"bias1_ptr": None, "weight_ptr": weight.contiguous(), "bias2_ptr": None}
     y, gate, bits = gating.apply_fwd(x, channels_last, network, weights, pooled, shortcut=shortcut, saves=saves)
-    kept = (pooled.sums, pooled.peak, pooled.winner, pooled.ties, gate, bits) if saves else (None,) * 6
+    kept = (pooled.sums, pooled.peak, pooled.winner, gate, bits) if saves else (None,) * 5
     return y, *(or_empty(x, each) for each in kept)
 
 
@@ -54,7 +54,7 @@ def _forward_fake(
     x, channels_last = served(x)
     y = empty_map(x, channels_last)
     if not saves:
-        return y, *(x.new_empty(0) for _ in range(6))
+        return y, *(x.new_empty(0) for _ in range(5))
     network = Network("neighbours", weight.numel(), pool, activation)
     return (
         y,
@@ -71,7 +71,6 @@ def backward(
     sums: Tensor,
     peak: Tensor,
     winner: Tensor,
-    ties: Tensor,
     gate: Tensor,
     bits: Tensor,
     pool: str,
@@ -83,7 +82,7 @@ def backward(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     network = Network("neighbours", weight.numel(), pool, activation)
-    pooled = Pooled(*(or_none(each) for each in (sums, peak, winner, ties)))
+    pooled = Pooled(*(or_none(each) for each in (sums, peak, winner)))
     mask = or_none(bits)
     dlogit, partial = gating.squeeze_bwd(
         grad, x, gate, mask, channels_last, network, None, pooled if needs_weight else None
@@ -104,7 +103,6 @@ def _backward_fake(
     sums: Tensor,
     peak: Tensor,
     winner: Tensor,
-    ties: Tensor,
     gate: Tensor,
     bits: Tensor,
     pool: str,
@@ -147,13 +145,13 @@ class _ECA(torch.autograd.Function):
 
 _forward_op = register(
     "eca(Tensor x, Tensor weight, Tensor? shortcut, str pool, str activation, bool saves)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     forward,
     _forward_fake,
     _ECA,
 )
 _backward_op = register(
-    "eca_backward(Tensor grad, Tensor x, Tensor weight, Tensor sums, Tensor peak, Tensor winner, Tensor ties,"
+    "eca_backward(Tensor grad, Tensor x, Tensor weight, Tensor sums, Tensor peak, Tensor winner,"
     " Tensor gate, Tensor bits, str pool, str activation, bool needs_map, bool needs_weight)"
     " -> (Tensor, Tensor, Tensor)",
     backward,

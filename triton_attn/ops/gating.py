@@ -49,6 +49,11 @@ class Network:
         return POOLS[self.pool][1]
 
     @property
+    def pools(self) -> int:
+        """``K``, the number of pooled vectors."""
+        return self.mean + self.max
+
+    @property
     def fused(self) -> bool:
         """Whether the squeeze can go on into the first layer: means are linear in the splits, maxima are not."""
         return self.kind == "bottleneck" and not self.max
@@ -60,16 +65,15 @@ class Pooled:
 
     sums: Tensor | None  # float32
     peak: Tensor | None  # float32, the maxima
-    winner: Tensor | None  # int32, where the maximum is
-    ties: Tensor | None  # int32, how often it is there
+    winner: Tensor | None  # int32, where the maximum is, or minus how often it is there if that is not once
 
 
 def empty_pooled(x: Tensor, network: Network, saves: bool = True) -> list[Tensor | None]:
     """Room for what the squeeze of ``x`` leaves, in the order of :class:`Pooled`."""
     batch, channels, height, width = x.shape
     shape = (batch, rules.splits(height * width), channels)
-    wanted = (network.mean, network.max, network.max and saves, network.max and saves)
-    dtypes = (torch.float32, torch.float32, torch.int32, torch.int32)
+    wanted = (network.mean, network.max, network.max and saves)
+    dtypes = (torch.float32, torch.float32, torch.int32)
     return [
         torch.empty(shape, dtype=dtype, device=x.device) if each else None
         for each, dtype in zip(wanted, dtypes, strict=True)
@@ -79,7 +83,12 @@ def empty_pooled(x: Tensor, network: Network, saves: bool = True) -> list[Tensor
 def parts(x: Tensor, channels_last: bool) -> int:
     """How many programs of the squeeze see a part of an image: its splits times its blocks of channels."""
     channels, positions = x.shape[1], x.shape[2] * x.shape[3]
-    return rules.splits(positions) * rules.cdiv(channels, rules.squeeze(channels, positions, channels_last)["BLOCK_C"])
+    return rules.splits(positions) * rules.cdiv(channels, rules.channel_block(channels, positions, channels_last))
+
+
+def layer_block(network: Network, block_c: int) -> int:
+    """How many hidden units, or taps, are computed at once beside ``block_c`` channels."""
+    return rules.layer_block(network.size, block_c) if network.kind == "bottleneck" else rules.tap_block(network.size)
 
 
 def squeeze(
@@ -106,7 +115,6 @@ def squeeze(
         sum_ptr=pooled.sums,
         peak_ptr=pooled.peak,
         winner_ptr=pooled.winner,
-        ties_ptr=pooled.ties,
         hidden_ptr=hidden,
         x_ptr=x,
         weight_ptr=weight,
@@ -120,7 +128,7 @@ def squeeze(
         SAVE_WINNER=pooled.winner is not None,
         HAS_HIDDEN=weight is not None,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         **strides,
         **config,
     )
@@ -185,7 +193,7 @@ def squeeze_bwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         BLOCK_S=rules.parts_block(splits),
         **strides,
         **config,
@@ -206,22 +214,23 @@ def apply_fwd(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``x · gate``, or ``relu(x · gate + shortcut)``; with ``saves`` also the gate ``(N, C)`` and the mask's bits.
 
-    The gate comes from ``hidden`` ``(N, K, parts, M)`` or from what was ``pooled``. The bits are
+    The gate comes from ``hidden`` ``(N, K · parts, M)`` or from what was ``pooled``. The bits are
     ``(N, outer, ceil(inner / 8))`` uint8.
     """
     from ..kernels.apply_gate import apply_gate_fwd_kernel
 
-    outer, inner = rows(x, channels_last)
-    config = rules.apply_gate(outer, inner, channels_last)
+    batch, channels, height, width = x.shape
+    positions = height * width
+    config = rules.apply_gate(channels, positions, channels_last)
     y = empty_map(x, channels_last)
     gate = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) if saves else None
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    unit, strides = in_units(channels_last, inner, y=y, x=x, s=shortcut)
-    splits = rules.splits(x.shape[2] * x.shape[3])
-    hidden_parts = 1 if hidden is None else hidden.shape[2]
+    unit, strides = in_units(channels_last, channels if channels_last else positions, y=y, x=x, s=shortcut)
+    splits = rules.splits(positions)
+    hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_fwd_kernel,
-        (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
         x.device,
         y_ptr=y,
         gate_ptr=gate,
@@ -231,8 +240,8 @@ def apply_fwd(
         sum_ptr=None if pooled is None else pooled.sums,
         peak_ptr=None if pooled is None else pooled.peak,
         hidden_ptr=hidden,
-        outer_size=outer,
-        inner_size=inner // unit,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
         splits=splits,
         hidden_size=network.size,
         parts=hidden_parts,
@@ -245,7 +254,7 @@ def apply_fwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts)),
         **weights,
         **strides,
@@ -270,23 +279,26 @@ def apply_bwd(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of the map, and with ``bits`` that of the shortcut.
 
-    The pooled vectors' gradient comes from ``dhidden`` ``(N, parts, M)`` and ``hidden`` ``(N, K, parts, M)``, or from
+    The pooled vectors' gradient comes from ``dhidden`` ``(N, parts, M)`` and ``hidden`` ``(N, K · parts, M)``, or from
     ``dlogit`` ``(N, S, C)``. Only where maxima are tied is ``x`` read; else only its layout is looked at.
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
 
-    outer, inner = rows(grad, channels_last)
-    config = rules.apply_gate(outer, inner, channels_last)
+    batch, channels, height, width = grad.shape
+    positions = height * width
+    config = rules.apply_gate(channels, positions, channels_last)
     dx = empty_map(x, channels_last)
     dshortcut = None if bits is None else empty_map(x, channels_last)
     map_read = x if network.max else None
-    unit, strides = in_units(channels_last, inner, d=dx, s=dshortcut, g=grad, x=map_read)
-    splits = rules.splits(x.shape[2] * x.shape[3])
+    unit, strides = in_units(
+        channels_last, channels if channels_last else positions, d=dx, s=dshortcut, g=grad, x=map_read
+    )
+    splits = rules.splits(positions)
     dhidden_parts = 1 if dhidden is None else dhidden.shape[1]
-    hidden_parts = 1 if hidden is None else hidden.shape[2]
+    hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
     launch.start(
         apply_gate_bwd_kernel,
-        (grad.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
         grad.device,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
@@ -296,12 +308,11 @@ def apply_bwd(
         gate_ptr=gate,
         peak_ptr=pooled.peak,
         winner_ptr=pooled.winner,
-        ties_ptr=pooled.ties,
         dlogit_ptr=dlogit,
         dhidden_ptr=dhidden,
         hidden_ptr=hidden,
-        outer_size=outer,
-        inner_size=inner // unit,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
         splits=splits,
         hidden_size=network.size,
         dhidden_parts=dhidden_parts,
@@ -312,7 +323,7 @@ def apply_bwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=rules.layer_block(network.size, config["BLOCK_INNER" if channels_last else "BLOCK_OUTER"]),
+        BLOCK_M=layer_block(network, config["BLOCK_C"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts, dhidden_parts)),
         **weights,
         **strides,
@@ -321,10 +332,11 @@ def apply_bwd(
     return dx, dshortcut
 
 
-def empty_bits(x: Tensor, channels_last: bool) -> Tensor:
-    """Room for the mask of a map, eight positions of a row to a byte."""
+def empty_bits(x: Tensor, channels_last: bool, wanted: bool = True) -> Tensor:
+    """Room for the mask of a map, eight positions of a row to a byte, or an empty tensor."""
     outer, inner = rows(x, channels_last)
-    return torch.empty((x.shape[0], outer, rules.cdiv(inner, 8)), dtype=torch.uint8, device=x.device)
+    shape = (x.shape[0], outer, rules.cdiv(inner, 8)) if wanted else (0,)
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 
 def or_empty(like: Tensor, given: Tensor | None) -> Tensor:

@@ -39,26 +39,39 @@ def splits(positions: int) -> int:
     return max(cdiv(positions, SPLIT), 1)
 
 
+def channel_block(channels: int, positions: int, channels_last: bool) -> int:
+    """How many channels one program of the squeeze sees. What it makes of them is a part of a sum over channels.
+
+    A fake needs it too, where positions may be a symbol: they are only compared.
+    """
+    most = (256 if positions <= 64 else 128) if channels_last else (32 if positions >= SPLIT else 64)
+    return min(max(power_of_two(int(channels)), 8 if channels_last else 1), most)
+
+
 @cache
 def squeeze(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
     """Blocks for a reduction over positions.
 
     A thread adds up every BLOCK_P-th position of a split, then these sums are added: both about the root of SPLIT long,
-    which is what keeps the rounding error of a long sum small. BLOCK_C goes into a sum too: the next layer's.
+    which is what keeps the rounding error of a long sum small.
     """
+    block_c = channel_block(channels, positions, channels_last)
     if channels_last:
-        block_c = min(max(power_of_two(channels), 8), 256 if positions <= 64 else 128)
-        block_p = min(TILE // 128, TILE // block_c, power_of_two(positions))
+        block_p = min(32, TILE // block_c, power_of_two(positions))
     else:
         block_p = min(max(power_of_two(positions), 8), 128 if positions >= SPLIT else 64)
-        block_c = min(TILE // block_p, power_of_two(channels), 64)
     return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": min(max(block_c * block_p // 512, 1), 8)}
 
 
 @cache
 def layer_block(size: int, block_c: int) -> int:
     """How many units of a gate network's layer are computed at once, beside ``block_c`` channels."""
-    return min(power_of_two(size), max(TILE // 2 // block_c, 1))
+    return min(power_of_two(size), max(TILE // 4 // block_c, 1))
+
+
+def tap_block(kernel_size: int) -> int:
+    """How many taps of a convolution over channels are computed at once."""
+    return min(power_of_two(kernel_size), 8)
 
 
 @cache
@@ -68,22 +81,24 @@ def parts_block(parts: int) -> int:
 
 
 @cache
-def apply_gate(outer: int, inner: int, channels_last: bool) -> dict[str, int]:
-    """Blocks for the gating multiply over (outer, inner) rows.
+def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
+    """Blocks for the gating multiply, and the span of positions that computes its channels' gates once.
 
-    Every tile computes its channels' gates again: many positions to a tile make that little. Two tiles or more must fit
-    on a multiprocessor, so that one moves its map while another computes its gates.
+    A thread has 16 elements of a tile, or 8 where rows are not aligned and go element by element.
     """
-    # Rows that are not aligned go element by element: fewer of them to a thread, or registers run out.
-    per_thread = 32 if inner % 8 == 0 else 16
     if channels_last:
-        block_inner = min(max(power_of_two(inner), 8), 128 if outer <= 64 else 64)
-        block_outer = min(256 * per_thread // block_inner, power_of_two(outer))
+        block_c = min(max(power_of_two(channels), 8), 64)
+        block_p = min(TILE // 2 // block_c, power_of_two(positions))
     else:
-        block_inner = min(max(power_of_two(inner), 8), 1024)
-        block_outer = min(2 * TILE // block_inner, power_of_two(outer))
-    num_warps = min(max(block_outer * block_inner // (32 * per_thread), 1), 16)
-    return {"BLOCK_OUTER": block_outer, "BLOCK_INNER": block_inner, "num_warps": num_warps}
+        block_p = min(max(power_of_two(positions), 8), 512)
+        block_c = min(TILE // block_p, power_of_two(channels))
+    per_thread = 16 if (channels if channels_last else positions) % 8 == 0 else 8
+    return {
+        "SPAN": max(block_p, 128) if channels_last else 4 * block_p,
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p,
+        "num_warps": min(max(block_c * block_p // (32 * per_thread), 1), 16),
+    }
 
 
 @cache
@@ -105,7 +120,7 @@ def bottleneck_weights(channels: int, hidden: int, parts: int) -> dict[str, int]
     """Blocks for the gradients of a bottleneck's parameters."""
     block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
     return {
-        "BLOCK_N": 16,
+        "BLOCK_N": 8,
         "BLOCK_C": block_c,
         "BLOCK_M": block_m,
         "BLOCK_S": min(parts_block(parts), 8),

@@ -1,9 +1,10 @@
-"""The SE op on a GPU, at ResNet-50's shapes."""
+"""The channel gates (SE, coordinate, ECA) on a GPU, at ResNet-50's shapes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import triton_attn
 from tests.parity import assert_within, away_from_the_kink, largest_error, run
@@ -14,6 +15,14 @@ pytestmark = pytest.mark.gpu
 # (C, H, W) of ResNet-50 at 224²: the stem, and the residual blocks of layer1 to layer4.
 SITES = [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+BLOCKS = ["se", "coordinate", "eca"]
+
+
+def twins(name: str, channels: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    fast = triton_attn.create_attention(name, channels, device="cuda", dtype=dtype)
+    exact = getattr(reference, type(fast).__name__)(channels).cuda().double()
+    exact.load_state_dict(fast.state_dict())
+    return fast, exact
 
 
 def draw(
@@ -26,16 +35,15 @@ def draw(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("with_shortcut", [False, True], ids=["plain", "shortcut"])
 @pytest.mark.parametrize("site", SITES, ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_parity(
-    site: tuple[int, int, int], with_shortcut: bool, dtype: torch.dtype, memory_format: torch.memory_format
+    name: str, site: tuple[int, int, int], with_shortcut: bool, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     keywords = ["shortcut"] if with_shortcut else []
     errors: list[list[float]] = []
     for seed in range(4):
         torch.manual_seed(seed)
-        fast = triton_attn.SEBlock(site[0], device="cuda", dtype=dtype)
-        exact = reference.SEBlock(site[0], device="cuda", dtype=torch.float64)
-        exact.load_state_dict(fast.state_dict())
+        fast, exact = twins(name, site[0], dtype)
         *inputs, grad = draw((8, *site), dtype, memory_format, 2 + with_shortcut)
         if with_shortcut:
             with torch.no_grad():
@@ -50,9 +58,9 @@ def test_parity(
         y, grads = run(fast, inputs, grad, keywords)
         again, grads_again = run(fast, inputs, grad, keywords)
     assert y.stride() == inputs[0].stride()
-    names = ["y", "x", *keywords, *dict(fast.named_parameters())]
-    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
-        assert_within(ours, plain[i], right[i], name, plain_error=max(each[i] for each in errors))
+    results = ["y", "x", *keywords, *dict(fast.named_parameters())]
+    for i, (result, ours) in enumerate(zip(results, [y, *grads], strict=True)):
+        assert_within(ours, plain[i], right[i], result, plain_error=max(each[i] for each in errors))
     assert torch.equal(y, again)
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
 
@@ -60,11 +68,12 @@ def test_parity(
 @pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("site", [*SITES, (63, 7, 7)], ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_an_image_does_not_depend_on_its_batch(
-    site: tuple[int, int, int], dtype: torch.dtype, memory_format: torch.memory_format
+    name: str, site: tuple[int, int, int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
-    block = triton_attn.SEBlock(site[0], device="cuda", dtype=dtype)
+    block = triton_attn.create_attention(name, site[0], device="cuda", dtype=dtype)
     (x,) = draw((37, *site), dtype, memory_format, 1)
     whole = block(x)
     for i in (0, 5, 36):
@@ -73,11 +82,10 @@ def test_an_image_does_not_depend_on_its_batch(
 
 @pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
 @pytest.mark.parametrize("shape", [(3, 63, 7, 7), (1, 17, 33, 5), (2, 96, 1, 1), (0, 32, 8, 8)], ids=str)
-def test_odd_shapes(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("name", BLOCKS)
+def test_odd_shapes(name: str, shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
-    fast = triton_attn.SEBlock(shape[1], 4, device="cuda")
-    exact = reference.SEBlock(shape[1], 4, device="cuda", dtype=torch.float64)
-    exact.load_state_dict(fast.state_dict())
+    fast, exact = twins(name, shape[1])
     x, shortcut, grad = draw(shape, torch.float32, memory_format, 3)
     y, grads = run(fast, [x, shortcut], grad, ["shortcut"])
     exact_y, exact_grads = run(exact, [x.double(), shortcut.double()], grad.double(), ["shortcut"])
@@ -86,10 +94,11 @@ def test_odd_shapes(shape: tuple[int, ...], memory_format: torch.memory_format) 
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_as_one_graph(dynamic: bool) -> None:
+@pytest.mark.parametrize("name", BLOCKS)
+def test_compiles_as_one_graph(name: str, dynamic: bool) -> None:
     torch.manual_seed(0)
     torch.compiler.reset()
-    block = triton_attn.SEBlock(64, device="cuda")
+    block = triton_attn.create_attention(name, 64, device="cuda")
     compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
     x, shortcut, grad = draw((4, 64, 28, 28), torch.float32, torch.channels_last, 3)
     y, grads = run(block, [x, shortcut], grad, ["shortcut"])
@@ -104,13 +113,17 @@ def test_opcheck() -> None:
     block = triton_attn.SEBlock(64, device="cuda")
     x, shortcut = draw((2, 64, 9, 7), torch.float32, torch.channels_last, 2)
     weights = [w.detach().requires_grad_() for w in block.weights()]
-    op = torch.ops.triton_attn.squeeze_excite.default
-    torch.library.opcheck(op, (x.requires_grad_(), *weights, shortcut.requires_grad_(), True))
+    x, shortcut = x.requires_grad_(), shortcut.requires_grad_()
+    for network in (("mean", True, "sigmoid"), ("both", False, "none")):
+        torch.library.opcheck(torch.ops.triton_attn.channel_gate.default, (x, *weights, shortcut, *network, True))
+    weight = torch.randn(1, 1, 3, device="cuda", requires_grad=True)
+    torch.library.opcheck(torch.ops.triton_attn.eca.default, (x, weight, shortcut, "mean", "sigmoid", True))
 
 
-def test_cuda_graph() -> None:
+@pytest.mark.parametrize("name", BLOCKS)
+def test_cuda_graph(name: str) -> None:
     torch.manual_seed(0)
-    block = triton_attn.SEBlock(256, device="cuda", dtype=torch.bfloat16)
+    block = triton_attn.create_attention(name, 256, device="cuda", dtype=torch.bfloat16)
     x, shortcut, grad = draw((8, 256, 14, 14), torch.bfloat16, torch.channels_last, 3)
     run(block, [x, shortcut], grad, ["shortcut"])  # compiles the kernels
     graph = torch.cuda.CUDAGraph()
@@ -125,11 +138,12 @@ def test_cuda_graph() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_training_step(dtype: torch.dtype) -> None:
-    """ResNet-50 with SE in every block: the loss of the plain twins, and every block on Triton."""
+@pytest.mark.parametrize("name", BLOCKS)
+def test_autocast_training_step(name: str, dtype: torch.dtype) -> None:
+    """ResNet-50 with attention in every block: the loss of the plain twins, and every block on Triton."""
     torch.manual_seed(0)
-    fast = triton_attn.resnet50("se", where="block", num_classes=10).cuda().to(memory_format=torch.channels_last)
-    plain = reference.build_resnet("resnet50", "se", where="block", num_classes=10).cuda()
+    fast = triton_attn.resnet50(name, where="block", num_classes=10).cuda().to(memory_format=torch.channels_last)
+    plain = reference.build_resnet("resnet50", name, where="block", num_classes=10).cuda()
     plain = plain.to(memory_format=torch.channels_last)
     plain.load_state_dict(fast.state_dict())
     images = torch.randn(8, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,272 @@
+"""Every kernel compiled to machine code, and what it became: ``python -m benchmarks.compile_report [--output FOLDER]``.
+
+A training step and an inference of every block that has kernels, at ResNet-50's shapes, for GPUs that need not be
+there. Registers, spills, shared memory, the widest accesses and tensor-core instructions are read from the machine
+code; the occupancy bound follows from them (``occupancy.py``). It fails where something spills or does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.files import RESULTS, versions, write
+from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, Report, block_launches, compiled, served_blocks
+
+# Where ResNet-50 takes attention, at 224² and batch 64.
+SITES = {
+    "stem": (64, 64, 112, 112),
+    "layer1": (64, 256, 56, 56),
+    "layer2": (64, 512, 28, 28),
+    "layer3": (64, 1024, 14, 14),
+    "layer4": (64, 2048, 7, 7),
+}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+QUICK_TARGETS = ("sm_90",)
+
+
+@dataclass(frozen=True, order=True)
+class Use:
+    """Where a launch comes from."""
+
+    block: str
+    site: str
+    layout: str
+    dtype: str
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """A kernel on one target, and in how many programs (specialisations and configs) it came out just so.
+
+    ``loads`` and ``stores`` are the widest accesses to global memory, in bytes. Without tensors of the map's dtype, or
+    rows of it, a kernel is the same in several dtypes or layouts.
+    """
+
+    kernel: str
+    target: str
+    dtype: str
+    layout: str
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+    occupancy: float
+    loads: int
+    stores: int
+    tensor_cores: int
+    blocks: str = ""
+    programs: int = 0
+
+
+def launches(blocks: Iterable[str], quick: bool) -> dict[Launch, set[Use]]:
+    """The distinct launches of these blocks, and where each comes from."""
+    found: dict[Launch, set[Use]] = defaultdict(set)
+    for name in blocks:
+        for site, layout, dtype in cases(quick):
+            shape = SITES[site]
+            batch, channels, height, width = shape
+            settings: list[dict[str, Any]] = [{"with_shortcut": True}]
+            if name == "gate":
+                signal = (batch, 2 * channels, (height + 1) // 2, (width + 1) // 2)  # a U-Net's deeper map
+                settings.append({"with_shortcut": True, "gating": signal})
+            if dtype == "bfloat16" and not quick:
+                # Kernels without the tail or without a backward are less than those with it.
+                settings += [{"with_shortcut": False}, {"with_shortcut": True, "training": False}]
+            for setting in settings:
+                for launch in block_launches(name, shape, DTYPES[dtype], LAYOUTS[layout], **setting):
+                    found[launch].add(Use(name, site, layout, dtype))
+    return found
+
+
+def cases(quick: bool) -> Iterator[tuple[str, str, str]]:
+    """Site, layout and dtype."""
+    for site in ("layer1",) if quick else SITES:
+        for layout in LAYOUTS:
+            for dtype in ("bfloat16",) if quick else DTYPES:
+                yield site, layout, dtype
+
+
+def compile_all(jobs: Sequence[tuple[Launch, str]], workers: int) -> list[Report]:
+    """The reports of launches on targets, in their order, by so many processes."""
+    if workers == 1:
+        return list(map(_compile, jobs))
+    context = multiprocessing.get_context("spawn")  # a fork of a process with PyTorch's threads may hang
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        return list(pool.map(_compile, jobs, chunksize=4))
+
+
+def _compile(job: tuple[Launch, str]) -> Report:
+    return compiled(*job)
+
+
+def rows_of(found: Iterable[tuple[Launch, set[Use], Report]]) -> list[Row]:
+    """The table: programs that came out alike are one row."""
+    alike: dict[Row, list[Use]] = defaultdict(list)
+    programs: Counter[Row] = Counter()
+    for launch, uses, report in found:
+        layout, dtype = (", ".join(sorted({getattr(use, key) for use in uses})) for key in ("layout", "dtype"))
+        row = Row(
+            kernel=launch.name,
+            target=report.target,
+            dtype=dtype,
+            layout=layout,
+            warps=report.num_warps,
+            registers=report.registers,
+            spilled=report.spilled,
+            shared=report.shared,
+            occupancy=round(report.occupancy, 3),
+            loads=report.widest_load,
+            stores=report.widest_store,
+            tensor_cores=report.tensor_cores,
+        )
+        alike[row] += uses
+        programs[row] += 1
+    rows = (
+        replace(row, blocks=", ".join(sorted({use.block for use in uses})), programs=programs[row])
+        for row, uses in alike.items()
+    )
+    return sorted(rows, key=lambda row: (row.kernel, TARGETS.index(row.target), *astuple(row)))
+
+
+def failures(rows: Iterable[Row]) -> list[str]:
+    """A line for everything that spills, or takes more shared memory than there is."""
+    lines = []
+    for row in rows:
+        what = f"{row.kernel}, {row.target}, {row.dtype}, {row.layout} ({row.blocks})"
+        if row.spilled:
+            lines.append(f"{what}: spills registers")
+        if row.shared > SHARED_LIMIT[row.target]:
+            lines.append(f"{what}: {row.shared} bytes of shared memory, {SHARED_LIMIT[row.target]} there are")
+    return lines
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line for every kernel and target: the worst of its programs."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.kernel, row.target].append(row)
+    head = ["kernel", "target", "programs", "registers, up to", "spilled", "shared bytes, up to"]
+    head += ["occupancy bound, at least", "widest load, bytes", "widest store, bytes", "tensor-core instructions"]
+    return _markdown(
+        head,
+        (
+            [
+                kernel,
+                target,
+                sum(row.programs for row in group),
+                max(row.registers for row in group),
+                sum(row.spilled for row in group),
+                max(row.shared for row in group),
+                f"{min(row.occupancy for row in group):.0%}",
+                _range(row.loads for row in group),
+                _range(row.stores for row in group),
+                _range(row.tensor_cores for row in group),
+            ]
+            for (kernel, target), group in groups.items()
+        ),
+    )
+
+
+def table(rows: Iterable[Row]) -> str:
+    """All rows."""
+    head = ["kernel", "target", "dtype", "layout", "warps", "registers", "spilled", "shared bytes", "occupancy bound"]
+    head += ["widest load, bytes", "widest store, bytes", "tensor-core instructions", "blocks", "programs"]
+    return _markdown(head, ([*astuple(row)[:8], f"{row.occupancy:.0%}", *astuple(row)[9:]] for row in rows))
+
+
+def _range(values: Iterable[int]) -> str:
+    low, *rest = sorted(set(values))
+    return f"{low} to {rest[-1]}" if rest else str(low)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The file that people read."""
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"""# The kernels as machine code
+
+Compiled with no GPU at hand: {found}. A training step and an inference of every block that has kernels, at ResNet-50's
+shapes (batch 64 at 224²). The occupancy bound is the share of a multiprocessor's warps that registers, shared memory
+and warps per program let reside there. Made by `python -m benchmarks.compile_report`.
+
+## The worst of every kernel
+
+{summary(rows)}
+
+## Every program
+
+Programs that came out alike are one line.
+
+{table(rows)}
+"""
+
+
+def as_json(rows: Iterable[Row]) -> str:
+    """The same for machines, a row a line."""
+    lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
+    return f'{{\n "versions": {json.dumps(versions())},\n "rows": [\n{lines}\n ]\n}}\n'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile, print the summary and write the files; fail where something spills or does not fit."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", metavar="A,B", help="only these blocks (those that have kernels)")
+    parser.add_argument("--targets", metavar="A,B", help=f"only these of {', '.join(TARGETS)}")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for report.md and report.json")
+    parser.add_argument("--quick", action="store_true", help="one shape, bfloat16, sm_90 alone; writes no files itself")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        parser.error(f"--workers: expected at least 1, got {arguments.workers}")
+    # Triton is imported with the first launch, later than this; its interpreter compiles nothing.
+    os.environ.pop("TRITON_INTERPRET", None)
+    served = served_blocks()
+    blocks = _chosen(parser, "--blocks", arguments.blocks, served, served)
+    targets = _chosen(parser, "--targets", arguments.targets, TARGETS, QUICK_TARGETS if arguments.quick else TARGETS)
+    output = arguments.output or (None if arguments.quick else RESULTS / "compile")
+
+    found = launches(blocks, arguments.quick)
+    jobs = [(launch, target) for launch in found for target in targets]
+    reports = compile_all(jobs, arguments.workers)
+    rows = rows_of((launch, found[launch], report) for (launch, _), report in zip(jobs, reports, strict=True))
+    print(f"{len(found)} programs of {', '.join(blocks)}, on {', '.join(targets)}.\n\n{summary(rows)}")
+    if output is not None:
+        write(output / "report.md", as_markdown(rows))
+        write(output / "report.json", as_json(rows))
+        print(f"\nWritten: {output / 'report.md'}, {output / 'report.json'}")
+    lines = failures(rows)
+    if lines:
+        print("\n".join(["", "Fails:", *lines]), file=sys.stderr)
+    return 1 if lines else 0
+
+
+def _chosen(
+    parser: argparse.ArgumentParser, option: str, text: str | None, known: Sequence[str], default: Sequence[str]
+) -> list[str]:
+    if not text:
+        return list(default)
+    unknown = sorted(set(text.split(",")) - set(known))
+    if unknown:
+        parser.error(f"{option}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

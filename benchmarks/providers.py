@@ -1,0 +1,196 @@
+"""The blocks and what they are measured against, all on the same inputs with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+import triton_attn
+from triton_attn.reference.registry import BLOCKS as PLAIN
+
+Run = Callable[[], tuple[Tensor, ...]]
+FORWARD, TRAINING = "forward", "training"  # training is forward and backward
+CHECKED_IMAGES = 2  # an image's result does not depend on its batch, and float64 at full size takes long
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a block on a map, one way or both."""
+
+    block: str
+    shape: tuple[int, int, int, int]
+    dtype: str
+    layout: str
+    direction: str
+
+    def __str__(self) -> str:
+        return "-".join((self.block, "x".join(map(str, self.shape)), self.dtype, self.layout, self.direction))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The inputs of a case, which every provider gets."""
+
+    case: Case
+    x: Tensor
+    grad: Tensor
+    state: dict[str, Tensor] = field(repr=False)
+
+    @classmethod
+    def of(cls, case: Case, device: torch.device) -> Setup:
+        """Draw them, always the same."""
+        torch.manual_seed(0)
+        dtype = getattr(torch, case.dtype)
+        memory_format = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[case.layout]
+        x, grad = (
+            torch.randn(case.shape, device=device).to(dtype).contiguous(memory_format=memory_format) for _ in range(2)
+        )
+        state = {name: t.to(device, dtype) for name, t in PLAIN[case.block](case.shape[1]).state_dict().items()}
+        return cls(case, x.requires_grad_(case.direction == TRAINING), grad, state)
+
+    def load(self, block: nn.Module) -> nn.Module:
+        """A block with these weights, where and what the map is."""
+        block = block.to(self.x.device, self.x.dtype)
+        block.load_state_dict(self.state)
+        return block
+
+    def run(self, block: nn.Module) -> Run:
+        """The thing to time: returns the output, and in training the gradient of the map."""
+        if self.case.direction == FORWARD:
+
+            def forward() -> tuple[Tensor, ...]:
+                with torch.no_grad():
+                    return (block(self.x),)
+
+            return forward
+
+        wanted = [self.x, *block.parameters()]
+
+        def training() -> tuple[Tensor, ...]:
+            y = block(self.x)
+            return y.detach(), torch.autograd.grad(y, wanted, self.grad)[0]
+
+        return training
+
+
+def ours(setup: Setup) -> nn.Module:
+    """The block on Triton.
+
+    Raises:
+        NotServed: it has no kernels for this case.
+    """
+    block = setup.load(triton_attn.create_attention(setup.case.block, setup.x.shape[1]))
+    served = triton_attn.explain(block, setup.x[:1])[0]
+    if served.backend != "triton":
+        raise NotServed(f"{setup.case.block} is not served by Triton: {served.reason}")
+    return block
+
+
+def eager(setup: Setup) -> nn.Module:
+    return setup.load(PLAIN[setup.case.block](setup.x.shape[1]))
+
+
+def compiled(setup: Setup) -> nn.Module:
+    return torch.compile(eager(setup), fullgraph=True, dynamic=False)  # type: ignore[return-value]
+
+
+def max_autotune(setup: Setup) -> nn.Module:
+    # Without CUDA graphs: they would copy the map into a buffer of their own first, which a network would not.
+    mode = "max-autotune-no-cudagraphs"
+    return torch.compile(eager(setup), fullgraph=True, dynamic=False, mode=mode)  # type: ignore[return-value]
+
+
+def timm(setup: Setup) -> nn.Module:
+    """timm's block of that name. The same formula gets the same weights."""
+    from timm.layers import EcaModule, SEModule
+    from timm.layers.cbam import CbamModule
+
+    channels = setup.x.shape[1]
+    block: nn.Module
+    if setup.case.block == "cbam":
+        block = CbamModule(channels)
+        return block.to(setup.x.device, setup.x.dtype)
+    if setup.case.block == "eca":
+        block = EcaModule(kernel_size=3)
+    else:
+        block = SEModule(channels, rd_channels=setup.state["fc1.bias"].shape[0])
+    state = {name: setup.state[name].view(own.shape) for name, own in block.state_dict().items()}  # fc as 1×1 convs
+    block.load_state_dict(state)
+    return block.to(setup.x.device, setup.x.dtype)
+
+
+def copy(setup: Setup) -> nn.Module:
+    """Read the map and write it: what the memory can do."""
+    y = torch.empty_like(setup.x)
+
+    class Copy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return y.copy_(x)
+
+    return Copy()
+
+
+PROVIDERS: dict[str, Callable[[Setup], nn.Module]] = {
+    "ours": ours,
+    "eager": eager,
+    "compile": compiled,
+    "max-autotune": max_autotune,
+    "timm": timm,
+    "copy": copy,
+}
+OWN_FORMULA = "timm (its own formula)"
+TIMM = {
+    "se": "timm",
+    "eca": "timm",
+    # Its channel gate takes the maximum too and has no biases, and its spatial gate a batch norm and no bias.
+    "cbam": OWN_FORMULA,
+}
+
+
+class WrongResult(Exception):
+    """A provider computes something else than the reference, and shall not be timed."""
+
+
+class NotServed(Exception):
+    """Ours would be eager PyTorch."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The results that others are held to: float64's, of the first images, and eager PyTorch's in the case's dtype."""
+
+    exact: tuple[Tensor, ...]
+    plain: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, setup: Setup) -> Reference:
+        """Run both."""
+        block = PLAIN[setup.case.block](setup.x.shape[1]).to(setup.x.device, torch.float64)
+        block.load_state_dict(setup.state)
+        x = setup.x[:CHECKED_IMAGES].detach().double().requires_grad_()
+        y = block(x)
+        (dx,) = torch.autograd.grad(y, x, setup.grad[:CHECKED_IMAGES].double())
+        return cls((y.detach(), dx), setup.run(eager(setup))())
+
+    def check(self, result: tuple[Tensor, ...], same_formula: bool = True) -> None:
+        """Hold a result to float64's: its error may be twice eager PyTorch's, plus four rounding steps of the dtype.
+
+        Raises:
+            WrongResult: it is not within that (where the formula is the same), not finite, or of another kind.
+        """
+        for name, ours, plain, exact in zip(("output", "gradient"), result, self.plain, self.exact, strict=False):
+            if ours.shape != plain.shape or ours.dtype != plain.dtype:
+                raise WrongResult(f"the {name} is {tuple(ours.shape)}, {ours.dtype}, and not as the reference's")
+            if not ours.isfinite().all():
+                raise WrongResult(f"the {name} is not finite")
+            bound = 2 * _error(plain, exact) + 4 * torch.finfo(ours.dtype).eps * exact.abs().max().item()
+            error = _error(ours, exact)
+            if same_formula and not error <= bound:
+                raise WrongResult(f"the {name} is off by {error:.3g}, allowed are {bound:.3g}")
+
+
+def _error(result: Tensor, exact: Tensor) -> float:
+    return (result[:CHECKED_IMAGES].detach().double() - exact).abs().max().item()

@@ -1,0 +1,138 @@
+"""Timing several ways to the same result, side by side, on a GPU or a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+
+Run = Callable[[], Any]
+WARM_UP = 3
+
+
+class CpuClock:
+    """Wall time. Caches are left as they are."""
+
+    def prepare(self) -> None:
+        """Before every run."""
+
+    def stamp(self) -> Any:
+        """A point in time."""
+        return time.perf_counter()
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """The time between two stamps."""
+        return last - first
+
+
+class GpuClock(CpuClock):
+    """CUDA events, with the L2 cache cleared before every run.
+
+    A long clearing also lets the CPU put a whole run into the queue behind it, so that what is timed is the GPU's work
+    and not how fast Python starts it. Nothing waits between runs.
+    """
+
+    SLEEP = 2_000_000  # cycles, about a millisecond
+
+    def __init__(self, device: torch.device) -> None:
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        self._larger_than_cache = torch.empty(max(4 * cache, 2**28), dtype=torch.int8, device=device)
+
+    def prepare(self) -> None:
+        torch.cuda._sleep(self.SLEEP)
+        self._larger_than_cache.zero_()
+
+    def stamp(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, first: Any, last: Any) -> float:
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3
+
+
+def measure(runs: Mapping[str, Run], clock: CpuClock, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every run, ``rounds`` times each.
+
+    The runs take turns, and every round begins with another: whatever the machine does meanwhile does it to all alike.
+    """
+    for run in runs.values():
+        for _ in range(WARM_UP):
+            run()
+    stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
+    names = list(runs)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            clock.prepare()
+            first = clock.stamp()
+            runs[name]()
+            stamps[name].append((first, clock.stamp()))
+    return {name: [clock.seconds(*pair) for pair in pairs] for name, pairs in stamps.items()}
+
+
+@dataclass(frozen=True)
+class LaunchTime:
+    """One launch of a run: its kernel, the bytes of the maps it is given, and its seconds."""
+
+    kernel: str
+    map_bytes: int
+    seconds: list[float]
+
+
+def measure_launches(
+    run: Run, clock: CpuClock, rounds: int, is_map: Callable[[torch.Tensor], bool]
+) -> list[LaunchTime]:
+    """The launches of a run of ours, in order, each timed by itself within the run."""
+    from triton_attn.ops import launch
+
+    start = launch.start
+    seen: list[tuple[str, int, Any, Any]] = []
+
+    def timed(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+        maps = {t.data_ptr(): t.nbytes for t in arguments.values() if isinstance(t, torch.Tensor) and is_map(t)}
+        first = clock.stamp()
+        start(kernel, grid, device, **arguments)
+        seen.append((kernel.fn.__name__, sum(maps.values()), first, clock.stamp()))
+
+    run()
+    found: list[LaunchTime] = []
+    with mock.patch.object(launch, "start", timed):
+        for _ in range(rounds):
+            clock.prepare()
+            seen.clear()
+            run()
+            found = found or [LaunchTime(kernel, size, []) for kernel, size, *_ in seen]
+            for each, (*_, first, last) in zip(found, seen, strict=True):
+                each.seconds.append(clock.seconds(first, last))
+    return found
+
+
+def quartiles(samples: list[float]) -> dict[str, float]:
+    """The median of some seconds, and the quartiles around it."""
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    return {"median": median, "q1": low, "q3": high}
+
+
+class Replay:
+    """A timer for pytest-benchmark that tells the samples it was given, one by one.
+
+    pytest-benchmark can neither read CUDA events nor take turns between tests. So a case's providers are measured
+    together, above, and their samples told to it: its tables, its JSON and its comparisons work as ever. It reads its
+    timer twice a round, before and after.
+    """
+
+    def __init__(self) -> None:
+        self._readings: Iterator[float] = iter(())
+
+    def load(self, samples: list[float]) -> None:
+        """What the next rounds shall have taken."""
+        self._readings = iter([reading for sample in samples for reading in (0.0, sample)])
+
+    def __call__(self) -> float:
+        return next(self._readings)

@@ -1,0 +1,98 @@
+"""The compile report: what is in it, that it is the same every time, and that it fails where it should."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compile_report
+from benchmarks.machine_code import Report, compiled
+
+pytestmark = pytest.mark.compile
+
+REPORT = Report("sm_90", 8, 64, 0, 2048, (4, 16, 16), (2, 16), 3)
+
+
+def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quick", "--blocks", "se", "--targets", "sm_90,gfx942", "--workers", "1", "--output", str(tmp_path)]
+    assert compile_report.main(arguments) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "report.json").read_text())
+    text = (tmp_path / "report.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+    launches = compile_report.launches(["se"], quick=True)
+    assert f"{len(launches)} programs of se, on sm_90, gfx942." in printed
+    assert found["versions"]["triton"] in text
+    for target in ("sm_90", "gfx942"):
+        rows = [row for row in found["rows"] if row["target"] == target]
+        assert sum(row["programs"] for row in rows) == len(launches)
+        assert {row["kernel"] for row in rows} == {launch.name for launch in launches}
+        for launch, uses in launches.items():
+            report = compiled(launch, target)
+            row = next(
+                row
+                for row in rows
+                if (row["kernel"], row["registers"], row["shared"], row["loads"], row["stores"])
+                == (launch.name, report.registers, report.shared, report.widest_load, report.widest_store)
+                and set(row["layout"].split(", ")) == {use.layout for use in uses}
+            )
+            assert row["occupancy"] == pytest.approx(report.occupancy, abs=1e-3)
+            assert row["blocks"] == "se"
+            assert f"| {launch.name} | {target} | bfloat16 | {row['layout']} | {report.num_warps} |" in text
+
+
+def test_alike_programs_are_one_row_in_the_same_order() -> None:
+    launches = compile_report.launches(["se"], quick=True)
+    found = [
+        (launch, uses, replace(REPORT, target=target))
+        for launch, uses in launches.items()
+        for target in ("sm_90", "gfx942")
+    ]
+    rows = compile_report.rows_of(found)
+    assert sum(row.programs for row in rows) == len(found)
+    assert len({(row.kernel, row.target, row.layout) for row in rows}) == len(rows)
+    random.Random(0).shuffle(found)
+    assert compile_report.rows_of(found) == rows
+    assert rows[0].occupancy == 0.5
+    assert (rows[0].loads, rows[0].stores, rows[0].tensor_cores) == (16, 16, 3)
+    assert compile_report.summary(rows).count("\n") == 1 + len({(row.kernel, row.target) for row in rows})
+
+
+def test_it_fails_where_something_spills_or_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--quick", "--blocks", "se", "--workers", "1"]
+    for report, message in (
+        (replace(REPORT, spilled=8), "channels_last (se): spills registers"),
+        (replace(REPORT, shared=228 * 1024), "(se): 233472 bytes of shared memory, 232448 there are"),
+    ):
+        monkeypatch.setattr(compile_report, "compiled", lambda *_, report=report: report)
+        assert compile_report.main(arguments) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_other_processes_find_the_same() -> None:
+    launches = list(compile_report.launches(["se"], quick=True))
+    assert pickle.loads(pickle.dumps(launches)) == launches
+    jobs = [(launch, "sm_90") for launch in launches[:2]]
+    assert compile_report.compile_all(jobs, 2) == compile_report.compile_all(jobs, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--targets", "sm_42"], "--targets: unknown sm_42; known are sm_80"),
+        (["--blocks", "see"], "--blocks: unknown see; known are "),
+        (["--workers", "0"], "--workers: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compile_report.main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,528 @@
+"""CBAM and dual attention, which are one op, under the interpreter against the reference in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import triton_attn
+from tests import parity
+from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
+from triton_attn import reference
+
+pytestmark = pytest.mark.interpreter
+
+BLOCKS = ("CBAM", "DualAttentionBlock")
+both_blocks = pytest.mark.parametrize("name", BLOCKS)
+both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+
+
+def make(name: str, channels: int, reduction: int) -> nn.Module:
+    return getattr(triton_attn, name)(channels, reduction)
+
+
+def twins(name: str, channels: int, reduction: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    return parity.twins(lambda package: getattr(package, name)(channels, reduction), dtype)
+
+
+def clear_maxima(exact: nn.Module, x: Tensor) -> Tensor:
+    """A map on which no rounding decides which channel of a position is the largest behind the channel gate."""
+    batch, channels, height, width = x.shape
+    winner = torch.randint(channels, (batch, 1, height, width))
+    x = (x / 8).scatter(1, winner, 2 + x[:, :1].clamp(-2, 2) / 2)
+    # The gates depend on the map: channels with a small gate take several steps.
+    for _ in range(20 if channels > 1 else 0):
+        gate = exact.attention_maps(x)["channel"]
+        first, second = (x * gate).topk(2, dim=1).values.unbind(1)
+        won = (x * gate).argmax(1, keepdim=True) == winner
+        clear = won & (first - second > 0.1 * first).unsqueeze(1)
+        if clear.all():
+            break
+        x = x.scatter(1, winner, torch.where(clear, x.gather(1, winner), 1.5 * x.gather(1, winner)))
+    else:
+        assert channels == 1
+    return x
+
+
+def check(
+    name: str, shape: tuple[int, int, int, int], reduction: int, dtype: torch.dtype, layout: str, with_shortcut: bool
+) -> None:
+    check_block(
+        lambda package: getattr(package, name)(shape[1], reduction),
+        shape,
+        dtype,
+        layout,
+        with_shortcut=with_shortcut,
+        prepare=clear_maxima,
+        any_order=False,
+    )
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Maps of up to 33 × 33 and up to 96 channels, and of 2¹³ elements in all: the interpreter is slow."""
+    batch, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 33)), draw(st.integers(1, 33))
+    return batch, draw(st.integers(1, min(96, 2**13 // (batch * height * width)))), height, width
+
+
+@settings(max_examples=40)
+@given(
+    name=st.sampled_from(BLOCKS),
+    shape=shapes(),
+    reduction=st.integers(1, 16),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    with_shortcut=st.booleans(),
+)
+@example(name="CBAM", shape=(1, 1, 1, 1), reduction=1, dtype=torch.float32, layout="contiguous", with_shortcut=True)
+@example(
+    name="DualAttentionBlock",
+    shape=(3, 16, 1, 1),
+    reduction=4,
+    dtype=torch.float16,
+    layout="contiguous",
+    with_shortcut=True,
+)
+@example(
+    name="CBAM", shape=(2, 63, 7, 7), reduction=16, dtype=torch.float16, layout="channels_last", with_shortcut=True
+)
+def test_parity(
+    name: str, shape: tuple[int, int, int, int], reduction: int, dtype: torch.dtype, layout: str, with_shortcut: bool
+) -> None:
+    check(name, shape, min(reduction, shape[1]), dtype, layout, with_shortcut)
+
+
+@both_blocks
+@both_layouts
+@pytest.mark.parametrize(
+    ("shape", "reduction"), [((1, 3, 45, 47), 1), ((2, 300, 5, 4), 3), ((20, 24, 3, 3), 2)], ids=str
+)
+def test_parity_over_many_tiles(name: str, shape: tuple[int, int, int, int], reduction: int, layout: str) -> None:
+    """Several blocks of positions, several of channels and of hidden channels, several of the batch."""
+    check(name, shape, reduction, torch.float32, layout, with_shortcut=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fault", ["no maximum", "another winner", "no mean", "no dsum", "no mask"])
+def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward with a fault in it does not pass, in any dtype."""
+    from triton_attn.ops import spatial
+
+    right = spatial.apply_bwd
+
+    def wrong(grad, x, gate, dsum, spatial_gate, dpooled, winner, channels_last, bits):
+        dpooled = dpooled.clone()
+        if fault == "no mean":
+            dpooled[:, 0] = 0
+        if fault == "no maximum":
+            dpooled[:, 1] = 0
+        if fault == "another winner":
+            winner = (winner + 1) % x.shape[1]
+        if fault == "no dsum":
+            dsum = torch.zeros_like(dsum)
+        if fault == "no mask":
+            bits = torch.full_like(bits, 255)
+        return right(grad, x, gate, dsum, spatial_gate, dpooled, winner, channels_last, bits)
+
+    def build(package: ModuleType) -> nn.Module:
+        block = package.CBAM(4, 1)
+        with torch.no_grad():
+            # A gradient that comes by way of the pooled values in good part.
+            block.spatial_attention.weight.mul_(torch.tensor([12.0, 4.0]).view(1, 2, 1, 1))
+            block.channel_attention.fc1.weight.mul_(1.5)
+        return block
+
+    def check() -> None:
+        shape = (3, 4, 1, 2)
+        check_block(build, shape, dtype, "contiguous", with_shortcut=True, prepare=clear_maxima, any_order=False)
+
+    check()
+    monkeypatch.setattr(spatial, "apply_bwd", wrong)
+    with pytest.raises(AssertionError, match="over the bound"):
+        check()
+
+
+@both_blocks
+@both_layouts
+def test_tied_maxima_give_the_gradient_to_the_first(name: str, layout: str) -> None:
+    """Zeros behind a ReLU, equal channels in every block of them, and a map that is zero everywhere."""
+    torch.manual_seed(0)
+    fast, exact = twins(name, 72, 8, torch.float32)
+    for block in (fast, exact):
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.weight)  # all channels' gates are equal, and so their ties exact
+                nn.init.zeros_(module.bias)
+    zero = torch.zeros(1, 72, 5, 6)
+    equal = torch.randn(1, 1, 5, 6).expand(1, 72, 5, 6)
+    twice = torch.cat([-torch.ones(1, 8, 5, 6), *(torch.randn(1, 32, 5, 6),) * 2], 1)
+    behind_relu = torch.randn(1, 72, 5, 6).sub(2).relu()
+    for values in (zero, equal, twice, behind_relu):
+        grad = torch.randn(1, 72, 5, 6)
+        _, grads = run(fast, [lay_out(values, layout)], grad)
+        _, exact_grads = run(exact, [values.double()], grad.double())
+        for ours, right in zip(grads, exact_grads, strict=True):
+            torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5)
+
+
+@both_blocks
+def test_zero_map_passes_the_gradient_as_relu_does(name: str) -> None:
+    fast, exact = twins(name, 4, 2, torch.float32)
+    zero, grad = torch.zeros(1, 4, 3, 3), torch.ones(1, 4, 3, 3)
+    _, grads = run(fast, [zero, zero], grad, ["shortcut"])
+    _, exact_grads = run(exact, [zero.double(), zero.double()], grad.double(), ["shortcut"])
+    for ours, right in zip(grads, exact_grads, strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-6, rtol=1e-5)
+
+
+@both_blocks
+@both_layouts
+@pytest.mark.parametrize("size", [(3, 5), (9, 11)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite(name: str, value: float, size: tuple[int, int], layout: str) -> None:
+    """In the map, in the shortcut, and in the gradient, on maps smaller and larger than the window."""
+    for place in ("x", "shortcut", "grad"):
+        torch.manual_seed(0)
+        fast, exact = twins(name, 4, 2, torch.float32)
+        x, shortcut, grad = (torch.randn(2, 4, *size) for _ in range(3))
+        {"x": x, "shortcut": shortcut, "grad": grad}[place][0, 1, 1, 2] = value
+        inputs, keywords = [lay_out(x, layout), lay_out(shortcut, layout)], ["shortcut"]
+        y, grads = run(fast, inputs, lay_out(grad, layout), keywords)
+        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+        for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+            torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+@both_blocks
+def test_float16_sums_do_not_overflow(name: str) -> None:
+    """Σ x is 1.2 million here, 18 times what float16 holds, and Σ |grad · x| is as much."""
+    torch.manual_seed(0)
+    fast, exact = twins(name, 8, 2, torch.float16)
+    with torch.no_grad():
+        for block in (fast, exact):
+            for module in block.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.weight.mul_(2**-11)  # gates that are not saturated
+    x = clear_maxima(exact, torch.randn(1, 8, 20, 20).double()).half() + 3000
+    grad = (1 + torch.randn(1, 8, 20, 20)).half()
+    y, grads = run(fast, [x], grad)
+    exact_y, exact_grads = run(exact, [x.double()], grad.double())
+    assert x.sum() == float("inf")
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        # What is beyond float16 in the end is infinite, and nothing else is.
+        assert torch.equal(ours.isinf(), right.abs() > 65520)
+        finite = ours.isfinite()
+        if finite.any():
+            scale = right[finite].abs().max().item()
+            torch.testing.assert_close(ours[finite].double(), right[finite], atol=2e-3 * scale, rtol=3e-3)
+
+
+@both_blocks
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_is_kept(name: str, layout: str) -> None:
+    block = make(name, 8, 2)
+    x = lay_out(torch.randn(2, 8, 5, 3), layout)
+    y, (dx, *_) = run(block, [x], torch.randn(2, 8, 5, 3))
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        assert y.stride() == dx.stride() == x.stride()
+    elif layout == "batch slice":
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    else:
+        assert y.is_contiguous()
+
+
+@both_blocks
+def test_shortcut_of_another_layout_and_an_expanded_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    fast, exact = twins(name, 8, 2, torch.float32)
+    x, shortcut = torch.randn(2, 8, 5, 3), lay_out(torch.randn(2, 8, 5, 3), "channels_last")
+    grad = torch.ones(()).expand(2, 8, 5, 3)
+    y, grads = run(fast, [x, shortcut], grad, ["shortcut"])
+    exact_y, exact_grads = run(exact, [x.double(), shortcut.double()], grad.double(), ["shortcut"])
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5)
+
+
+@both_blocks
+@pytest.mark.parametrize("shape", [(0, 8, 5, 3), (2, 8, 0, 3)])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_empty_maps(name: str, shape: tuple[int, ...], with_shortcut: bool) -> None:
+    block = make(name, 8, 2)
+    inputs = [torch.randn(shape) for _ in range(1 + with_shortcut)]
+    y, (dx, *grads) = run(block, inputs, torch.randn(shape), ["shortcut"] * with_shortcut)
+    assert y.shape == dx.shape == shape
+    if shape[0] == 0:
+        assert all(not grad.any() for grad in grads[with_shortcut:])
+
+
+@both_blocks
+def test_same_inputs_same_bits(name: str) -> None:
+    torch.manual_seed(0)
+    block = make(name, 24, 4).half()
+    x, shortcut, grad = (torch.randn(2, 24, 40, 30).half() for _ in range(3))
+    y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+    again, grads_again = run(block, [x, shortcut], grad, ["shortcut"])
+    assert torch.equal(y, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+@both_blocks
+@both_layouts
+def test_an_image_does_not_depend_on_its_batch(name: str, layout: str) -> None:
+    torch.manual_seed(0)
+    block = make(name, 24, 4)
+    x, grad = (lay_out(torch.randn(5, 24, 19, 17), layout) for _ in range(2))
+    y, (dx, *_) = run(block, [x], grad)
+    y_alone, (dx_alone, *_) = run(block, [x[3:4]], grad[3:4])
+    assert torch.equal(y[3:4], y_alone)
+    assert torch.equal(dx[3:4], dx_alone)
+
+
+@both_blocks
+def test_inference_saves_nothing_for_a_backward(name: str) -> None:
+    block = make(name, 8, 2)
+    x = torch.randn(2, 8, 5, 3)
+    with torch.no_grad():
+        y = block(x, torch.randn_like(x))
+    assert y.grad_fn is None
+    _, _, inputs, _, _, gate, bits = torch.ops.triton_attn.cbam(
+        x, *(None if w is None else w.detach() for w in parameters(block)), torch.randn_like(x), False
+    )
+    assert inputs.numel() == gate.numel() == bits.numel() == 0
+
+
+def parameters(block: nn.Module) -> list[Tensor | None]:
+    """The op's arguments between x and the shortcut."""
+    weights = list(block.parameters())
+    return weights if len(weights) == 10 else [*weights[:4], *(None,) * 4, *weights[4:]]
+
+
+@both_blocks
+def test_grad_output_is_not_overwritten(name: str) -> None:
+    block = make(name, 8, 2)
+    x, shortcut, grad = (torch.randn(2, 8, 5, 3) for _ in range(3))
+    kept = grad.clone()
+    run(block, [x, shortcut], grad, ["shortcut"])
+    assert torch.equal(grad, kept)
+
+
+@both_blocks
+def test_gradients_of_a_part_of_the_inputs(name: str) -> None:
+    """Every input and parameter by itself: its gradient is right, and no other is there."""
+    torch.manual_seed(0)
+    fast = make(name, 8, 2)
+    x, shortcut, grad = torch.randn(2, 8, 5, 3), torch.randn(2, 8, 5, 3), torch.randn(2, 8, 5, 3)
+    _, whole = run(fast, [x, shortcut], grad, ["shortcut"])
+    names = ["x", "shortcut", *dict(fast.named_parameters())]
+    for wanted, right in zip(names, whole, strict=True):
+        leaves = {"x": x.clone(), "shortcut": shortcut.clone(), **dict(fast.named_parameters())}
+        for key, leaf in leaves.items():
+            leaf.requires_grad_(key == wanted)
+        fast(leaves["x"], leaves["shortcut"]).backward(grad)
+        assert [key for key, leaf in leaves.items() if leaf.grad is not None] == [wanted]
+        assert torch.equal(leaves[wanted].grad, right)
+        fast.zero_grad()
+
+
+@both_blocks
+def test_only_what_is_asked_for_is_computed(name: str) -> None:
+    from benchmarks.meter import count_kernels
+
+    block = make(name, 8, 2)
+    x, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4, requires_grad=True)
+
+    def kernels(x: Tensor, shortcut: Tensor | None) -> set[str]:
+        y = block(x, shortcut)
+        with count_kernels() as traffic:
+            y.sum().backward()
+        return set(traffic.launches)
+
+    assert "spatial_apply_bwd_kernel" not in kernels(x, None)
+    assert "spatial_apply_bwd_kernel" in kernels(x, shortcut)
+    block.requires_grad_(False)
+    assert "gate_parameters_bwd_kernel" not in kernels(x, shortcut)
+    assert x.grad is None
+
+
+@both_blocks
+def test_a_second_derivative_is_refused(name: str) -> None:
+    block = make(name, 8, 2)
+    x = torch.randn(1, 8, 3, 3, requires_grad=True)
+    (dx,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@both_blocks
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+def test_autocast(name: str, x_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    block, exact = twins(name, 16, 4, torch.float32)
+    shortcut, grad = (torch.randn(2, 16, 5, 6).to(x_dtype) for _ in range(2))
+    with torch.no_grad():
+        x = clear_maxima(exact, torch.randn(2, 16, 5, 6).double()).to(x_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+        with triton_attn.use_backend("reference"):
+            plain_y, plain_grads = run(block, [x, shortcut], grad, ["shortcut"])
+    exact_y, exact_grads = run(exact, [x.double(), shortcut.double()], grad.double(), ["shortcut"])
+    assert_within(y, plain_y, exact_y, "y")
+    for ours, plain, right in zip(grads, plain_grads, exact_grads, strict=True):
+        assert_within(ours, plain, right)
+
+
+@both_blocks
+def test_a_shortcut_of_a_wider_dtype_is_added_as_pytorch_adds_it(name: str) -> None:
+    block = make(name, 16, 4).bfloat16()
+    x, shortcut = torch.randn(2, 16, 5, 6).bfloat16(), torch.randn(2, 16, 5, 6)
+    y = block(x, shortcut)
+    with triton_attn.use_backend("reference"):
+        plain = block(x, shortcut)
+    assert y.dtype == plain.dtype == torch.float32
+    torch.testing.assert_close(y, plain, atol=2e-2, rtol=2e-2)
+
+
+@both_blocks
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("saves", [False, True])
+def test_opcheck(name: str, layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
+    torch.manual_seed(0)
+    x, shortcut = (lay_out(torch.randn(2, 8, 5, 3), layout) for _ in range(2))
+    weights = [None if w is None else w.detach() for w in parameters(make(name, 8, 2))]
+    if saves:
+        x, shortcut = (t.detach().requires_grad_() for t in (x, shortcut))
+        weights = [None if w is None else w.detach().requires_grad_() for w in weights]
+    op = torch.ops.triton_attn.cbam.default
+    torch.library.opcheck(op, (x, *weights, shortcut, saves))
+    torch.library.opcheck(op, (x, *weights, None, saves))
+    if saves:
+        _, *saved, bits = op(x, *weights, shortcut, True)
+        backward = torch.ops.triton_attn.cbam_backward.default
+        grad = lay_out(torch.randn(2, 8, 5, 3), "contiguous")
+        kept = [None if w is None else w.detach() for w in (*weights[0:8:2], weights[8])]
+        for needs in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(backward, (grad, x.detach(), *kept, *saved, bits, *needs))
+        torch.library.opcheck(backward, (grad, x.detach(), *kept, *saved, None, True, True))
+
+
+@both_blocks
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_as_one_graph(name: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    block = make(name, 16, 4)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for shape in ((2, 16, 5, 6), (3, 16, 7, 7)):
+        x, shortcut, grad = (torch.randn(shape) for _ in range(3))
+        x = x.contiguous(memory_format=torch.channels_last)
+        y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+        leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
+        compiled_y = compiled(leaves[0], shortcut=leaves[1])
+        assert torch.equal(compiled_y, y)
+        compiled_grads = torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad)
+        assert all(torch.equal(a, b) for a, b in zip(compiled_grads, grads, strict=True))
+    with torch.no_grad():
+        assert torch.equal(compiled(x), block(x))
+
+
+@pytest.mark.parametrize("name", ["cbam", "dual"])
+def test_a_training_step_through_a_network(name: str) -> None:
+    """ResNet-18 with attention in every block: the same loss and gradients as with the plain twins."""
+    torch.manual_seed(0)
+    fast = triton_attn.resnet18(name, where="block", num_classes=3)
+    plain = reference.build_resnet("resnet18", name, where="block", num_classes=3)
+    plain.load_state_dict(fast.state_dict())
+    exact = copy.deepcopy(plain).double()
+    images, labels = torch.randn(3, 3, 64, 64), torch.tensor([0, 2, 1])
+    for model in (fast, plain, exact):
+        inputs = images.double() if model is exact else images
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+    served = triton_attn.explain(fast, images)
+    assert [entry.backend for entry in served] == ["triton"] * 8
+    errors, plain_errors = {}, defaultdict(float)
+    for (key, ours), theirs, right in zip(fast.named_parameters(), plain.parameters(), exact.parameters(), strict=True):
+        scale = right.grad.norm()
+        errors[key] = (ours.grad - right.grad).norm() / scale
+        # What plain PyTorch makes of a scalar is luck: all eight blocks' are of one kind.
+        kind = key.rpartition(".attention.")[2]
+        plain_errors[kind] = max(plain_errors[kind], (theirs.grad - right.grad).norm() / scale)
+    for key, error in errors.items():
+        assert error <= 2 * plain_errors[key.rpartition(".attention.")[2]] + 1e-6, key
+
+
+@both_blocks
+def test_offsets_beyond_two_to_the_31_elements(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second image lies more than 2³¹ elements behind the first, in memory that is never touched between."""
+    monkeypatch.undo()  # to poison memory is to touch it
+    torch.manual_seed(0)
+    fast, exact = twins(name, 8, 2, torch.float16)
+    with torch.no_grad():
+        values, grad = clear_maxima(exact, torch.randn(2, 8, 4, 4).double()).half(), torch.randn(2, 8, 4, 4).half()
+    x = torch.empty(2**31 + 4096, dtype=torch.float16).as_strided((2, 8, 4, 4), (2**31 + 16, 16, 4, 1))
+    x.copy_(values)
+    y, (dx, *_) = run(fast, [x], grad)
+    exact_y, (exact_dx, *_) = run(exact, [values.double()], grad.double())
+    torch.testing.assert_close(y.double(), exact_y, atol=4e-3, rtol=2e-3)
+    torch.testing.assert_close(dx.double(), exact_dx, atol=4e-3, rtol=2e-3)
+
+
+@both_blocks
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_the_function_is_the_block(name: str, with_shortcut: bool) -> None:
+    block = make(name, 8, 2)
+    x = torch.randn(2, 8, 3, 5)
+    shortcut = torch.randn(2, 8, 3, 5) if with_shortcut else None
+    function = triton_attn.functional.cbam if name == "CBAM" else triton_attn.functional.dual
+    for backend in ("triton", "reference"):
+        with triton_attn.use_backend(backend):
+            assert torch.equal(function(x, *block.parameters(), shortcut), block(x, shortcut))
+
+
+@both_blocks
+@both_layouts
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 64, 28, 28), torch.float16), ((1, 96, 30, 32), torch.float32)], ids=str
+)
+def test_traffic(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut: bool) -> None:
+    """The contract, counted: over the map 4 passes forward and 5 backward, one more of each with a shortcut."""
+    from benchmarks.meter import count_kernels
+    from triton_attn.tuning import spatial_rules
+
+    torch.manual_seed(0)
+    block = make(name, shape[1], 16).to(dtype)
+    x, shortcut, grad = (lay_out(torch.randn(shape).to(dtype), layout) for _ in range(3))
+    wanted = [x.requires_grad_(), *block.parameters(), *([shortcut.requires_grad_()] if with_shortcut else [])]
+    with count_kernels() as forward:
+        y = block(x, shortcut if with_shortcut else None)
+    with count_kernels() as backward:
+        torch.autograd.grad(y, wanted, grad)
+    size = x.numel() * x.itemsize
+    assert forward.launches.total() == 4
+    assert backward.launches.total() == 5
+    assert forward.moved["map"] == (4 + with_shortcut) * size
+    assert backward.moved["map"] == (5 + with_shortcut) * size
+    assert forward.moved["mask"] == with_shortcut * x.numel() // 8
+    assert backward.moved["mask"] == with_shortcut * x.numel() // 4
+    assert backward.total <= 1.02 * (6 + with_shortcut * 9 / 8) * size
+    assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
+
+    # Beside the map go float32 values per position: forward the pooled ones (8 bytes written, and read with three rows
+    # around a block) and the gate (4); backward the gate, its gradient, the winner, and those of the pooled values.
+    batch, channels, height, width = shape
+    block_p = spatial_rules.block_p(height * width)
+    blocks = -(-height * width // block_p)
+    positions, around = batch * height * width, 1 + (6 * width + 6) / block_p
+    taps = 2 * 4 * 196 * blocks / (height * width)
+    vector = 4 * batch * channels  # one (N, C) float32: every block reads or writes some
+    assert forward.moved["vector"] <= positions * (12 + 8 * around) + vector * (8 + 2 * blocks)
+    assert backward.moved["vector"] <= positions * (52 + 4 * around + taps) + vector * (16 + 7 * blocks)

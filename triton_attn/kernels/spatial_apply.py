@@ -1,0 +1,147 @@
+"""The spatial gate and both gates' multiply: the 7×7 convolution of the pooled map, and the map times its gates."""
+
+import triton
+import triton.language as tl
+
+from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile
+from .spatial_common import load_taps, load_window, over_channels, tile_mask
+
+
+@triton.jit
+def spatial_apply_fwd_kernel(
+    y_ptr,  # (N, C, H, W)
+    bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
+    spatial_ptr,  # (N, HW) float32, the spatial gate, with SAVE_GATE
+    x_ptr,  # (N, C, H, W)
+    gate_ptr,  # (N, C) float32, the channels' gate
+    pooled_ptr,  # (N, 2, HW) float32
+    conv_weight_ptr,  # (1, 2, 7, 7)
+    conv_bias_ptr,  # (1,)
+    shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
+    stride_yn,
+    stride_yo,
+    stride_xn,
+    stride_xo,
+    stride_sn,
+    stride_so,
+    channels,
+    positions,
+    height,
+    width,
+    UNIT: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr,
+    SAVE_BITS: tl.constexpr,
+    SAVE_GATE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """y = x · gate · σ(conv(pooled)), or with a shortcut relu(… + shortcut), whose mask is kept as bits."""
+    unit = tl.full((), UNIT, tl.int64)
+    stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
+    stride_sn, stride_so = stride_sn * unit, stride_so * unit
+    if CHANNELS_LAST:
+        channels *= UNIT
+    else:
+        positions *= UNIT
+    blocks = tl.cdiv(positions, BLOCK_P)
+    pid = tl.program_id(0)
+    n = (pid // blocks).to(tl.int64)
+    first_p = pid % blocks * BLOCK_P
+    p = first_p + tl.arange(0, BLOCK_P)
+
+    pooled = pooled_ptr + n * 2 * positions
+    mean, top = load_window(pooled, p, height, width, False), load_window(pooled + positions, p, height, width, False)
+    logit = tl.sum(mean * load_taps(conv_weight_ptr)[None, :], axis=1)
+    logit += tl.sum(top * load_taps(conv_weight_ptr + 49)[None, :], axis=1)
+    spatial = tl.sigmoid(logit + tl.load(conv_bias_ptr).to(tl.float32))
+    if SAVE_GATE:
+        tl.store(spatial_ptr + n * positions + p, spatial, mask=p < positions)
+
+    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
+    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
+    for start in range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        gate = tl.load(gate_ptr + n * channels + c, mask=c < channels, other=0.0)
+        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
+        if CHANNELS_LAST:
+            outer, inner, inner_start, outer_size, inner_size = p, c, start, positions, channels
+        else:
+            outer, inner, inner_start, outer_size, inner_size = c, p, first_p, channels, positions
+        u = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
+        y = u * over_channels(spatial, CHANNELS_LAST)
+        if HAS_SHORTCUT:
+            y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
+            if SAVE_BITS:
+                # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
+                kept = (y <= 0.0) == 0
+                store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
+        store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+
+
+@triton.jit
+def spatial_apply_bwd_kernel(
+    dx_ptr,  # (N, C, H, W)
+    dshortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
+    grad_ptr,  # (N, C, H, W), the gradient of y
+    bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
+    gate_ptr,  # (N, C) float32
+    dsum_ptr,  # (N, C) float32, the gradient of Σ_hw x
+    spatial_ptr,  # (N, HW) float32
+    dpooled_ptr,  # (N, 2, HW) float32: of Σ_c u, then of max_c u
+    winner_ptr,  # (N, HW) int32, the channel that is the maximum
+    stride_xn,
+    stride_xo,
+    stride_sn,
+    stride_so,
+    stride_gn,
+    stride_go,
+    channels,
+    positions,
+    UNIT: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """dx = (grad · spatial + dpooled) · gate + dsum, which needs no x; the shortcut's is grad behind ReLU's mask."""
+    unit = tl.full((), UNIT, tl.int64)
+    stride_xn, stride_xo, stride_sn, stride_so = stride_xn * unit, stride_xo * unit, stride_sn * unit, stride_so * unit
+    stride_gn, stride_go = stride_gn * unit, stride_go * unit
+    if CHANNELS_LAST:
+        channels *= UNIT
+    else:
+        positions *= UNIT
+    blocks = tl.cdiv(positions, BLOCK_P)
+    pid = tl.program_id(0)
+    n = (pid // blocks).to(tl.int64)
+    first_p = pid % blocks * BLOCK_P
+    p = first_p + tl.arange(0, BLOCK_P)
+    inside_p = p < positions
+    spatial = tl.load(spatial_ptr + n * positions + p, mask=inside_p, other=0.0)
+    dmean = tl.load(dpooled_ptr + n * 2 * positions + p, mask=inside_p, other=0.0)
+    dtop = tl.load(dpooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
+    winner = tl.load(winner_ptr + n * positions + p, mask=inside_p, other=-1)
+
+    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
+    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
+    for start in range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        inside_c = c < channels
+        gate = tl.load(gate_ptr + n * channels + c, mask=inside_c, other=0.0)
+        dsum = tl.load(dsum_ptr + n * channels + c, mask=inside_c, other=0.0)
+        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
+        if CHANNELS_LAST:
+            outer, inner, inner_start, outer_size, inner_size = p, c, start, positions, channels
+        else:
+            outer, inner, inner_start, outer_size, inner_size = c, p, first_p, channels, positions
+        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
+        if HAS_SHORTCUT:
+            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
+            grad = tl.where(kept, grad, 0.0)
+            store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
+        won = over_channels(winner, CHANNELS_LAST) == over_positions(c, CHANNELS_LAST)
+        du = grad * over_channels(spatial, CHANNELS_LAST) + over_channels(dmean, CHANNELS_LAST)
+        du += tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)
+        dx = du * over_positions(gate, CHANNELS_LAST) + over_positions(dsum, CHANNELS_LAST)
+        store_tile(dx_ptr, dx, n, outer, inner, mask, stride_xn, stride_xo)

@@ -1,0 +1,53 @@
+"""What the kernels of the spatial gate share.
+
+Their programs own an image's block of positions and walk over all of its channels, block by block: what belongs to a
+position (its pooled values, its gate) is read once, and the 7×7 convolution is computed once.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def over_channels(values, CHANNELS_LAST: tl.constexpr):
+    """A value per position, spread over a tile's channels."""
+    return values[:, None] if CHANNELS_LAST else values[None, :]
+
+
+@triton.jit
+def tile_mask(p, c, positions, channels, CHANNELS_LAST: tl.constexpr):
+    """Which elements of the tile of positions ``p`` and channels ``c`` exist."""
+    inside_p, inside_c = p < positions, c < channels
+    return inside_p[:, None] & inside_c[None, :] if CHANNELS_LAST else inside_c[:, None] & inside_p[None, :]
+
+
+@triton.jit
+def taps():
+    """The rows and columns of the 7×7 window and which of them exist: 8×8, so that a tile has 64 columns."""
+    tap = tl.arange(0, 64)
+    ky, kx = tap // 8, tap % 8
+    return ky, kx, (ky < 7) & (kx < 7)
+
+
+@triton.jit
+def load_window(ptr, p, height, width, FLIPPED: tl.constexpr):
+    """The 7×7 neighbourhood of the positions ``p`` in an image of (HW,) float32, (BLOCK_P, 64): 0 outside of the map.
+
+    It is one load, so that each value is asked for once. FLIPPED looks from an input of the convolution to the outputs
+    it takes part in.
+    """
+    ky, kx, exists = taps()
+    dy, dx = ky - 3, kx - 3
+    if FLIPPED:
+        dy, dx = -dy, -dx
+    row, column = p[:, None] // width + dy[None, :], p[:, None] % width + dx[None, :]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    mask = inside & exists[None, :] & (p < height * width)[:, None]
+    return tl.load(ptr + row * width + column, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_taps(weight_ptr):
+    """The 49 weights of one input channel of the convolution, as (64,) columns of a window."""
+    ky, kx, exists = taps()
+    return tl.load(weight_ptr + ky * 7 + kx, mask=exists, other=0.0).to(tl.float32)

@@ -1,0 +1,61 @@
+"""The spatial gate's squeeze: the mean and the maximum over the channels of the channel-gated map."""
+
+import triton
+import triton.language as tl
+
+from .common import load_tile, over_positions
+from .spatial_common import tile_mask
+
+
+@triton.jit
+def spatial_pool_kernel(
+    pooled_ptr,  # (N, 2, HW) float32: the mean, then the maximum
+    x_ptr,  # (N, C, H, W)
+    gate_ptr,  # (N, C) float32
+    stride_xn,
+    stride_xo,
+    channels,
+    positions,
+    UNIT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """mean_c and max_c of u = x · gate, one program per image and BLOCK_P positions.
+
+    A thread adds up, and compares, its own channels; threads meet once, at the end.
+    """
+    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
+    stride_xn, stride_xo = stride_xn * unit, stride_xo * unit
+    if CHANNELS_LAST:
+        channels *= UNIT
+    else:
+        positions *= UNIT
+    # Last block first: the sum over positions went forwards, so the map's end is what the L2 cache still holds.
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    blocks = tl.cdiv(positions, BLOCK_P)
+    n = (pid // blocks).to(tl.int64)
+    p = pid % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+
+    AXIS: tl.constexpr = 1 if CHANNELS_LAST else 0
+    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
+    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
+    total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    best = tl.full((BLOCK_OUTER, BLOCK_INNER), float("-inf"), tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        gate = tl.load(gate_ptr + n * channels + c, mask=c < channels, other=0.0)
+        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
+        outer, inner = (p, c) if CHANNELS_LAST else (c, p)
+        u = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
+        total += u
+        best = tl.maximum(best, tl.where(mask, u, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
+
+    mean = tl.sum(total, axis=AXIS) / channels
+    # tl.max passes over NaN, and PyTorch's maximum does not.
+    is_nan = best != best
+    top = tl.max(tl.where(is_nan, float("inf"), best), axis=AXIS)
+    top = tl.where(tl.max(is_nan.to(tl.int32), axis=AXIS) != 0, float("nan"), top)
+    pooled = pooled_ptr + n * 2 * positions + p
+    tl.store(pooled, mean, mask=p < positions)
+    tl.store(pooled + positions, top, mask=p < positions)

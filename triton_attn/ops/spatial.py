@@ -1,0 +1,182 @@
+"""The launches of the spatial gate: pool over channels, apply both gates, and their backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tuning import rules, spatial_rules
+from . import launch
+from .gating import empty_bits, in_units
+from .layout import empty_map
+
+
+def _over(like: Tensor, channels_last: bool, **maps: Tensor | None) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of one program per image and block of positions, and the arguments that all these kernels have."""
+    batch, channels, height, width = like.shape
+    positions = height * width
+    config = spatial_rules.spatial(channels, positions)
+    unit, strides = in_units(channels_last, channels if channels_last else positions, **maps)
+    sizes = {
+        "channels": channels // unit if channels_last else channels,
+        "positions": positions if channels_last else positions // unit,
+    }
+    grid = (batch * rules.cdiv(positions, config["BLOCK_P"]),)
+    return grid, {**strides, **sizes, "CHANNELS_LAST": channels_last, **config}
+
+
+def pool(x: Tensor, gate: Tensor, channels_last: bool) -> Tensor:
+    """Mean and maximum over the channels of ``x · gate``, ``(N, 2, HW)`` float32; ``gate`` ``(N, C)`` float32."""
+    from ..kernels.spatial_pool import spatial_pool_kernel
+
+    pooled = empty_pooled(x)
+    grid, arguments = _over(x, channels_last, x=x)
+    launch.start(spatial_pool_kernel, grid, x.device, pooled_ptr=pooled, x_ptr=x, gate_ptr=gate, **arguments)
+    return pooled
+
+
+def empty_pooled(x: Tensor, kinds: int = 2) -> Tensor:
+    """Room for ``kinds`` float32 values per position."""
+    return x.new_empty((x.shape[0], kinds, x.shape[2] * x.shape[3]), dtype=torch.float32)
+
+
+def apply_fwd(
+    x: Tensor,
+    gate: Tensor,
+    pooled: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    channels_last: bool,
+    shortcut: Tensor | None,
+    saves: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x · gate · σ(conv(pooled))``, or ``relu(… + shortcut)``.
+
+    With ``saves`` the spatial gate ``(N, 1, HW)`` float32 and the bits of ReLU's mask come with it, else empty tensors.
+    """
+    from ..kernels.spatial_apply import spatial_apply_fwd_kernel
+
+    y = empty_map(x, channels_last)
+    spatial = empty_pooled(x, 1) if saves else x.new_empty(0, dtype=torch.float32)
+    save_bits = saves and shortcut is not None
+    bits = empty_bits(x, channels_last, save_bits)
+    grid, arguments = _over(x, channels_last, y=y, x=x, s=shortcut)
+    launch.start(
+        spatial_apply_fwd_kernel,
+        grid,
+        x.device,
+        y_ptr=y,
+        bits_ptr=bits,
+        spatial_ptr=spatial,
+        x_ptr=x,
+        gate_ptr=gate,
+        pooled_ptr=pooled,
+        conv_weight_ptr=conv_weight.contiguous(),
+        conv_bias_ptr=conv_bias,
+        shortcut_ptr=shortcut,
+        height=x.shape[2],
+        width=x.shape[3],
+        HAS_SHORTCUT=shortcut is not None,
+        SAVE_BITS=save_bits,
+        SAVE_GATE=saves,
+        **arguments,
+    )
+    return y, spatial, bits
+
+
+def reading_bwd(
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    pooled: Tensor,
+    spatial: Tensor,
+    conv_weight: Tensor,
+    channels_last: bool,
+    bits: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two passes that read the map.
+
+    Returns the gradients of ``Σ_c u`` and ``max_c u`` ``(N, 2, HW)``, the channel that is the maximum ``(N, HW)``
+    int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B, 196)``.
+    """
+    from ..kernels.spatial_bwd import spatial_gate_bwd_kernel, spatial_pool_bwd_kernel
+
+    batch, channels, height, width = x.shape
+    blocks = rules.cdiv(height * width, spatial_rules.block_p(height * width))
+    dlogit, dpooled = empty_pooled(x, 1), torch.empty_like(pooled)
+    winner = torch.empty((batch, height * width), dtype=torch.int32, device=x.device)
+    dgate = torch.empty((batch, 2 * blocks, channels), dtype=torch.float32, device=x.device)
+    dtaps = torch.empty((batch, blocks, 196), dtype=torch.float32, device=x.device)
+    grid, arguments = _over(x, channels_last, x=x, g=grad)
+    launch.start(
+        spatial_gate_bwd_kernel,
+        grid,
+        x.device,
+        dlogit_ptr=dlogit,
+        winner_ptr=winner,
+        dgate_ptr=dgate,
+        grad_ptr=grad,
+        bits_ptr=bits,
+        x_ptr=x,
+        gate_ptr=gate,
+        pooled_ptr=pooled,
+        spatial_ptr=spatial,
+        HAS_BITS=bits is not None,
+        **arguments,
+    )
+    grid, arguments = _over(x, channels_last, x=x)
+    launch.start(
+        spatial_pool_bwd_kernel,
+        grid,
+        x.device,
+        dpooled_ptr=dpooled,
+        dtaps_ptr=dtaps,
+        dgate_ptr=dgate,
+        x_ptr=x,
+        pooled_ptr=pooled,
+        dlogit_ptr=dlogit,
+        winner_ptr=winner,
+        conv_weight_ptr=conv_weight.contiguous(),
+        height=height,
+        width=width,
+        **arguments,
+    )
+    return dpooled, winner, dgate, dtaps
+
+
+def apply_bwd(
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    dsum: Tensor,
+    spatial: Tensor,
+    dpooled: Tensor,
+    winner: Tensor,
+    channels_last: bool,
+    bits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, of which only the layout is looked at, and with ``bits`` that of the shortcut, else empty."""
+    from ..kernels.spatial_apply import spatial_apply_bwd_kernel
+
+    dx = empty_map(x, channels_last)
+    dshortcut = None if bits is None else empty_map(x, channels_last)
+    grid, arguments = _over(x, channels_last, x=dx, s=dshortcut, g=grad)
+    launch.start(
+        spatial_apply_bwd_kernel,
+        grid,
+        x.device,
+        dx_ptr=dx,
+        dshortcut_ptr=dshortcut,
+        grad_ptr=grad,
+        bits_ptr=bits,
+        gate_ptr=gate,
+        dsum_ptr=dsum,
+        spatial_ptr=spatial,
+        dpooled_ptr=dpooled,
+        winner_ptr=winner,
+        HAS_SHORTCUT=bits is not None,
+        **arguments,
+    )
+    return dx, x.new_empty(0) if dshortcut is None else dshortcut

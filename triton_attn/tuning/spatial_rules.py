@@ -1,0 +1,52 @@
+"""A config for every launch of CBAM's op by the shape of its tensors.
+
+Blocks of positions split sums, and so do blocks of channels: they go by the map's shape alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from .rules import TILE, cdiv, power_of_two
+
+
+@cache
+def block_p(positions: int) -> int:
+    """Positions of one program.
+
+    Every block writes 4 bytes per channel of partial sums in each of two passes, and reads a border of three rows
+    around it in others: many positions make that little. With more than 128 the window of 7×7 around each of them
+    does not fit the registers. Small maps are cut finer, to have programs enough.
+    """
+    return min(64 if positions <= 256 else 128, max(power_of_two(positions), 8))
+
+
+@cache
+def spatial(channels: int, positions: int) -> dict[str, int]:
+    """Blocks of the kernels that walk over all channels of a block of positions."""
+    block = block_p(positions)
+    # 16 elements to a thread, and as many of a window; bits are packed by eight along a row.
+    block_c = min(64, max(power_of_two(channels), 8))
+    return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": max(block * 64 // 512, 1)}
+
+
+@cache
+def gate_network(channels: int, hidden: int, parts: int) -> dict[str, int]:
+    """Blocks for a program with an image's whole vectors in it."""
+    block_c = power_of_two(channels)
+    block_m = min(power_of_two(hidden), max(4 * TILE // block_c, 1))
+    block_s = min(power_of_two(parts), 16, max(2 * TILE // block_c, 1))
+    return {
+        "BLOCK_S": block_s,
+        "BLOCK_C": block_c,
+        "BLOCK_M": block_m,
+        "num_warps": min(max(block_c * block_m // 1024, 4), 16),
+    }
+
+
+@cache
+def gate_parameters(channels: int, hidden: int) -> tuple[dict[str, int], int]:
+    """Blocks for the sums over the batch, and how many programs a bottleneck takes."""
+    block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
+    config = {"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": 4}
+    return config, cdiv(channels, block_c) * cdiv(hidden, block_m)
