@@ -24,19 +24,30 @@ class NonLocalBlock(reference.NonLocalBlock):
         if return_attention:
             check_returned(x)
         x, channels_last = served(x)
-        packed = self.project_packed(x, channels_last)
-        y = ops.non_local(packed, x=x, shortcut=shortcut)
+        projections = self.projections(x, channels_last)
+        y = ops.non_local(*projections, x=x, shortcut=shortcut)
         if not return_attention:
             return y
         width = self.query_conv.out_channels
-        return y, attention_matrix(packed[..., :width], packed[..., width : 2 * width])
+        q = projections[0][..., :width]
+        k = projections[0][..., width : 2 * width] if len(projections) == 1 else projections[1]
+        return y, attention_matrix(q, k)
 
-    def project_packed(self, x: Tensor, channels_last: bool) -> Tensor:
-        """q, k and v side by side, ``(N, HW, 2C)``: one matrix product in the layout of ``x``."""
+    def projections(self, x: Tensor, channels_last: bool) -> list[Tensor]:
+        """q, k and v, ``(N, HW, channels)`` in the layout of ``x``: side by side in one tensor, or as three.
+
+        One product reads the map once and sums its gradient in one, but has the weights put side by side first, each
+        time. Counted, that costs more than it saves where the weights are larger than twice the map.
+        """
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
-        weight = torch.cat([conv.weight for conv in convolutions])
-        bias = torch.cat([conv.bias for conv in convolutions])
+        weights, biases = [conv.weight for conv in convolutions], [conv.bias for conv in convolutions]
+        if sum(weight.numel() for weight in weights) <= 2 * x.numel():
+            weights, biases = [torch.cat(weights)], [torch.cat(biases)]
         if channels_last or x.shape[2] * x.shape[3] == 0:
-            # A plain product (N·HW, C) × (C, 2C); the rows are a view of the map.
-            return F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1), bias)
-        return F.conv2d(x, weight, bias).flatten(2).transpose(1, 2)
+            # Plain products, (N·HW, C) × (C, channels): the rows are a view of the map.
+            rows = x.flatten(2).transpose(1, 2)
+            return [F.linear(rows, weight.flatten(1), bias) for weight, bias in zip(weights, biases, strict=True)]
+        # Not a product for each image: those would make a weight's gradient for each image too, before it is summed.
+        return [
+            F.conv2d(x, weight, bias).flatten(2).transpose(1, 2) for weight, bias in zip(weights, biases, strict=True)
+        ]
