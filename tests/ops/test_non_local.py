@@ -65,7 +65,9 @@ def test_other_strides(layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_projections_are_one_product_where_the_map_is_larger(shape: tuple[int, ...], count: int, layout: str) -> None:
     block, x = triton_attn.NonLocalBlock(shape[1]), lay_out(torch.randn(shape), layout)
-    projections = block.projections(x, layout == "channels_last")
+    projections = importlib.import_module("triton_attn.blocks.non_local").projections(
+        block, x, layout == "channels_last"
+    )
     assert len(projections) == count
     torch.testing.assert_close(torch.cat(projections, 2), torch.cat(block.project(x), 2))
     # Neither they nor the map are copied on their way into the kernels.

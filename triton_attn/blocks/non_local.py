@@ -24,30 +24,29 @@ class NonLocalBlock(reference.NonLocalBlock):
         if return_attention:
             check_returned(x)
         x, channels_last = served(x)
-        projections = self.projections(x, channels_last)
-        y = ops.non_local(*projections, x=x, shortcut=shortcut)
+        projected = projections(self, x, channels_last)
+        y = ops.non_local(*projected, x=x, shortcut=shortcut)
         if not return_attention:
             return y
         width = self.query_conv.out_channels
-        q = projections[0][..., :width]
-        k = projections[0][..., width : 2 * width] if len(projections) == 1 else projections[1]
+        q = projected[0][..., :width]
+        k = projected[0][..., width : 2 * width] if len(projected) == 1 else projected[1]
         return y, attention_matrix(q, k)
 
-    def projections(self, x: Tensor, channels_last: bool) -> list[Tensor]:
-        """q, k and v, ``(N, HW, channels)`` in the layout of ``x``: side by side in one tensor, or as three.
 
-        One product reads the map once and sums its gradient in one, but has the weights put side by side first, each
-        time. Counted, that costs more than it saves where the weights are larger than twice the map.
-        """
-        convolutions = (self.query_conv, self.key_conv, self.value_conv)
-        weights, biases = [conv.weight for conv in convolutions], [conv.bias for conv in convolutions]
-        if sum(weight.numel() for weight in weights) <= 2 * x.numel():
-            weights, biases = [torch.cat(weights)], [torch.cat(biases)]
-        if channels_last or x.shape[2] * x.shape[3] == 0:
-            # Plain products, (N·HW, C) × (C, channels): the rows are a view of the map.
-            rows = x.flatten(2).transpose(1, 2)
-            return [F.linear(rows, weight.flatten(1), bias) for weight, bias in zip(weights, biases, strict=True)]
-        # Not a product for each image: those would make a weight's gradient for each image too, before it is summed.
-        return [
-            F.conv2d(x, weight, bias).flatten(2).transpose(1, 2) for weight, bias in zip(weights, biases, strict=True)
-        ]
+def projections(block: reference.NonLocalBlock, x: Tensor, channels_last: bool) -> list[Tensor]:
+    """q, k and v, ``(N, HW, channels)`` in the layout of ``x``: side by side in one tensor, or as three.
+
+    One product reads the map once and sums its gradient in one, but has the weights put side by side first, each
+    time. Counted, that costs more than it saves where the weights are larger than twice the map.
+    """
+    convolutions = (block.query_conv, block.key_conv, block.value_conv)
+    weights, biases = [conv.weight for conv in convolutions], [conv.bias for conv in convolutions]
+    if sum(weight.numel() for weight in weights) <= 2 * x.numel():
+        weights, biases = [torch.cat(weights)], [torch.cat(biases)]
+    if channels_last or x.shape[2] * x.shape[3] == 0:
+        # Plain products, (N·HW, C) × (C, channels): the rows are a view of the map.
+        rows = x.flatten(2).transpose(1, 2)
+        return [F.linear(rows, weight.flatten(1), bias) for weight, bias in zip(weights, biases, strict=True)]
+    # Not a product for each image: those would make a weight's gradient for each image too, before it is summed.
+    return [F.conv2d(x, weight, bias).flatten(2).transpose(1, 2) for weight, bias in zip(weights, biases, strict=True)]

@@ -210,9 +210,9 @@ def keys_bwd(
     slice_d, slice_v = min(d, most), min(v, most)
     warps, stages = 8, 2
     for whole_d, whole_v in ((True, True), (True, False), (False, False)):
-        if (whole_d and not held(d, most if channels_last else 256, itemsize)) or (
-            whole_v and not held(v, most, itemsize)
-        ):
+        # Before Hopper a factor that lies channel by channel goes through registers: too many of them, held whole.
+        most_held = most if channels_last else 256 if roomy(chip) else 64
+        if (whole_d and not held(d, most_held, itemsize)) or (whole_v and not held(v, most, itemsize)):
             continue
         for n, m in tiles(itemsize, chip):
             kept = d * whole_d + v * (whole_v and needs_k)
