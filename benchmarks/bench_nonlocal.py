@@ -84,7 +84,7 @@ PROVIDERS: dict[str, Callable[[], Attention]] = {
     "ours": lambda: functional.nonlocal_attention,
     "reference": lambda: nonlocal_attention,
     "eager": lambda: attend_explicit,
-    "compile": lambda: torch.compile(attend_explicit, dynamic=False),  # type: ignore[return-value]
+    "compile": lambda: torch.compile(attend_explicit, dynamic=False),
     "sdpa": lambda: sdpa(None),
     "sdpa-flash": lambda: sdpa(SDPBackend.FLASH_ATTENTION),
     "sdpa-efficient": lambda: sdpa(SDPBackend.EFFICIENT_ATTENTION),

@@ -41,7 +41,8 @@ def projections(block: reference.NonLocalBlock, x: Tensor, channels_last: bool) 
     time. Counted, that costs more than it saves where the weights are larger than twice the map.
     """
     convolutions = (block.query_conv, block.key_conv, block.value_conv)
-    weights, biases = [conv.weight for conv in convolutions], [conv.bias for conv in convolutions]
+    weights: list[Tensor] = [conv.weight for conv in convolutions]
+    biases: list[Tensor] = [conv.bias for conv in convolutions]  # type: ignore[misc]
     if sum(weight.numel() for weight in weights) <= 2 * x.numel():
         weights, biases = [torch.cat(weights)], [torch.cat(biases)]
     if channels_last or x.shape[2] * x.shape[3] == 0:

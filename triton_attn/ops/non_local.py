@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -87,7 +87,8 @@ def problem(q: Tensor, k: Tensor | None, v: Tensor | None, value_width: int, cha
         q, k, v = q.split(split_sizes(q, value_width), dim=2)
     if channels_last is None:
         channels_last = q.stride(2) == 1 or q.stride(1) != 1
-    return Problem(*(laid_out(t, channels_last) for t in (q, k, v)), channels_last)
+    q, k, v = (laid_out(t, channels_last) for t in (q, k, v))
+    return Problem(q, k, v, channels_last)
 
 
 def split_sizes(packed: Tensor, value_width: int) -> list[int]:
@@ -111,6 +112,10 @@ def empty_rows(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, channels_l
     return torch.empty((shape[0], shape[2], shape[1]), dtype=dtype, device=t.device).transpose(1, 2)
 
 
+@overload
+def map_rows(t: Tensor) -> Tensor: ...
+@overload
+def map_rows(t: None) -> None: ...
 def map_rows(t: Tensor | None) -> Tensor | None:
     """A map ``(N, C, H, W)`` as ``(N, H·W, C)``, which is a view in the layouts served; what is no map stays."""
     return t if t is None or t.dim() == 3 else t.flatten(2).transpose(1, 2)
@@ -355,6 +360,7 @@ def _prepare_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensors]:
     """Room for the masked gradient and those of q, k and v, each None where not needed, and the op's results."""
     masked = dq = dk = dv = None
+    results: list[Tensor | None]
     if or_none(bits) is not None:
         masked = torch.empty(
             grad.shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(channels_last)
@@ -363,13 +369,13 @@ def _prepare_bwd(
         packed = empty_rows(q, tuple(q.shape), q.dtype, channels_last) if needs_q else None
         if packed is not None:
             dq, dk, dv = packed.split(split_sizes(packed, value_width), dim=2)
-        results = (masked, packed, None, None)
+        results = [masked, packed, None, None]
     else:
         dq, dk, dv = (
             empty_rows(t, tuple(t.shape), t.dtype, channels_last) if needed else None
             for t, needed in ((given.q, needs_q), (given.k, needs_k), (given.v, needs_v))
         )
-        results = (masked, dq, dk, dv)
+        results = [masked, dq, dk, dv]
     return masked, dq, dk, dv, tuple(or_empty(q, each) for each in results)
 
 
@@ -549,23 +555,22 @@ class _NonLocal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        needs_x, *needs, needs_shortcut, _, _ = ctx.needs_input_grad
+        needs_x, needs_shortcut, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4], ctx.needs_input_grad[1:4]
         if grad is None:
             return (None,) * 7
         if grad.dim() == 4:
             # In the layout of x here already: the residual's gradient is this one too.
             grad, _ = served(grad, ctx.channels_last)
-        masked, grads = grad, (None,) * 3
+        masked: Tensor = grad
+        grads: list[Tensor | None] = [None] * 3
         if any(needs) or ctx.dtypes[1] is not None:
             masked, *grads = _backward_op(
                 grad, *ctx.saved_tensors, ctx.scale, ctx.value_width, ctx.channels_last, *needs
             )
             if ctx.dtypes[1] is None:
                 masked = grad  # no ReLU: the residual's gradient is that of the output
-        dx, dshortcut = (
-            masked.to(dtype) if needed else None
-            for dtype, needed in zip(ctx.dtypes, (needs_x, needs_shortcut), strict=True)
-        )
+        dx = masked.to(ctx.dtypes[0]) if needs_x else None
+        dshortcut = masked.to(ctx.dtypes[1]) if needs_shortcut else None
         # What was not asked for came back empty.
         return dx, *(each if needed else None for each, needed in zip(grads, needs, strict=True)), dshortcut, None, None
 

@@ -60,7 +60,7 @@ def chip_of(device: torch.device) -> Chip:
 def _queried(device: torch.device) -> Chip:
     if torch.version.hip is not None:
         return Chip(64 * 1024, amd=True)
-    return Chip(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    return Chip(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
 def precision(dtype: torch.dtype, chip: Chip) -> str:
@@ -135,7 +135,9 @@ def forward(width: int, value_width: int, itemsize: int, chip: Chip, channels_la
 
 def widest(itemsize: int, chip: Chip) -> int:
     """The most channels that a program sums, for each of 64 positions."""
-    return 512 if itemsize == 2 and not chip.amd else 128
+    if itemsize == 2 and not chip.amd:
+        return 512
+    return 128 if chip.amd or chip.shared > 96 * 1024 else 64
 
 
 def held(size: int, most: int, itemsize: int) -> bool:
