@@ -560,7 +560,7 @@ class _NonLocal(torch.autograd.Function):
             return (None,) * 7
         if grad.dim() == 4:
             # In the layout of x here already: the residual's gradient is this one too.
-            grad, _ = served(grad, ctx.channels_last)
+            grad = served(grad, ctx.channels_last)[0]
         masked: Tensor = grad
         grads: list[Tensor | None] = [None] * 3
         if any(needs) or ctx.dtypes[1] is not None:
