@@ -5,28 +5,41 @@ Source: Wang et al., "Non-local Neural Networks", https://arxiv.org/abs/1711.079
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import AttentionBlock, add_shortcut, check_map, hidden_channels
+from .channel_gate import check_choice
+from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_channels
 
 # Up to this many positions the (HW × HW) matrix of an image is small (4 MB in float32), and building it is the
 # faster way; above it the matrix is never in memory.
 EXPLICIT_POSITIONS = 1024
 
 
-def attend_explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``softmax(q kᵀ) v`` with the whole matrix in memory: the formula itself, and the oracle of the tests.
+# ``return_attention`` gives no larger matrix: 64 MB an image in float32.
+RETURNED_POSITIONS = 4096
+MODES = ("softmax", "dot")
+
+
+def attend_explicit(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
+    """``softmax(scale · q kᵀ) v`` with the whole matrix in memory: the formula itself, and the oracle of the tests.
 
     ``q`` ``(N, L, d)``, ``k`` ``(N, S, d)``, ``v`` ``(N, S, dv)``; returns ``(N, L, dv)``.
     """
-    return torch.softmax(q @ k.transpose(1, 2), dim=-1) @ v
+    return attention_matrix(q, k, scale) @ v
 
 
-def attend_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention_matrix(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
+    """``softmax(scale · q kᵀ)`` over the keys, ``(N, L, S)``."""
+    scores = q @ k.transpose(1, 2)
+    return torch.softmax(scores if scale == 1.0 else scale * scores, dim=-1)
+
+
+def attend_linear(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """The same in memory that grows with L + S, not L · S. Shapes as in :func:`attend_explicit`.
 
     PyTorch's tiled attention wants q, k and v of one width: the narrower are padded with zeros, which leave
@@ -35,7 +48,67 @@ def attend_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     width, value_width = max(q.shape[-1], v.shape[-1]), v.shape[-1]
     q, k, v = (F.pad(t, (0, width - t.shape[-1])).contiguous().unsqueeze(1) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)[..., :value_width]
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).squeeze(1)[..., :value_width]
+
+
+def attend_dot(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
+    """``scale / S · q kᵀ v``: no softmax, so the products go in the order that costs less. Shapes as above.
+
+    The mean over the keys is taken where they are summed, in the product's own accumulators: no sum overflows.
+    """
+    (_, length, width), (_, source, value_width) = q.shape, v.shape
+    nothing = q.new_zeros((1, 1, 1))
+    in_order = length * source * (width + value_width) < (length + source) * width * value_width
+    if in_order and length * source <= EXPLICIT_POSITIONS**2:
+        scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=scale / source)
+        return scores @ v
+    return q @ torch.baddbmm(nothing, k.transpose(1, 2), v, beta=0, alpha=scale / source)
+
+
+def nonlocal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mode: str = "softmax") -> Tensor:
+    """:func:`triton_attn.functional.nonlocal_attention` in plain PyTorch."""
+    if mode == "dot":
+        return attend_dot(q, k, v, scale)
+    small = q.shape[1] * k.shape[1] <= EXPLICIT_POSITIONS**2
+    return attend_explicit(q, k, v, scale) if small else attend_linear(q, k, v, scale)
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mode: str) -> None:
+    """Raise a ValueError or TypeError that names the argument unless these can attend to each other."""
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor of shape (N, positions, channels), got {type(t).__name__}")
+        if t.dim() != 3:
+            raise ValueError(f"{name} must be 3-D, (N, positions, channels), got shape {tuple(t.shape)}")
+        if t.dtype not in FLOATS:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
+        if t.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+            raise TypeError(f"{name} is {t.dtype}, but q is {q.dtype}: convert one of them, or use torch.autocast")
+        if t.device != q.device:
+            raise ValueError(f"{name} is on {t.device}, but q is on {q.device}")
+        if t.shape[0] != q.shape[0]:
+            raise ValueError(f"{name} must have q's batch of {q.shape[0]}, got shape {tuple(t.shape)}")
+        if t.shape[2] == 0:
+            raise ValueError(f"{name} must have at least 1 channel, got shape {tuple(t.shape)}")
+    if k.shape[2] != q.shape[2]:
+        raise ValueError(f"k must have q's {q.shape[2]} channels, got shape {tuple(k.shape)}")
+    if v.shape[1] != k.shape[1]:
+        raise ValueError(f"v must have k's {k.shape[1]} positions, got shape {tuple(v.shape)}")
+    if k.shape[1] == 0 and q.shape[1] > 0:
+        raise ValueError("k must have at least 1 position for q to attend to, got none")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale!r}")
+    check_choice("mode", mode, MODES)
+
+
+def check_returned(x: Tensor) -> None:
+    """Raise a ValueError where the matrix of ``x`` is too large to be looked at."""
+    positions = x.shape[2] * x.shape[3]
+    if positions > RETURNED_POSITIONS:
+        raise ValueError(
+            f"return_attention gives a matrix of positions × positions, for up to {RETURNED_POSITIONS} of them; "
+            f"this {x.shape[2]}×{x.shape[3]} map has {positions}. attention_from(x, positions) gives single rows of it"
+        )
 
 
 class NonLocalBlock(AttentionBlock):
@@ -62,12 +135,26 @@ class NonLocalBlock(AttentionBlock):
         self.key_conv = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
         self.value_conv = nn.Conv2d(in_channels, in_channels, kernel_size=1, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, shortcut: Tensor | None = None, *, return_attention: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the new map, or ``relu(new + shortcut)``.
 
         Memory grows with H·W: above 1024 positions no (HW × HW) matrix is built, forward or backward.
+
+        Args:
+            x, shortcut: the map, and what is added behind the block.
+            return_attention: also return the matrix ``(N, HW, HW)``, for looking at: row i is where position i looks.
+
+        Raises:
+            ValueError: the matrix of a map of more than 4096 positions was asked for.
         """
         check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
+        if return_attention:
+            check_returned(x)
+            q, k, v = self.project(x)
+            matrix = attention_matrix(q, k)
+            return self._add(matrix.to(v.dtype) @ v, x, shortcut), matrix
         attend = attend_explicit if x.shape[2] * x.shape[3] <= EXPLICIT_POSITIONS else attend_linear
         return self._attend(attend, x, shortcut)
 
@@ -77,12 +164,19 @@ class NonLocalBlock(AttentionBlock):
         return self._attend(attend_explicit, x, shortcut)
 
     def _attend(self, attend: Callable[..., Tensor], x: Tensor, shortcut: Tensor | None) -> Tensor:
-        attended = attend(*self.project(x)).transpose(1, 2).reshape(x.shape)
-        return add_shortcut(x + attended, shortcut)
+        return self._add(attend(*self.project(x)), x, shortcut)
+
+    def _add(self, attended: Tensor, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        return add_shortcut(x + attended.transpose(1, 2).reshape(x.shape), shortcut)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k ``(N, HW, C // 2)`` and v ``(N, HW, C)`` of the map."""
-        q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        convolutions = (self.query_conv, self.key_conv, self.value_conv)
+        if x.shape[2] * x.shape[3] == 0:  # of which a convolution makes nothing
+            rows = x.flatten(2).transpose(1, 2)
+            q, k, v = (F.linear(rows, conv.weight.flatten(1), conv.bias) for conv in convolutions)
+        else:
+            q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in convolutions)
         return q, k, v
 
     def attention_from(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:

@@ -30,10 +30,10 @@ def test_asking_for_triton_where_it_cannot_serve_is_an_error() -> None:
 
 
 def test_a_block_without_kernels_says_so() -> None:
-    block, x = triton_attn.NonLocalBlock(32), torch.randn(1, 32, 3, 3)
-    block(x)
+    x = torch.randn(1, 32, 3, 3)
+    assert not backend.use_triton(x, kernels=False)
     with triton_attn.use_backend("triton"), pytest.raises(triton_attn.BackendError, match="no Triton kernels yet"):
-        block(x)
+        backend.use_triton(x, kernels=False)
 
 
 def test_contexts_nest_and_end() -> None:

@@ -6,10 +6,12 @@ in the channels_last layout are served as they are, and the result has the layou
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import backend, ops
 from .reference import channel_gate as plain
+from .reference import non_local as plain_non_local
 from .reference.attention_gate import attention_gate as plain_attention_gate
 from .reference.attention_gate import check_gate_network as check_attention_gate_network
 from .reference.attention_gate import check_gating
@@ -262,3 +264,29 @@ def attention_gate(
     if backend.use_triton(x):
         return ops.attention_gate(x, *weights, gating, shortcut)
     return plain_attention_gate(x, *weights, gating, shortcut)
+
+
+def nonlocal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mode: str = "softmax") -> Tensor:
+    """``softmax(scale · q kᵀ) v``, or with mode ``"dot"`` ``scale / S · q kᵀ v``; returns ``(N, L, dv)``.
+
+    Memory grows with L + S: the (L × S) matrix is built on small maps alone. The widths d and dv are any, and any
+    positions or channels may be contiguous in memory; those of ``q`` decide which are in the result.
+
+    Args:
+        q: ``(N, L, d)``, the queries.
+        k: ``(N, S, d)``, the keys, as many as there are values, and as many as queries or not.
+        v: ``(N, S, dv)``, the values.
+        scale: of the scores; 1 is the block's.
+        mode: ``"softmax"``, or ``"dot"``: library products on every backend, in the order that costs less.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or of another dtype than the others outside of autocast.
+        ValueError: shapes, devices or choices that do not fit together.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
+    """
+    plain_non_local.check_attention(q, k, v, scale, mode)
+    if torch.is_autocast_enabled(q.device.type) and torch.float64 not in (q.dtype, k.dtype, v.dtype):
+        q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
+    if mode == "softmax" and backend.use_triton(q):
+        return ops.non_local(q, k, v, scale=scale)
+    return plain_non_local.nonlocal_attention(q, k, v, scale, mode)

@@ -1,0 +1,227 @@
+"""Non-local attention on a GPU, at ResNet-50's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import triton_attn
+from tests.parity import assert_within, away_from_the_kink, largest_error, run
+from triton_attn import functional, reference
+from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
+
+pytestmark = pytest.mark.gpu
+
+SITES = [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def float32_in_full() -> Iterator[None]:
+    """Convolutions take tf32 where matrix products do not: not here."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, count: int) -> list[Tensor]:
+    return [torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=memory_format) for _ in range(count)]
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_shortcut", [False, True], ids=["plain", "shortcut"])
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_parity(
+    site: tuple[int, int, int], with_shortcut: bool, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    keywords = ["shortcut"] if with_shortcut else []
+    errors: list[list[float]] = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        fast = triton_attn.NonLocalBlock(site[0], device="cuda", dtype=dtype)
+        exact = reference.NonLocalBlock(site[0], device="cuda", dtype=torch.float64)
+        exact.load_state_dict(fast.state_dict())
+        *inputs, grad = draw((2, *site), dtype, memory_format, 2 + with_shortcut)
+        if with_shortcut:
+            with torch.no_grad():
+                grad = away_from_the_kink(grad, exact(inputs[0].double()) + inputs[1].double())
+        with triton_attn.use_backend("reference"):
+            plain_y, plain_grads = run(fast, inputs, grad, keywords)
+        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
+        plain, right = [plain_y, *plain_grads], [exact_y, *exact_grads]
+        errors.append([largest_error(a, b) for a, b in zip(plain, right, strict=True)])
+
+    with triton_attn.use_backend("triton"):
+        y, grads = run(fast, inputs, grad, keywords)
+        again, grads_again = run(fast, inputs, grad, keywords)
+    assert y.stride() == inputs[0].stride()
+    names = ["y", "x", *keywords, *dict(fast.named_parameters())]
+    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
+        if name != "key_conv.bias":  # zero but for rounding: it shifts whole rows of scores
+            assert_within(ours, plain[i], right[i], name, plain_error=max(each[i] for each in errors))
+    assert torch.equal(y, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+# (L, S, d, dv): widths and sizes that are no power of two, one and several slices, other keys than queries.
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1),
+        (7, 300, 48, 8),
+        (1000, 333, 32, 64),
+        (333, 1000, 128, 256),
+        (65, 64, 64, 600),
+        (4096, 4096, 512, 1024),
+        (1025, 1025, 1024, 2048),
+    ],
+    ids=str,
+)
+def test_attention_parity(shape: tuple[int, int, int, int], dtype: torch.dtype, transposed: bool) -> None:
+    length, source, d, dv = shape
+    errors, results = [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        q, k, v, grad = (
+            (torch.randn(2, *(size[::-1] if transposed else size), device="cuda") * scale).to(dtype)
+            for size, scale in (
+                ((length, d), d**-0.25),
+                ((source, d), d**-0.25),
+                ((source, dv), 1),
+                ((length, dv), 1),
+            )
+        )
+        if transposed:
+            q, k, v, grad = (t.transpose(1, 2) for t in (q, k, v, grad))
+        results = []
+        for attend, cast in ((nonlocal_attention, dtype), (attend_explicit, torch.float64)):
+            leaves = [t.detach().to(cast).requires_grad_() for t in (q, k, v)]
+            y = attend(*leaves)
+            results.append([y.detach(), *torch.autograd.grad(y, leaves, grad.to(cast))])
+        errors.append([largest_error(a, b) for a, b in zip(*results, strict=True)])
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    with triton_attn.use_backend("triton"):
+        y = functional.nonlocal_attention(*leaves)
+    ours = [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+    for i, name in enumerate(("y", "q", "k", "v")):
+        assert_within(ours[i], results[0][i], results[1][i], name, plain_error=max(each[i] for each in errors))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_an_image_does_not_depend_on_its_batch(site: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """The attention itself: the projections are the library's product, whose order may go by the batch."""
+    torch.manual_seed(0)
+    positions, c = site[1] * site[2], site[0]
+    q, k, v = (torch.randn(5, positions, width, device="cuda").to(dtype) * 0.2 for width in (c // 2, c // 2, c))
+    whole = functional.nonlocal_attention(q, k, v)
+    for i in (0, 4):
+        assert torch.equal(whole[i : i + 1], functional.nonlocal_attention(*(t[i : i + 1] for t in (q, k, v))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_scores_and_values_that_are_not_finite(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 64, device="cuda").to(dtype) for n in (200, 300, 300))
+    y = functional.nonlocal_attention(20 * q, 20 * k, v)
+    exact = attend_explicit((20 * q).double(), (20 * k).double(), v.double())
+    torch.testing.assert_close(y.double(), exact, atol=2e-2, rtol=2e-2)
+    k[0, 7, 3] = float("inf")
+    k[1, :100] = -float("inf")
+    q[1] = q[1].abs()
+    exact = attend_explicit(q.double(), k.double(), v.double())
+    y = functional.nonlocal_attention(q, k, v)
+    assert torch.equal(y.isnan(), exact.isnan())
+    torch.testing.assert_close(y.double(), exact, atol=2e-2, rtol=2e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_float32_products_follow_the_setting(setting: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 500, width, device="cuda") * 0.2 for width in (64, 64, 128))
+    exact = attend_explicit(*(t.double() for t in (q, k, v)))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        error = largest_error(functional.nonlocal_attention(q, k, v), exact)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert error < (2e-6 if setting == "highest" else 2e-3)
+
+
+@pytest.mark.parametrize("channels", [64, 1024])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_as_one_graph(dynamic: bool, channels: int) -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    block = triton_attn.NonLocalBlock(channels, device="cuda")
+    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    x, shortcut, grad = draw((4, channels, 14, 14), torch.float32, torch.channels_last, 3)
+    y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+    leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
+    compiled_y = compiled(leaves[0], shortcut=leaves[1])
+    torch.testing.assert_close(compiled_y, y, atol=1e-4, rtol=1e-4)
+    for ours, right in zip(torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad), grads, strict=True):
+        torch.testing.assert_close(ours, right, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [64, 1024])
+def test_cuda_graph(channels: int) -> None:
+    torch.manual_seed(0)
+    block = triton_attn.NonLocalBlock(channels, device="cuda", dtype=torch.bfloat16)
+    x, shortcut, grad = draw((8, channels, 14, 14), torch.bfloat16, torch.channels_last, 3)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run(block, [x, shortcut], grad, ["shortcut"])  # compiles the kernels, and wakes the library
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+    for t in (x, shortcut, grad):
+        t.copy_(torch.randn_like(t))
+    graph.replay()
+    right, right_grads = run(block, [x, shortcut], grad, ["shortcut"])
+    torch.testing.assert_close(y, right)
+    for a, b in zip(grads, right_grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_training_step(dtype: torch.dtype) -> None:
+    """ResNet-50 with non-local at the default sites: the loss of the plain twins, and both blocks on Triton."""
+    torch.manual_seed(0)
+    fast = triton_attn.resnet50("nonlocal", num_classes=10).cuda().to(memory_format=torch.channels_last)
+    plain = reference.build_resnet("resnet50", "nonlocal", num_classes=10).cuda()
+    plain = plain.to(memory_format=torch.channels_last)
+    plain.load_state_dict(fast.state_dict())
+    images = torch.randn(2, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(2, device="cuda")
+    losses = []
+    for model in (fast, plain):
+        with torch.autocast("cuda", dtype):
+            losses.append(torch.nn.functional.cross_entropy(model(images), labels))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1], atol=5e-2, rtol=5e-2)
+    assert all(p.grad.isfinite().all() for p in fast.parameters())
+    assert {entry.backend for entry in triton_attn.explain(fast, images)} == {"triton"}
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
+def test_memory_is_linear(memory_format: torch.memory_format) -> None:
+    """A training step of the block on 256 × 256 positions: the matrix would take 17 GB."""
+    block = triton_attn.NonLocalBlock(64, device="cuda", dtype=torch.bfloat16)
+    x, grad = draw((1, 64, 256, 256), torch.bfloat16, memory_format, 2)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(block, [x], grad)
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < 16 * x.nbytes

@@ -1,0 +1,618 @@
+"""Non-local attention under the interpreter, against the reference in float64."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import triton_attn
+from tests.parity import DTYPES, assert_within, check_block, largest_error, lay_out, run, twins
+from triton_attn import functional, reference
+from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
+from triton_attn.tuning import attention_rules
+
+pytestmark = [
+    pytest.mark.interpreter,
+    # NumPy's, where infinities meet in the interpreter, as they are meant to.
+    pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|All-NaN slice) encountered:RuntimeWarning"),
+]
+
+LAYOUTS = ("contiguous", "channels_last")
+
+
+def build(channels: int) -> Any:
+    """A block whose key bias is no parameter.
+
+    Its gradient is zero: a bias of the keys adds the same to a whole row of scores. What rounding leaves of it is no
+    measure of anything, and has a test of its own.
+    """
+
+    def make(package: Any) -> nn.Module:
+        block = package.NonLocalBlock(channels)
+        bias = block.key_conv.bias.detach()
+        del block.key_conv.bias
+        block.key_conv.register_buffer("bias", bias)
+        return block
+
+    return make
+
+
+# (C, H, W): both ways, one and several blocks of queries and of keys, widths and sizes that are no power of two.
+MAPS = [(2, 1, 1), (16, 1, 1), (128, 3, 3), (16, 7, 1), (64, 7, 7), (96, 8, 8), (2, 5, 13), (128, 14, 14), (16, 15, 20)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", MAPS, ids=str)
+def test_block_parity(size: tuple[int, int, int], dtype: torch.dtype, layout: str) -> None:
+    with_shortcut = (size[0] > 2) == (layout == "contiguous")
+    check_block(build(size[0]), (2, *size), dtype, layout, with_shortcut=with_shortcut)
+
+
+@pytest.mark.parametrize("layout", ["batch slice", "channel slice", "transposed"])
+def test_other_strides(layout: str) -> None:
+    check_block(build(24), (2, 24, 5, 4), torch.float32, layout, with_shortcut=True)
+
+
+@pytest.mark.parametrize(("shape", "count"), [((2, 16, 5, 5), 1), ((1, 64, 2, 2), 3)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_projections_are_one_product_where_the_map_is_larger(shape: tuple[int, ...], count: int, layout: str) -> None:
+    block, x = triton_attn.NonLocalBlock(shape[1]), lay_out(torch.randn(shape), layout)
+    projections = importlib.import_module("triton_attn.blocks.non_local").projections(
+        block, x, layout == "channels_last"
+    )
+    assert len(projections) == count
+    torch.testing.assert_close(torch.cat(projections, 2), torch.cat(block.project(x), 2))
+    # Neither they nor the map are copied on their way into the kernels.
+    assert all((t.stride(2) == 1) == (layout == "channels_last") for t in projections)
+    if layout == "channels_last":
+        assert x.flatten(2).transpose(1, 2).is_contiguous()
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def with_gradients(attend: Any, inputs: list[Tensor], grad: Tensor, **arguments: Any) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = attend(*leaves, **arguments)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
+
+
+def check_attention(
+    length: int, source: int, d: int, dv: int, dtype: torch.dtype, transposed: bool = False, scale: float = 1.0
+) -> None:
+    """Hold the function to the rule; plain PyTorch's error is the largest of several draws."""
+    drawn = []
+    for seed in range(0, 12, 4):
+        sizes = ((length, d), (source, d), (source, dv), (length, dv))
+        q, k, v, grad = (
+            draw(2, *(size[::-1] if transposed else size), dtype=dtype, seed=seed + i, scale=d**-0.25 if i < 2 else 1)
+            for i, size in enumerate(sizes)
+        )
+        if transposed:
+            q, k, v, grad = (t.transpose(1, 2) for t in (q, k, v, grad))
+        plain = with_gradients(nonlocal_attention, [q, k, v], grad, scale=scale)
+        exact = with_gradients(attend_explicit, [t.double() for t in (q, k, v)], grad.double(), scale=scale)
+        drawn.append(((q, k, v, grad), plain, exact))
+    (q, k, v, grad), plain, exact = drawn[0]
+    with triton_attn.use_backend("triton"):
+        ours = with_gradients(functional.nonlocal_attention, [q, k, v], grad, scale=scale)
+    for i, name in enumerate(("y", "q", "k", "v")):
+        plain_error = max(largest_error(each[1][i], each[2][i]) for each in drawn)
+        assert_within(ours[i], plain[i], exact[i], name, plain_error=plain_error)
+
+
+# (L, S, d, dv): every width and size is covered, in pairs of unequal ones.
+SHAPES = [
+    (1, 1, 1, 1),
+    (7, 7, 8, 1),
+    (49, 49, 1, 32),
+    (64, 65, 32, 48),
+    (65, 64, 48, 64),
+    (196, 196, 64, 128),
+    (300, 300, 32, 64),
+    (7, 300, 128, 8),
+    (300, 7, 8, 256),
+    (49, 196, 256, 48),
+    (65, 49, 64, 256),
+    (33, 70, 300, 600),
+]
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["positions", "channels"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_parity(shape: tuple[int, int, int, int], dtype: torch.dtype, transposed: bool) -> None:
+    check_attention(*shape, dtype, transposed)
+
+
+@pytest.mark.parametrize("scale", [0.125, -2.0, 0.0])
+@pytest.mark.parametrize("shape", [(20, 30, 16, 8), (20, 30, 16, 128)], ids=["tiled", "whole"])
+def test_scale(shape: tuple[int, int, int, int], scale: float) -> None:
+    assert attention_rules.keeps_rows(shape[2], shape[3], *shape[:2]) == (shape[3] == 128)
+    check_attention(*shape, torch.float32, scale=scale)
+
+
+@pytest.mark.parametrize("chip", [attention_rules.Chip(64 * 1024, amd=True), attention_rules.Chip(227 * 1024)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 70, 160, 96), (40, 100, 40, 600), (300, 30, 600, 40)], ids=str)
+def test_tiles_of_other_chips(shape: tuple[int, int, int, int], chip: attention_rules.Chip) -> None:
+    with attention_rules.assume(chip):
+        check_attention(*shape, torch.float16)
+
+
+@pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
+@pytest.mark.parametrize("size", [6, 40])
+def test_scores_that_overflow_a_naive_softmax(size: float, dv: int) -> None:
+    """Scores of some hundreds, and of over ten thousand, which float32 itself knows to a thousandth only."""
+    q, k, v, grad = (draw(1, n, c, seed=i) for i, (n, c) in enumerate(((40, 8), (70, 8), (70, dv), (40, dv))))
+    q, k = size * q, size * k
+    scores = q @ k.transpose(1, 2)
+    assert scores.exp().isinf().any()
+    ours = with_gradients(functional.nonlocal_attention, [q, k, v], grad)
+    exact = with_gradients(attend_explicit, [t.double() for t in (q, k, v)], grad.double())
+    known = 2 * torch.finfo(torch.float32).eps * scores.abs().max().item()
+    # Of dq and dk, what the scores' gradients may be, times k and q: dq is a difference of such terms.
+    dscore = (grad @ v.transpose(1, 2)).abs().max()
+    scales = (v.abs().max(), dscore * k.abs().max(), dscore * q.abs().max(), exact[3].abs().max())
+    for a, b, scale in zip(ours, exact, scales, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0.0, atol=known * scale.item())
+
+
+@pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
+def test_rows_of_equal_scores_are_means(dv: int) -> None:
+    q, k, v, grad = (draw(1, n, c, seed=i) for i, (n, c) in enumerate(((33, 8), (65, 8), (65, dv), (33, dv))))
+    k = k[:, :1].expand(1, 65, 8)
+    y, dq, dk, dv_ = with_gradients(functional.nonlocal_attention, [q, k, v], grad)
+    torch.testing.assert_close(y, v.mean(1, keepdim=True).expand_as(y), atol=1e-5, rtol=1e-5)
+    exact = with_gradients(attend_explicit, [t.double() for t in (q, k, v)], grad.double())
+    for ours, right in zip((y, dq, dk, dv_), exact, strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
+@pytest.mark.parametrize(
+    ("tensor", "value"), [("q", float("nan")), ("k", float("nan")), ("v", float("inf")), ("k", float("inf"))]
+)
+def test_values_that_are_not_finite(tensor: str, value: float, dv: int) -> None:
+    """One of a key's channels is infinite: its scores are +inf for some queries, and -inf for the others."""
+    inputs = {name: draw(2, n, c, seed=i) for i, (name, n, c) in enumerate((("q", 33, 4), ("k", 70, 4), ("v", 70, dv)))}
+    inputs[tensor][0, 5, 1] = value
+    grad = draw(2, 33, dv, seed=9)
+    ours = with_gradients(functional.nonlocal_attention, list(inputs.values()), grad)
+    exact = with_gradients(attend_explicit, [t.double() for t in inputs.values()], grad.double())
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
+def test_a_block_of_keys_of_score_minus_infinity(dv: int) -> None:
+    """The first 64 keys have no weight at all: the sums must begin with those behind them."""
+    q, k, v = draw(1, 20, 1, seed=1).abs(), draw(1, 130, 1, seed=2), draw(1, 130, dv, seed=3)
+    k[:, :64] = -float("inf")
+    y = functional.nonlocal_attention(q, k, v)
+    torch.testing.assert_close(y.double(), attend_explicit(q.double(), k.double(), v.double()), atol=1e-5, rtol=1e-5)
+    k[:] = -float("inf")
+    assert functional.nonlocal_attention(q, k, v).isnan().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(16, 9, 8), (64, 5, 5)], ids=["tiled", "whole"])
+def test_the_gradient_of_the_keys_bias_is_rounding(size: tuple[int, int, int], layout: str) -> None:
+    fast, exact = twins(lambda package: package.NonLocalBlock(size[0]), torch.float32)
+    x, grad = (lay_out(draw(2, *size, seed=i), layout) for i in range(2))
+    run(fast, [x], grad)
+    q, k, v = exact.project(x.double())
+    k.retain_grad()
+    (x + attend_explicit(q, k, v).transpose(1, 2).reshape(x.shape)).backward(grad.double())
+    summands = k.grad.abs().sum((0, 1)).max()
+    (found,) = torch.autograd.grad(fast(x), fast.key_conv.bias, grad)
+    assert found.abs().max() <= 1e-5 * summands
+
+
+def test_the_rule_bites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward without delta does not pass, nor one whose log-sum-exp is off, in any dtype."""
+    non_local = importlib.import_module("triton_attn.ops.non_local")
+    right = non_local._tiled_bwd
+
+    def without_delta(given: Any, dq: Any, dk: Any, dv: Any, grad: Any, lse: Any, delta: Any, scale: float) -> None:
+        right(given, dq, dk, dv, grad, lse, torch.zeros_like(delta), scale)
+
+    def off(given: Any, dq: Any, dk: Any, dv: Any, grad: Any, lse: Any, delta: Any, scale: float) -> None:
+        right(given, dq, dk, dv, grad, lse + 0.125, delta, scale)
+
+    for wrong in (without_delta, off):
+        monkeypatch.setattr(non_local, "_tiled_bwd", wrong)
+        for dtype in DTYPES:
+            with pytest.raises(AssertionError, match="over the bound"):
+                check_attention(64, 64, 16, 16, dtype)
+
+
+# Inputs of every kind.
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "batch slice", "transposed"])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_layout_is_kept(layout: str, with_shortcut: bool) -> None:
+    block = triton_attn.NonLocalBlock(8)
+    x, shortcut = (lay_out(draw(2, 8, 5, 3, seed=i), layout) for i in range(2))
+    inputs = [x, shortcut][: 1 + with_shortcut]
+    y, (dx, *_) = run(block, inputs, draw(2, 8, 5, 3, seed=2), ["shortcut"] * with_shortcut)
+    expected = x
+    if layout == "transposed":
+        expected = x.contiguous()
+    elif layout == "batch slice":
+        expected = x.contiguous(memory_format=torch.channels_last)
+    assert y.stride() == expected.stride()
+    if layout in LAYOUTS:
+        assert dx.stride() == x.stride()
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 5, 3), (2, 8, 0, 3)])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_empty_maps(shape: tuple[int, ...], with_shortcut: bool) -> None:
+    block = triton_attn.NonLocalBlock(8)
+    inputs = [torch.zeros(shape) for _ in range(1 + with_shortcut)]
+    y, (dx, *grads) = run(block, inputs, torch.zeros(shape), ["shortcut"] * with_shortcut)
+    assert y.shape == dx.shape == shape
+    assert all(not grad.any() for grad in grads[with_shortcut:])
+    assert functional.nonlocal_attention(*(torch.zeros(0, n, 4) for n in (3, 5, 5))).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("dv", [16, 256], ids=["tiled", "whole"])
+def test_same_inputs_same_bits_and_an_image_by_itself(dv: int) -> None:
+    inputs = [draw(3, n, c, dtype=torch.float16, seed=i) for i, (n, c) in enumerate(((90, 16), (90, 16), (90, dv)))]
+    grad = draw(3, 90, dv, dtype=torch.float16, seed=9)
+    first = with_gradients(functional.nonlocal_attention, inputs, grad)
+    again = with_gradients(functional.nonlocal_attention, inputs, grad)
+    alone = with_gradients(functional.nonlocal_attention, [t[1:2] for t in inputs], grad[1:2])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    # The products of the small way's backward are the library's own, whose order may go by the batch.
+    count = 1 if dv == 256 else 4
+    assert all(torch.equal(a[1:2], b) for a, b in zip(first[:count], alone[:count], strict=True))
+
+
+def test_grad_output_is_not_overwritten() -> None:
+    for channels in (8, 96):
+        block = triton_attn.NonLocalBlock(channels)
+        x, shortcut, grad = (draw(1, channels, 5, 5, seed=i) for i in range(3))
+        kept = grad.clone()
+        run(block, [x, shortcut], grad, ["shortcut"])
+        assert torch.equal(grad, kept)
+
+
+@pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
+def test_only_what_is_asked_for_is_computed(dv: int) -> None:
+    from benchmarks.meter import count
+
+    inputs = [draw(1, n, c, seed=i) for i, (n, c) in enumerate(((20, 8), (20, 8), (20, dv)))]
+    exact = with_gradients(attend_explicit, inputs, torch.ones(1, 20, dv))
+    tiled = {
+        "q": {"non_local_delta_kernel", "non_local_queries_bwd_kernel"},
+        "k": {"non_local_delta_kernel", "non_local_keys_bwd_kernel"},
+        "v": {"non_local_keys_bwd_kernel"},
+    }
+    for i, name in enumerate(tiled):
+        leaves = [t.detach().requires_grad_(j == i) for j, t in enumerate(inputs)]
+        y = functional.nonlocal_attention(*leaves)
+        with count() as traffic:
+            y.sum().backward()
+        whole = set() if name == "v" else {"softmax_bwd_kernel"}
+        assert {kernel for kernel in traffic.launches if kernel.endswith("_kernel")} == (
+            tiled[name] if dv == 8 else whole
+        )
+        assert [leaf.grad is not None for leaf in leaves] == [j == i for j in range(3)]
+        torch.testing.assert_close(leaves[i].grad, exact[1 + i], atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert functional.nonlocal_attention(*inputs).grad_fn is None
+
+
+def test_the_shortcuts_gradient_alone() -> None:
+    block = triton_attn.NonLocalBlock(8).requires_grad_(False)
+    x, shortcut, grad = (draw(1, 8, 4, 5, seed=i) for i in range(3))
+    shortcut.requires_grad_()
+    y = block(x, shortcut)
+    (found,) = torch.autograd.grad(y, shortcut, grad)
+    assert torch.equal(found, grad * (y > 0))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    block = triton_attn.NonLocalBlock(8)
+    x = draw(1, 8, 3, 3).requires_grad_()
+    (dx,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [16, 96], ids=["tiled", "whole"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_autocast(x_dtype: torch.dtype, channels: int, layout: str) -> None:
+    errors, fast = [], None
+    for seed in (8, 4, 0):
+        torch.manual_seed(seed)
+        fast, exact = twins(build(channels), torch.float32)
+        x, shortcut, grad = (lay_out(draw(2, channels, 7, 7, seed=seed + i).to(x_dtype), layout) for i in range(3))
+        with torch.autocast("cpu", torch.bfloat16), triton_attn.use_backend("reference"):
+            plain_y, plain_grads = run(fast, [x, shortcut], grad, ["shortcut"])
+        right_y, right = run(exact, [x.double(), shortcut.double()], grad.double(), ["shortcut"])
+        errors.append([largest_error(a, b) for a, b in zip([plain_y, *plain_grads], [right_y, *right], strict=True)])
+    with torch.autocast("cpu", torch.bfloat16):
+        y, grads = run(fast, [x, shortcut], grad, ["shortcut"])
+    for i, (ours, theirs, exactly) in enumerate(
+        zip([y, *grads], [plain_y, *plain_grads], [right_y, *right], strict=True)
+    ):
+        # ReLU's kink is within rounding for some elements, whose gradient is all or nothing.
+        assert ours.dtype == theirs.dtype
+        assert largest_error(ours, exactly) <= 2 * max(each[i] for each in errors) + 0.01 * exactly.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.nonlocal_attention(*(draw(1, 9, 4, seed=i) for i in range(3))).dtype == torch.bfloat16
+
+
+def test_a_shortcut_of_a_wider_dtype_is_added_as_pytorch_adds_it() -> None:
+    block = triton_attn.NonLocalBlock(16).bfloat16()
+    x, shortcut = draw(2, 16, 5, 6).bfloat16(), draw(2, 16, 5, 6, seed=1)
+    y = block(x, shortcut)
+    with triton_attn.use_backend("reference"):
+        plain = block(x, shortcut)
+    assert y.dtype == plain.dtype == torch.float32
+    torch.testing.assert_close(y, plain, atol=3e-2, rtol=3e-2)
+
+
+# The other forms.
+
+
+@pytest.mark.parametrize("shape", [(40, 40, 4, 6), (5, 7, 64, 64), (2000, 2000, 8, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_dot(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    length, source, d, dv = shape
+    q, k, v, grad = (
+        draw(2, n, c, dtype=dtype, seed=i)
+        for i, (n, c) in enumerate(((length, d), (source, d), (source, dv), (length, dv)))
+    )
+
+    def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return 0.5 * (q @ k.transpose(1, 2)) @ v / source
+
+    ours = with_gradients(functional.nonlocal_attention, [q, k, v], grad, scale=0.5, mode="dot")
+    exact = with_gradients(formula, [t.double() for t in (q, k, v)], grad.double())
+    for a, b in zip(ours, exact, strict=True):
+        tolerance = 2e-5 if dtype == torch.float32 else 4e-3
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+def test_dot_sums_do_not_overflow() -> None:
+    q, k, v = torch.full((1, 3, 2), 1 / 32), torch.full((1, 9000, 2), 30.0), torch.full((1, 9000, 2), 30.0)
+    y = functional.nonlocal_attention(q.half(), k.half(), v.half(), mode="dot")  # Σ k v is 8.1 million
+    assert (y == 2 * 30 * 30 / 32).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_return_attention(layout: str, with_shortcut: bool) -> None:
+    block = triton_attn.NonLocalBlock(8)
+    x = lay_out(draw(2, 8, 4, 5), layout)
+    shortcut = draw(2, 8, 4, 5, seed=1) if with_shortcut else None
+    y, matrix = block(x, shortcut, return_attention=True)
+    assert torch.equal(y, block(x, shortcut))
+    plain_y, plain_matrix = reference.NonLocalBlock.forward(block, x, shortcut, return_attention=True)
+    with triton_attn.use_backend("reference"):
+        torch.testing.assert_close(block(x, shortcut, return_attention=True)[0], plain_y)
+    assert matrix.shape == (2, 20, 20)
+    torch.testing.assert_close(matrix, plain_matrix, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(y, plain_y, atol=1e-5, rtol=1e-5)
+    row = block.attention_from(x, [(1, 2)])
+    torch.testing.assert_close(matrix[:, 7], row.flatten(1), atol=1e-6, rtol=1e-5)
+    for name in ("triton", "reference"):
+        with triton_attn.use_backend(name), pytest.raises(ValueError, match=r"up to 4096 of them; this 65×64 map"):
+            block(torch.zeros(1, 8, 65, 64), return_attention=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"q": [1.0]}, TypeError, r"q must be a torch.Tensor .*got list"),
+        ({"k": torch.randn(2, 4)}, ValueError, r"k must be 3-D, \(N, positions, channels\), got shape \(2, 4\)"),
+        ({"v": torch.ones(2, 5, 6, dtype=torch.int32)}, TypeError, r"v must be float16.*got torch.int32"),
+        ({"k": torch.randn(2, 5, 4).half()}, TypeError, r"k is torch.float16, but q is torch.float32"),
+        ({"v": torch.randn(2, 5, 6, device="meta")}, ValueError, r"v is on meta, but q is on cpu"),
+        ({"k": torch.randn(1, 5, 4)}, ValueError, r"k must have q's batch of 2"),
+        ({"k": torch.randn(2, 5, 3)}, ValueError, r"k must have q's 4 channels, got shape \(2, 5, 3\)"),
+        ({"v": torch.randn(2, 4, 6)}, ValueError, r"v must have k's 5 positions"),
+        ({"v": torch.randn(2, 5, 0)}, ValueError, r"v must have at least 1 channel"),
+        ({"k": torch.randn(2, 0, 4), "v": torch.randn(2, 0, 6)}, ValueError, r"at least 1 position"),
+        ({"scale": float("inf")}, ValueError, r"scale must be a finite number, got inf"),
+        ({"mode": "gaussian"}, ValueError, r"mode must be one of 'softmax', 'dot', got 'gaussian'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["auto", "triton", "reference"])
+def test_errors_name_the_argument(changes: dict, error: type[Exception], message: str, name: str) -> None:
+    arguments = {"q": torch.randn(2, 3, 4), "k": torch.randn(2, 5, 4), "v": torch.randn(2, 5, 6)}
+    with triton_attn.use_backend(name), pytest.raises(error, match=message):
+        functional.nonlocal_attention(**{**arguments, **changes})
+
+
+# PyTorch around the op.
+
+
+@pytest.mark.parametrize("channels", [8, 64], ids=["tiled", "whole"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("saves", [False, True])
+def test_opcheck(channels: int, layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
+    x, shortcut = (lay_out(draw(2, channels, 4, 5, seed=i), layout) for i in range(2))
+    packed = lay_out(draw(2, 2 * channels, 4, 5, seed=2), layout).flatten(2).transpose(1, 2)
+    q, k, v = packed.split([channels // 2, channels // 2, channels], 2)
+    if saves:
+        x, shortcut, packed, q, k, v = (t.detach().requires_grad_() for t in (x, shortcut, packed, q, k, v))
+    op, backward = (getattr(torch.ops.triton_attn, name).default for name in ("non_local", "non_local_backward"))
+    torch.library.opcheck(op, (x, packed, None, None, shortcut, 1.0, saves))
+    torch.library.opcheck(op, (x, packed, None, None, None, 1.0, saves))
+    torch.library.opcheck(op, (None, q, k, v, None, 0.5, saves))
+    if saves:
+        _, kept, lse, bits = (t.detach() for t in op(x, packed, None, None, shortcut, 1.0, True))
+        grad = lay_out(draw(2, channels, 4, 5, seed=3), layout)
+        last = (channels, layout == "channels_last")
+        saved = (packed.detach(), None, None, kept, lse, bits)
+        torch.library.opcheck(backward, (grad, *saved, 1.0, *last, True, False, False))
+        y, kept, lse, bits = (t.detach() for t in op(None, q, k, v, None, 0.5, True))
+        saved = (q.detach(), k.detach(), v.detach(), y if lse.numel() else kept, lse, bits)
+        for needs in ((True, True, True), (False, True, False), (False, False, True)):
+            torch.library.opcheck(backward, (torch.ones_like(y), *saved, 0.5, *last, *needs))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("channels", [8, 64], ids=["tiled", "whole"])
+def test_compiles_as_one_graph(channels: int, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    torch.compiler.reset()
+    block = triton_attn.NonLocalBlock(channels)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for shape in ((2, channels, 4, 5), (3, channels, 5, 6)):
+        x, shortcut, grad = (draw(*shape, seed=i) for i in range(3))
+        x = x.contiguous(memory_format=torch.channels_last)
+        y, grads = run(block, [x, shortcut], grad, ["shortcut"])
+        leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
+        compiled_y = compiled(leaves[0], shortcut=leaves[1])
+        torch.testing.assert_close(compiled_y, y)
+        compiled_grads = torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad)
+        for a, b in zip(compiled_grads, grads, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), block(x))
+
+
+def test_a_training_step_through_a_network() -> None:
+    """ResNet-18 with non-local at the default sites: the same loss and gradients as with the plain twins."""
+    torch.manual_seed(0)
+    fast = triton_attn.resnet18("nonlocal", num_classes=3)
+    plain = reference.build_resnet("resnet18", "nonlocal", num_classes=3)
+    plain.load_state_dict(fast.state_dict())
+    exact = copy.deepcopy(plain).double()
+    images, labels = torch.randn(3, 3, 40, 40), torch.tensor([0, 2, 1])
+    for model in (fast, plain, exact):
+        inputs = images.double() if model is exact else images
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+    assert [entry.backend for entry in triton_attn.explain(fast, images)] == ["triton"] * 2
+    for (name, ours), theirs, right in zip(
+        fast.named_parameters(), plain.parameters(), exact.parameters(), strict=True
+    ):
+        if name.endswith("key_conv.bias"):  # zero but for rounding
+            continue
+        scale = right.grad.norm()
+        error, plain_error = (ours.grad - right.grad).norm() / scale, (theirs.grad - right.grad).norm() / scale
+        assert error <= 2 * plain_error + 2e-6, name
+
+
+# Memory and traffic.
+
+
+class Allocations(TorchDispatchMode):
+    """What every operator allocates, also within our ops, on the meta device; their kernels are not started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from triton_attn.ops.library import IMPLEMENTATIONS
+
+        if func in IMPLEMENTATIONS:
+            with self:
+                return IMPLEMENTATIONS[func](*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_leaves(result):
+            if isinstance(t, Tensor) and t.untyped_storage()._cdata not in given:
+                self.largest = max(self.largest, t.numel())
+                self.total += t.numel() * t.itemsize
+        return result
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton_attn import backend
+    from triton_attn.ops import launch
+
+    monkeypatch.setattr(launch, "start", lambda *_, **__: None)
+    monkeypatch.setattr(backend, "_obstacle", lambda _: None)
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("channels", "side"), [(64, 33), (512, 40), (2048, 33), (64, 112)])
+def test_no_matrix_is_ever_allocated(channels: int, side: int, layout: str) -> None:
+    """Above 1024 positions: nothing is larger than the projections together, or the weights."""
+    block = triton_attn.NonLocalBlock(channels, device="meta")
+    x, shortcut = (
+        lay_out(torch.empty(1, channels, side, side, device="meta"), layout).requires_grad_() for _ in range(2)
+    )
+    with Allocations() as seen:
+        block(x, shortcut).sum().backward()
+    # The projections together, or their weights: as many as the three have, or the values' alone.
+    together = 2 * channels**2 <= 2 * channels * side**2
+    assert seen.largest == (2 * channels * max(side**2, channels) if together else channels * channels)
+    if channels == 64:
+        assert seen.largest < side**4
+    # The meter does see the matrix where there is one.
+    with Allocations() as seen:
+        block.forward_explicit(x, shortcut).sum().backward()
+    assert seen.largest >= side**4
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_a_large_image_takes_little_more_memory_than_without_attention() -> None:
+    """ResNet-50 at 1024², non-local at the stem: bytes saved for the backward, and bytes allocated in all."""
+
+    def memory(attention: str | None) -> tuple[int, int]:
+        model = triton_attn.resnet50(attention, where="stem", num_classes=10).to("meta")
+        images = torch.empty(1, 3, 1024, 1024, device="meta").contiguous(memory_format=torch.channels_last)
+        saved: dict[int, Tensor] = {}
+
+        def keep(t: Tensor) -> Tensor:
+            saved[t.untyped_storage()._cdata] = t
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), Allocations() as seen:
+            loss = model(images).sum()
+        kept = sum(t.untyped_storage().nbytes() for t in saved.values())
+        with seen:
+            loss.backward()
+        return kept, seen.total
+
+    plain, ours = memory(None), memory("nonlocal")
+    print("bytes saved and allocated, plain and with non-local:", plain, ours)
+    assert plain[0] > 0
+    assert ours[0] < 1.2 * plain[0]
+    assert ours[1] < 1.2 * plain[1]
+
+
+def test_traffic_grows_with_the_positions_at_a_fixed_number_of_tiles() -> None:
+    """What a block of queries reads and writes, forward and backward, is linear in the keys: nothing of (HW)² moves."""
+    from benchmarks.meter import count
+
+    def moved(positions: int) -> list[int]:
+        """Forward and backward, with as many queries whatever the keys."""
+        inputs = [
+            draw(1, n, 16, dtype=torch.float16, seed=i).requires_grad_()
+            for i, n in enumerate((64, positions, positions))
+        ]
+        found = []
+        with count() as traffic:
+            y = functional.nonlocal_attention(*inputs)
+        found.append(traffic.total)
+        with count() as traffic:
+            y.sum().backward()
+        return [*found, traffic.total]
+
+    small, middle, large = (moved(positions) for positions in (384, 768, 1536))
+    for a, b, c in zip(small, middle, large, strict=True):
+        assert c - b == pytest.approx(2 * (b - a), rel=0.02)

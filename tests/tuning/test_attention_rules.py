@@ -1,0 +1,61 @@
+"""Every pair of widths has tiles on every chip, within what the chip has."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from triton_attn.tuning import attention_rules as rules
+
+SIZES = [1, 8, 31, 32, 48, 64, 96, 128, 200, 256, 512, 600, 1024, 2048]
+
+
+def power_of_two(n: int) -> bool:
+    return n & (n - 1) == 0
+
+
+# Those of the compile lane, and what consumer cards and Turing have.
+CHIPS = {**rules.CHIPS, "sm_89": rules.Chip(99 * 1024), "sm_75": rules.Chip(64 * 1024)}
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_there_is_a_tile_for_every_problem(chip: rules.Chip, itemsize: int) -> None:
+    for d, dv, channels_last in itertools.product(SIZES, SIZES, (False, True)):
+        configs = [
+            rules.forward(d, dv, itemsize, chip, channels_last),
+            rules.queries_bwd(d, dv, itemsize, chip, channels_last),
+            *(rules.keys_bwd(d, dv, itemsize, chip, channels_last, *needs) for needs in ((True, False), (False, True))),
+        ]
+        if rules.together(d, dv, itemsize, chip):
+            configs.append(rules.keys_bwd(d, dv, itemsize, chip, channels_last, True, True))
+        for config in configs:
+            blocks = [value for name, value in config.items() if name.startswith(("BLOCK", "SLICE"))]
+            assert all(power_of_two(block) and block >= 16 for block in blocks)
+            assert max(config["BLOCK_M"], config["BLOCK_N"]) >= 64
+            if config["WHOLE_D"]:
+                assert config["BLOCK_D"] >= d
+            if config.get("WHOLE_V"):
+                assert config["BLOCK_V"] >= dv
+
+
+def test_the_matrix_is_kept_where_that_moves_less() -> None:
+    """Of ResNet-50's sites at 224², on the maps of 14 × 14 and 7 × 7."""
+    sites = [(32, 64, 12544), (128, 256, 3136), (256, 512, 784), (512, 1024, 196), (1024, 2048, 49)]
+    assert [rules.keeps_rows(d, dv, positions, positions) for d, dv, positions in sites] == [False] * 3 + [True] * 2
+    assert not rules.keeps_rows(1024, 2048, 10**6, 1024)
+    assert not rules.keeps_rows(16, 32, 64, 64)
+
+
+def test_a_chip_can_be_assumed() -> None:
+    import torch
+
+    device = torch.device("meta")
+    assert rules.chip_of(device) == rules.CHIPS["sm_80"]
+    with rules.assume(rules.CHIPS["gfx942"]):
+        assert rules.chip_of(device).amd
+        with rules.assume(rules.CHIPS["sm_90"]):
+            assert rules.chip_of(device).shared == 227 * 1024
+        assert rules.chip_of(device).amd
+    assert rules.chip_of(device) == rules.CHIPS["sm_80"]

@@ -1,0 +1,260 @@
+"""Tiles for the attention kernels, by the widths of q, k (d) and v (dv), the size of their elements, and the chip.
+
+A program holds its sums in registers, float32, so these decide the tiles: 64 × 512 of them fill eight warps halfway.
+What bounds the rest is shared memory, where the factors of the products lie. Nothing goes by the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from .rules import cdiv, power_of_two
+
+# More keys than these, and a block of queries' rows of scores does not fit in registers beside the sums.
+WHOLE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a launch must know of a GPU: the shared memory that a program may have, in bytes, and whose it is."""
+
+    shared: int
+    amd: bool = False
+
+
+CHIPS = {
+    "sm_80": Chip(163 * 1024),
+    "sm_90": Chip(227 * 1024),
+    "sm_100": Chip(227 * 1024),
+    "gfx942": Chip(64 * 1024, amd=True),
+}
+"""What the tiles were chosen on, by the compiler's names."""
+_assumed: Chip | None = None
+
+
+@contextlib.contextmanager
+def assume(chip: Chip) -> Iterator[None]:
+    """Within this, launches are for ``chip``, whatever device they are on: for compiling without a GPU."""
+    global _assumed
+    outer, _assumed = _assumed, chip
+    try:
+        yield
+    finally:
+        _assumed = outer
+
+
+def chip_of(device: torch.device) -> Chip:
+    """The chip that ``device`` is; asked for at a launch, never at import."""
+    if _assumed is not None:
+        return _assumed
+    # A tensor on no GPU is being looked at, or the interpreter's.
+    return _queried(device) if device.type == "cuda" else CHIPS["sm_80"]
+
+
+@cache
+def _queried(device: torch.device) -> Chip:
+    if torch.version.hip is not None:
+        return Chip(64 * 1024, amd=True)
+    return Chip(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+def precision(dtype: torch.dtype, chip: Chip) -> str:
+    """How float32 factors are multiplied: as ``torch.get_float32_matmul_precision()`` says, for what it says so.
+
+    "highest" is three passes of tf32, which keep 21 bits of every factor, on the tensor cores; AMD's have no such mode.
+    """
+    if dtype != torch.float32:
+        return "ieee"  # says nothing about factors of 16 bits
+    if torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "ieee" if chip.amd else "tf32x3"
+
+
+def keeps_rows(width: int, value_width: int, length: int, source: int) -> bool:
+    """Whether the softmax is kept for the backward, as a matrix, in place of q's and k's being multiplied again.
+
+    Counted in elements of a training step. Kept, the matrix is written and read 8 times, and the backward's four
+    products read and write 2 L dv + 2 S dv + d (2 L + 2 S). Computed again, o is written and read, and the two kernels
+    read and write dv (5 L + 3 S) + 3 d (L + S) in all. So the matrix is kept on maps of few positions for their
+    channels, which is also where a whole row of it fits in registers.
+    """
+    if source > WHOLE_ROWS:
+        return False
+    return 8 * length * source < value_width * (3 * length + source) + width * (length + source)
+
+
+def tile_width(size: int) -> int:
+    """The least block over ``size`` channels that a product takes."""
+    return max(power_of_two(size), 16)
+
+
+# Queries × keys, in order of preference: on Hopper, products of fewer than 64 columns to a warp group wait for memory.
+TILES = ((128, 64), (64, 64), (64, 32), (64, 16))
+
+
+def tiles(itemsize: int, chip: Chip) -> tuple[tuple[int, int], ...]:
+    """Those worth trying. Of float32, three-pass products hold every factor twice; AMD's wide warps fill up sooner."""
+    return TILES[2:] if itemsize == 4 or chip.amd else TILES
+
+
+def fits(elements: int, itemsize: int, chip: Chip) -> bool:
+    """Whether so many elements of factors, those that stay and those that stream by, find room in shared memory."""
+    return elements * itemsize * (2 if itemsize == 4 and not chip.amd else 1) <= chip.shared
+
+
+@cache
+def forward(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
+    """Blocks of the tiled forward: values go in slices of at most 512, of which each computes the scores again."""
+    d, v = tile_width(width), min(tile_width(value_width), widest(itemsize, chip))
+    warps, stages = 8, 3 if v <= 64 and itemsize == 2 else 2
+    for whole_d in (True, False):
+        if whole_d and not held(d, 512 if channels_last else 256, itemsize):
+            continue
+        for m, n in tiles(itemsize, chip):
+            kept, streamed = (m * d, n * (d + v)) if whole_d else (0, (m + n) * chunk(itemsize) + n * v)
+            sums = m * v + 2 * m * n
+            most_sums = accumulators(warps, itemsize) * (12 if roomy(chip) and (whole_d or channels_last) else 9) // 12
+            if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
+                return {
+                    "WHOLE_D": whole_d,
+                    "BLOCK_M": m,
+                    "BLOCK_N": n,
+                    "BLOCK_D": d if whole_d else chunk(itemsize),
+                    "BLOCK_V": v,
+                    "BLOCK_C": min(v, 32),
+                    "num_warps": warps,
+                    "num_stages": stages,
+                }
+    raise AssertionError(f"no tile for widths {width} and {value_width} on {chip}")
+
+
+def widest(itemsize: int, chip: Chip) -> int:
+    """The most channels that a program sums, for each of 64 positions."""
+    if itemsize == 2 and not chip.amd:
+        return 512
+    return 128 if chip.amd or chip.shared > 96 * 1024 else 64
+
+
+def held(size: int, most: int, itemsize: int) -> bool:
+    """Whether a width may be held whole: no wider than ``most``, and of float32, held twice, 64."""
+    return size <= (64 if itemsize == 4 else most)
+
+
+def chunk(itemsize: int) -> int:
+    """How many channels of a width too large to be held at once are multiplied at a time."""
+    return 128 // itemsize
+
+
+def accumulators(warps: int, itemsize: int) -> int:
+    """How many float32 a program holds in sums and scores; the rest of its registers hold factors and addresses."""
+    return warps * 32 * (192 if itemsize == 2 else 128)
+
+
+def roomy(chip: Chip) -> bool:
+    """Whether factors come out of shared memory alone, as from Hopper on, which leaves registers for sums."""
+    return chip.shared > 200 * 1024
+
+
+@cache
+def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
+    """Blocks of the forward that holds whole rows of scores."""
+    n = tile_width(source)
+    chunks = 16 if itemsize == 4 else 32 if chip.amd else 64
+    return {
+        "SLICE": min(tile_width(value_width), 512),
+        "BLOCK_M": 64,
+        "BLOCK_N": n,
+        "BLOCK_D": min(tile_width(width), chunks),
+        "BLOCK_V": min(tile_width(value_width), chunks),
+        "num_warps": 4 if n <= 64 and channels_last else 8,  # contiguous rows of 49 go element by element
+        "num_stages": 2,
+    }
+
+
+def pitch(source: int) -> int:
+    """The step between rows of the softmax as it is kept: so that all begin at 16 bytes or more."""
+    return cdiv(source, 16) * 16
+
+
+def softmax_bwd(source: int) -> dict[str, int]:
+    """Blocks of the softmax's backward."""
+    n = power_of_two(source)
+    return {"BLOCK_R": max(2048 // n, 1), "BLOCK_N": n, "num_warps": 4}
+
+
+def delta(length: int, value_width: int, channels_last: bool) -> dict[str, int]:
+    """Blocks of Σ grad · o over channels: wide along the axis that is contiguous in memory."""
+    if channels_last:
+        block_v = min(max(power_of_two(value_width), 8), 128)
+        block_m = min(2048 // block_v, 32)
+    else:
+        block_m = min(max(power_of_two(length), 8), 64)
+        block_v = min(max(power_of_two(value_width), 8), 2048 // block_m)
+    return {"BLOCK_M": block_m, "BLOCK_V": block_v, "num_warps": 4}
+
+
+@cache
+def keys_bwd(
+    width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool, needs_k: bool, needs_v: bool
+) -> dict[str, int]:
+    """Blocks of the kernel for the gradients of k, of v, or of both.
+
+    Its keys, and their values where it needs the gradient of k, stay while blocks of queries stream by; what is too
+    wide to stay is multiplied in chunks.
+    """
+    d, v = tile_width(width), tile_width(value_width)
+    most = widest(itemsize, chip)
+    slice_d, slice_v = min(d, most), min(v, most)
+    warps, stages = 8, 2
+    for whole_d, whole_v in ((True, True), (True, False), (False, False)):
+        # Before Hopper a factor that lies channel by channel goes through registers: too many of them, held whole.
+        most_held = most if channels_last else 256 if roomy(chip) else 64
+        if (whole_d and not held(d, most_held, itemsize)) or (whole_v and not held(v, most, itemsize)):
+            continue
+        for n, m in tiles(itemsize, chip):
+            kept = d * whole_d + v * (whole_v and needs_k)
+            streamed = (d if whole_d else slice_d * needs_k) + (v if whole_v else slice_v * needs_v)
+            in_chunks = not whole_d or not (whole_v or not needs_k)
+            kept, streamed = n * kept + n * m * needs_k, m * streamed + (n + m) * chunk(itemsize) * in_chunks
+            sums = n * (slice_d * needs_k + slice_v * needs_v) + (1 + needs_k) * n * m
+            if needs_v and slice_v == 512 and n * m == 64 * 64:
+                continue  # spills
+            most_sums = accumulators(warps, itemsize) * (9 if in_chunks else 10) // 12
+            if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
+                return {
+                    "WHOLE_D": whole_d,
+                    "WHOLE_V": whole_v,
+                    "BLOCK_M": m,
+                    "BLOCK_N": n,
+                    "BLOCK_D": d if whole_d else chunk(itemsize),
+                    "BLOCK_V": v if whole_v else chunk(itemsize),
+                    "SLICE_D": slice_d,
+                    "SLICE_V": slice_v,
+                    "num_warps": warps,
+                    "num_stages": stages,
+                }
+    raise AssertionError(f"no tile for widths {width} and {value_width} on {chip}")
+
+
+def together(width: int, value_width: int, itemsize: int, chip: Chip) -> bool:
+    """Whether one kernel sums the gradients of k and v: where registers hold both beside a tile of 128 keys.
+
+    Apart, the scores are computed once more: a tenth of the backward's products.
+    """
+    return tile_width(width) + tile_width(value_width) <= 192 and itemsize == 2 and not chip.amd
+
+
+@cache
+def queries_bwd(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
+    """Blocks of the kernel for the gradient of q, which is that for the gradient of k with the roles changed."""
+    config = dict(keys_bwd(width, value_width, itemsize, chip, channels_last, True, False))
+    del config["SLICE_V"]
+    config["BLOCK_M"], config["BLOCK_N"] = config["BLOCK_N"], config["BLOCK_M"]
+    if config["BLOCK_N"] == 32 and config["WHOLE_D"] and config["WHOLE_V"] and itemsize == 2 and not chip.amd:
+        config["num_warps"] = 4  # a tile this small is one warp group's
+    return config
