@@ -59,11 +59,11 @@ def test_powers_of_two() -> None:
     assert rules.cdiv(8, 4) == 2
 
 
-@given(channels=st.integers(1, 300), hidden=st.integers(1, 300), itemsize=st.sampled_from([2, 4]))
-def test_position_gate(channels: int, hidden: int, itemsize: int) -> None:
+@given(channels=st.integers(1, 300), hidden=st.integers(1, 300), itemsize=st.sampled_from([2, 4]), row=sizes)
+def test_position_gate(channels: int, hidden: int, itemsize: int, row: int) -> None:
     for config in (
-        rules.position_gate_fwd(channels, hidden, itemsize),
-        rules.position_gate_bwd(channels, hidden, itemsize),
+        rules.position_gate_fwd(channels, hidden, itemsize, row),
+        rules.position_gate_bwd(channels, hidden, itemsize, row),
     ):
         assert all(is_power_of_two(value) for value in config.values())
         assert config["BLOCK_C"] >= max(channels, 16)
@@ -71,12 +71,13 @@ def test_position_gate(channels: int, hidden: int, itemsize: int) -> None:
         assert config["BLOCK_M"] >= 16
         assert config.get("CHUNKS", 1) * config["BLOCK_M"] >= hidden
     # What the blocks ask for at the widths that one kernel serves.
-    assert rules.position_gate_is_fused(256, 128, 1, 2)
-    assert rules.position_gate_is_fused(256, 16, 256, 2)
-    assert rules.position_gate_is_fused(64, 32, 1, 4)
-    assert rules.position_gate_is_fused(64, 4, 64, 4)
-    assert not rules.position_gate_is_fused(257, 128, 1, 2)
-    assert not rules.position_gate_is_fused(65, 32, 1, 4)
+    assert rules.position_gate_is_fused(256, 128, 1, 2, 3136)
+    assert rules.position_gate_is_fused(256, 16, 256, 2, 3136)
+    assert rules.position_gate_is_fused(64, 32, 1, 4, 3136)
+    assert rules.position_gate_is_fused(64, 4, 64, 4, 3136)
+    assert not rules.position_gate_is_fused(257, 128, 1, 2, 3136)
+    assert not rules.position_gate_is_fused(256, 16, 256, 2, 49)
+    assert not rules.position_gate_is_fused(65, 32, 1, 4, 3136)
 
 
 @given(elements=st.integers(0, 2**40), tiles=st.integers(0, 2**30), parameters=st.integers(1, 40000))
