@@ -536,7 +536,7 @@ def test_partial_bytes_stay_small() -> None:
 
     def programs(shape: tuple[int, int, int, int], hidden: int, outputs: int) -> int:
         batch, channels, height, width = shape
-        block_p = position_rules.position_gate_bwd(channels, hidden, 2)["BLOCK_P"]
+        block_p = position_rules.position_gate_bwd(channels, hidden, 2, channels)["BLOCK_P"]
         parameters = hidden * (channels + 1) + outputs * (hidden + 1)
         tiles = batch * rules.cdiv(height * width, block_p)
         count, run_length = position_rules.position_gate_runs(batch * channels * height * width, tiles, parameters)

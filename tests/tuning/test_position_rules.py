@@ -9,11 +9,11 @@ from tests.tuning.test_rules import is_power_of_two, sizes
 from triton_attn.tuning import position_rules
 
 
-@given(channels=st.integers(1, 300), hidden=st.integers(1, 300), itemsize=st.sampled_from([2, 4]))
-def test_position_gate(channels: int, hidden: int, itemsize: int) -> None:
+@given(channels=st.integers(1, 300), hidden=st.integers(1, 300), itemsize=st.sampled_from([2, 4]), row=sizes)
+def test_position_gate(channels: int, hidden: int, itemsize: int, row: int) -> None:
     for config in (
-        position_rules.position_gate_fwd(channels, hidden, itemsize),
-        position_rules.position_gate_bwd(channels, hidden, itemsize),
+        position_rules.position_gate_fwd(channels, hidden, itemsize, row),
+        position_rules.position_gate_bwd(channels, hidden, itemsize, row),
     ):
         assert all(is_power_of_two(value) for value in config.values())
         assert config["BLOCK_C"] >= max(channels, 16)
@@ -21,12 +21,13 @@ def test_position_gate(channels: int, hidden: int, itemsize: int) -> None:
         assert config["BLOCK_M"] >= 16
         assert config.get("CHUNKS", 1) * config["BLOCK_M"] >= hidden
     # What the blocks ask for at the widths that one kernel serves.
-    assert position_rules.position_gate_is_fused(256, 128, 1, 2)
-    assert position_rules.position_gate_is_fused(256, 16, 256, 2)
-    assert position_rules.position_gate_is_fused(64, 32, 1, 4)
-    assert position_rules.position_gate_is_fused(64, 4, 64, 4)
-    assert not position_rules.position_gate_is_fused(257, 128, 1, 2)
-    assert not position_rules.position_gate_is_fused(65, 32, 1, 4)
+    assert position_rules.position_gate_is_fused(256, 128, 1, 2, 3136)
+    assert position_rules.position_gate_is_fused(256, 16, 256, 2, 3136)
+    assert position_rules.position_gate_is_fused(64, 32, 1, 4, 3136)
+    assert position_rules.position_gate_is_fused(64, 4, 64, 4, 3136)
+    assert not position_rules.position_gate_is_fused(257, 128, 1, 2, 3136)
+    assert not position_rules.position_gate_is_fused(256, 16, 256, 2, 49)
+    assert not position_rules.position_gate_is_fused(65, 32, 1, 4, 3136)
 
 
 @given(elements=st.integers(0, 2**40), tiles=st.integers(0, 2**30), parameters=st.integers(1, 40000))

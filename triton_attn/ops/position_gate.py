@@ -75,7 +75,8 @@ def position_gate(
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
         return torch.relu(position_gate(x, weight1, bias1, weight2, bias2, signal) + shortcut)
     x, channels_last = served(x)
-    if not position_rules.position_gate_is_fused(x.shape[1], weight1.shape[0], weight2.shape[0], x.itemsize):
+    row = rows(x, channels_last)[1]
+    if not position_rules.position_gate_is_fused(x.shape[1], weight1.shape[0], weight2.shape[0], x.itemsize, row):
         hidden = torch.conv2d(x, weight1, bias1)
         hidden = hidden if signal is None else hidden + signal
         return map_gate(x, torch.conv2d(torch.relu(hidden), weight2, bias2), shortcut)
@@ -104,7 +105,7 @@ def forward(
     y = empty_map(x, channels_last)
     save_bits = saves and shortcut is not None
     bits = _empty_bits(x, save_bits)
-    config = position_rules.position_gate_fwd(x.shape[1], weight1.shape[0], x.itemsize)
+    config = position_rules.position_gate_fwd(x.shape[1], weight1.shape[0], x.itemsize, rows(x, channels_last)[1])
     launch.start(
         position_gate_fwd_kernel,
         (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -159,7 +160,7 @@ def backward(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     batch, channels, height, width = x.shape
-    config = position_rules.position_gate_bwd(channels, weight1.shape[0], x.itemsize)
+    config = position_rules.position_gate_bwd(channels, weight1.shape[0], x.itemsize, rows(x, channels_last)[1])
     tiles = batch * rules.cdiv(height * width, config["BLOCK_P"])
     size = _parameters(weight1, weight2)
     programs, run = position_rules.position_gate_runs(x.numel(), tiles, size)

@@ -12,19 +12,23 @@ from .rules import TILE, cdiv, power_of_two
 FUSED = {2: (256, 256 * 128, 256 * 16), 4: (64, 64 * 32, 64 * 16)}
 
 
-def position_gate_is_fused(channels: int, hidden: int, outputs: int, itemsize: int) -> bool:
+def position_gate_is_fused(channels: int, hidden: int, outputs: int, itemsize: int, row: int) -> bool:
     """Whether one kernel makes the gates of a position; else the library multiplies, and a kernel applies the gates."""
     most_channels, per_position, per_element = FUSED[itemsize]
+    if row % 4:  # element by element: more registers
+        most_channels = min(most_channels, 128)
     padded = max(power_of_two(channels), 16) * max(power_of_two(hidden), 16)
     return channels <= most_channels and padded <= (per_element if outputs > 1 else per_position)
 
 
 @cache
-def position_gate_fwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
-    """Blocks for the gates of a tile of positions; ``itemsize`` is the map's."""
+def position_gate_fwd(channels: int, hidden: int, itemsize: int, row: int) -> dict[str, int]:
+    """Blocks for the gates of a tile of positions; ``itemsize`` is the map's, ``row`` its contiguous axis."""
     block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
     block_m = min(padded, 64 // itemsize)
-    block_p = min(max(4 * TILE // (block_c * itemsize**2) * 2, 16), 256 // itemsize)
+    block_p = min(max(8 * TILE // (block_c * itemsize**2), 16), 256 // itemsize)
+    if _is_ragged(channels, row):
+        block_p = max(block_p // 2, 16)
     return {
         "BLOCK_P": block_p,
         "BLOCK_C": block_c,
@@ -36,12 +40,19 @@ def position_gate_fwd(channels: int, hidden: int, itemsize: int) -> dict[str, in
 
 
 @cache
-def position_gate_bwd(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
-    """Blocks for the backward of the gates of a tile of positions; ``itemsize`` is the map's."""
+def position_gate_bwd(channels: int, hidden: int, itemsize: int, row: int) -> dict[str, int]:
+    """Blocks for the backward of the gates of a tile of positions; arguments as above."""
     block_c, block_m = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
     block_p = min(max(TILE // (block_c * itemsize), 16), 64)
-    num_warps = 8 if block_c * block_m >= 4096 else 4
+    if _is_ragged(channels, row):
+        block_p = max(block_p // 2, 16)
+    num_warps = 8 if block_c * block_m >= 2048 and block_c >= 128 else 4
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": num_warps, "num_stages": 1}
+
+
+def _is_ragged(channels: int, row: int) -> bool:
+    """Whether a tile has masks within, or rows that are not aligned: both take registers."""
+    return channels & (channels - 1) != 0 or row % 8 != 0
 
 
 def position_gate_runs(elements: int, tiles: int, parameters: int) -> tuple[int, int]:
