@@ -9,6 +9,7 @@ the widest accesses and tensor-core instructions are read from the machine code;
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -72,10 +73,10 @@ class Row:
     programs: int = 0
 
 
-def launches(blocks: Iterable[str], quick: bool) -> dict[Launch, set[Use]]:
-    """The distinct launches of these blocks, and where each comes from."""
-    found: dict[Launch, set[Use]] = defaultdict(set)
-    for name in blocks:
+def launches(blocks: Iterable[str], targets: Iterable[str], quick: bool) -> dict[tuple[Launch, str], set[Use]]:
+    """The distinct launches of these blocks on these targets, and where each comes from."""
+    found: dict[tuple[Launch, str], set[Use]] = defaultdict(set)
+    for target, name in itertools.product(targets, blocks):
         for site, layout, dtype in cases(quick):
             shape = SITES[site]
             batch, channels, height, width = shape
@@ -87,8 +88,8 @@ def launches(blocks: Iterable[str], quick: bool) -> dict[Launch, set[Use]]:
                 # Kernels without the tail or without a backward are less than those with it.
                 settings += [{"with_shortcut": False}, {"with_shortcut": True, "training": False}]
             for setting in settings:
-                for launch in block_launches(name, shape, DTYPES[dtype], LAYOUTS[layout], **setting):
-                    found[launch].add(Use(name, site, layout, dtype))
+                for launch in block_launches(name, shape, DTYPES[dtype], LAYOUTS[layout], target=target, **setting):
+                    found[launch, target].add(Use(name, site, layout, dtype))
     return found
 
 
@@ -244,10 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     targets = _chosen(parser, "--targets", arguments.targets, TARGETS, QUICK_TARGETS if arguments.quick else TARGETS)
     output = arguments.output or (None if arguments.quick else RESULTS / "compile")
 
-    found = launches(blocks, arguments.quick)
-    jobs = [(launch, target) for launch in found for target in targets]
-    reports = compile_all(jobs, arguments.workers)
-    rows = rows_of((launch, found[launch], report) for (launch, _), report in zip(jobs, reports, strict=True))
+    found = launches(blocks, targets, arguments.quick)
+    reports = compile_all(list(found), arguments.workers)
+    rows = rows_of((launch, uses, report) for ((launch, _), uses), report in zip(found.items(), reports, strict=True))
     print(f"{len(found)} programs of {', '.join(blocks)}, on {', '.join(targets)}.\n\n{summary(rows)}")
     if output is not None:
         write(output / "report.md", as_markdown(rows))

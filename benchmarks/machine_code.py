@@ -6,6 +6,7 @@ launch is written down in place of being started. So what is compiled is what a 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import subprocess
@@ -105,6 +106,7 @@ def block_launches(
     with_shortcut: bool,
     training: bool = True,
     gating: tuple[int, ...] | None = None,
+    target: str | None = None,
     **arguments: Any,
 ) -> list[Launch]:
     """The distinct launches of a training step of a block, or of its inference; none where Triton does not serve it.
@@ -116,9 +118,11 @@ def block_launches(
         with_shortcut: whether the tail of a residual block is behind it.
         training: forward and backward, or else the forward without gradients.
         gating: the shape of the attention gate's own signal.
+        target: the GPU that the launches are for, where they go by it.
         **arguments: the block's own (``reduction``, ``kernel_size`` …).
     """
     import triton_attn
+    from triton_attn.tuning import chips
 
     def make(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
@@ -138,7 +142,7 @@ def block_launches(
         if training:
             torch.autograd.grad(y, [*inputs.values(), *block.parameters()], grad)
 
-    with serving_meta_tensors():
+    with serving_meta_tensors(), chips.assume(chips.CHIPS[target]) if target else contextlib.nullcontext():
         # Half a map's size may be a map of half its channels.
         return launches_of(step, lambda t: 2 * t.numel() >= grad.numel())
 

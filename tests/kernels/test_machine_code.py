@@ -11,7 +11,8 @@ pytestmark = pytest.mark.compile
 
 LAYER1, LAYER4 = (64, 256, 56, 56), (64, 2048, 7, 7)
 LAYOUTS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-BLOCKS = pytest.mark.parametrize("name", served_blocks())
+# Non-local has tests of its own: its tiles, and what may spill where, are another matter.
+BLOCKS = pytest.mark.parametrize("name", [name for name in served_blocks() if name != "nonlocal"])
 
 
 def check(step: Launch, target: str, width: int = 16) -> None:
@@ -41,7 +42,7 @@ def check(step: Launch, target: str, width: int = 16) -> None:
 def test_layer1(
     name: str, target: str, memory_format: torch.memory_format, with_shortcut: bool, dtype: torch.dtype
 ) -> None:
-    steps = block_launches(name, LAYER1, dtype, memory_format, with_shortcut)
+    steps = block_launches(name, LAYER1, dtype, memory_format, with_shortcut, target=target)
     assert any(step.reads for step in steps)
     assert any(step.writes for step in steps)
     for step in steps:
@@ -53,15 +54,15 @@ def test_layer1(
 @pytest.mark.parametrize("target", TARGETS)
 def test_layer4(name: str, target: str, memory_format: torch.memory_format) -> None:
     """7 × 7 maps: 16 bytes at a time in channels_last; contiguous rows of 49 elements are not aligned."""
-    for step in block_launches(name, LAYER4, torch.bfloat16, memory_format, True):
+    for step in block_launches(name, LAYER4, torch.bfloat16, memory_format, True, target=target):
         check(step, target, width=16 if memory_format == torch.channels_last else 2)
 
 
 @BLOCKS
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_inference(name: str, target: str) -> None:
-    steps = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True, training=False)
-    training = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True)
+    steps = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True, training=False, target=target)
+    training = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True, target=target)
     assert 0 < len(steps) < len(training)
     for step in steps:
         check(step, target)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.machine_code import SHARED_LIMIT, Launch, Report, block_launches, compiled
-from triton_attn.tuning import attention_rules
+from triton_attn.tuning import chips
 
 pytestmark = pytest.mark.compile
 
@@ -49,7 +49,7 @@ MAY_SPILL = {("sm_80", torch.float32, "layer3")}
 def launches(site: str, dtype: torch.dtype, layout: str, target: str) -> list[Launch]:
     """What a training step of the block starts at a site, with the tiles that it takes on a target."""
     channels, side = SITES[site]
-    with attention_rules.assume(attention_rules.CHIPS[target]):
+    with chips.assume(chips.CHIPS[target]):
         return block_launches("nonlocal", (64, channels, side, side), dtype, LAYOUTS[layout], True)
 
 
@@ -128,11 +128,11 @@ def test_float32_products_follow_the_setting(setting: str) -> None:
     torch.set_float32_matmul_precision(setting)
     try:
         for target, exact in (("sm_80", "tf32x3"), ("gfx942", "ieee")):
-            chip = attention_rules.CHIPS[target]
-            with attention_rules.assume(chip):
+            chip = chips.CHIPS[target]
+            with chips.assume(chip):
                 found = block_launches("nonlocal", (2, 64, 32, 32), torch.float32, torch.channels_last, False)
             precisions = {dict(launch.constants)["PRECISION"] for launch in found if launch.name in PRODUCTS}
             assert precisions == {exact if setting == "highest" else "tf32"}
-            assert attention_rules.precision(torch.bfloat16, chip) == "ieee"
+            assert chips.precision(torch.bfloat16, chip) == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -16,7 +16,7 @@ import triton_attn
 from tests.parity import DTYPES, assert_within, check_block, largest_error, lay_out, run, twins
 from triton_attn import functional, reference
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
-from triton_attn.tuning import attention_rules
+from triton_attn.tuning import attention_rules, chips
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -141,10 +141,10 @@ def test_scale(shape: tuple[int, int, int, int], scale: float) -> None:
     check_attention(*shape, torch.float32, scale=scale)
 
 
-@pytest.mark.parametrize("chip", [attention_rules.Chip(64 * 1024, amd=True), attention_rules.Chip(227 * 1024)], ids=str)
+@pytest.mark.parametrize("chip", [chips.Chip(64 * 1024, amd=True), chips.Chip(227 * 1024)], ids=str)
 @pytest.mark.parametrize("shape", [(70, 70, 160, 96), (40, 100, 40, 600), (300, 30, 600, 40)], ids=str)
-def test_tiles_of_other_chips(shape: tuple[int, int, int, int], chip: attention_rules.Chip) -> None:
-    with attention_rules.assume(chip):
+def test_tiles_of_other_chips(shape: tuple[int, int, int, int], chip: chips.Chip) -> None:
+    with chips.assume(chip):
         check_attention(*shape, torch.float16)
 
 

@@ -532,11 +532,11 @@ def test_functions_of_any_hidden_width(hidden: int) -> None:
 
 def test_partial_bytes_stay_small() -> None:
     """The programs leave float32 sums of all parameters: few where the map is small, an SM's worth where it is not."""
-    from triton_attn.tuning import position_rules, rules
+    from triton_attn.tuning import chips, position_rules, rules
 
     def programs(shape: tuple[int, int, int, int], hidden: int, outputs: int) -> int:
         batch, channels, height, width = shape
-        block_p = position_rules.position_gate_bwd(channels, hidden, 2, channels)["BLOCK_P"]
+        block_p = position_rules.position_gate_bwd(channels, hidden, 2, channels, chips.CHIPS["sm_90"])["BLOCK_P"]
         parameters = hidden * (channels + 1) + outputs * (hidden + 1)
         tiles = batch * rules.cdiv(height * width, block_p)
         count, run_length = position_rules.position_gate_runs(batch * channels * height * width, tiles, parameters)

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from triton_attn.tuning import attention_rules as rules
+from triton_attn.tuning import chips
 
 SIZES = [1, 8, 31, 32, 48, 64, 96, 128, 200, 256, 512, 600, 1024, 2048]
 
@@ -16,12 +17,12 @@ def power_of_two(n: int) -> bool:
 
 
 # Those of the compile lane, and what consumer cards and Turing have.
-CHIPS = {**rules.CHIPS, "sm_89": rules.Chip(99 * 1024), "sm_75": rules.Chip(64 * 1024)}
+CHIPS = {**chips.CHIPS, "sm_89": chips.Chip(99 * 1024), "sm_75": chips.Chip(64 * 1024)}
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
-def test_there_is_a_tile_for_every_problem(chip: rules.Chip, itemsize: int) -> None:
+def test_there_is_a_tile_for_every_problem(chip: chips.Chip, itemsize: int) -> None:
     for d, dv, channels_last in itertools.product(SIZES, SIZES, (False, True)):
         configs = [
             rules.forward(d, dv, itemsize, chip, channels_last),
@@ -52,10 +53,10 @@ def test_a_chip_can_be_assumed() -> None:
     import torch
 
     device = torch.device("meta")
-    assert rules.chip_of(device) == rules.CHIPS["sm_80"]
-    with rules.assume(rules.CHIPS["gfx942"]):
-        assert rules.chip_of(device).amd
-        with rules.assume(rules.CHIPS["sm_90"]):
-            assert rules.chip_of(device).shared == 227 * 1024
-        assert rules.chip_of(device).amd
-    assert rules.chip_of(device) == rules.CHIPS["sm_80"]
+    assert chips.chip_of(device) == chips.CHIPS["sm_80"]
+    with chips.assume(chips.CHIPS["gfx942"]):
+        assert chips.chip_of(device).amd
+        with chips.assume(chips.CHIPS["sm_90"]):
+            assert chips.chip_of(device).shared == 227 * 1024
+        assert chips.chip_of(device).amd
+    assert chips.chip_of(device) == chips.CHIPS["sm_80"]

@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuning.test_rules import is_power_of_two, sizes
-from triton_attn.tuning import position_rules
+from triton_attn.tuning import chips, position_rules
 
 
 @given(channels=st.integers(1, 300), hidden=st.integers(1, 300), itemsize=st.sampled_from([2, 4]), row=sizes)
 def test_position_gate(channels: int, hidden: int, itemsize: int, row: int) -> None:
     for config in (
         position_rules.position_gate_fwd(channels, hidden, itemsize, row),
-        position_rules.position_gate_bwd(channels, hidden, itemsize, row),
+        position_rules.position_gate_bwd(channels, hidden, itemsize, row, chips.CHIPS["sm_80"]),
+        position_rules.position_gate_bwd(channels, hidden, itemsize, row, chips.CHIPS["gfx942"]),
     ):
         assert all(is_power_of_two(value) for value in config.values())
         assert config["BLOCK_C"] >= max(channels, 16)
@@ -25,7 +26,10 @@ def test_position_gate(channels: int, hidden: int, itemsize: int, row: int) -> N
     assert position_rules.position_gate_is_fused(256, 16, 256, 2, 3136)
     assert position_rules.position_gate_is_fused(64, 32, 1, 4, 3136)
     assert position_rules.position_gate_is_fused(64, 4, 64, 4, 3136)
+    assert position_rules.position_gate_is_fused(128, 64, 1, 2, 3136, has_signal=True)
     assert not position_rules.position_gate_is_fused(257, 128, 1, 2, 3136)
+    assert not position_rules.position_gate_is_fused(256, 128, 1, 2, 3136, has_signal=True)
+    assert not position_rules.position_gate_is_fused(200, 12, 200, 2, 200)
     assert not position_rules.position_gate_is_fused(256, 16, 256, 2, 49)
     assert not position_rules.position_gate_is_fused(65, 32, 1, 4, 3136)
 

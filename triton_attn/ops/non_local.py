@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import backend
-from ..tuning import attention_rules, rules
+from ..tuning import attention_rules, chips, rules
 from . import launch
 from .gating import or_empty, or_none
 from .layout import empty_map, memory_format, served
@@ -161,9 +161,9 @@ def scaled(scale: float) -> dict[str, Any]:
 
 def products(like: Tensor) -> dict[str, Any]:
     """The launch arguments of a kernel's products."""
-    chip = attention_rules.chip_of(like.device)
+    chip = chips.chip_of(like.device)
     # The interpreter cannot multiply in bfloat16.
-    return {"UPCAST": backend.interpreting(), "PRECISION": attention_rules.precision(like.dtype, chip)}
+    return {"UPCAST": backend.interpreting(), "PRECISION": chips.precision(like.dtype, chip)}
 
 
 def forward(
@@ -227,7 +227,7 @@ def _tiled_fwd(
     from ..kernels.non_local_fwd import non_local_fwd_kernel
 
     d, dv, length, _ = given.sizes
-    config = attention_rules.forward(d, dv, given.q.itemsize, attention_rules.chip_of(y.device), given.channels_last)
+    config = attention_rules.forward(d, dv, given.q.itemsize, chips.chip_of(y.device), given.channels_last)
     launch.start(
         non_local_fwd_kernel,
         (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["BLOCK_V"]),),
@@ -265,9 +265,7 @@ def _whole_fwd(
     from ..kernels.non_local_whole import non_local_whole_fwd_kernel
 
     d, dv, length, source = given.sizes
-    config = attention_rules.whole(
-        d, dv, source, given.q.itemsize, attention_rules.chip_of(y.device), given.channels_last
-    )
+    config = attention_rules.whole(d, dv, source, given.q.itemsize, chips.chip_of(y.device), given.channels_last)
     launch.start(
         non_local_whole_fwd_kernel,
         (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["SLICE"]),),
@@ -425,7 +423,7 @@ def _tiled_bwd(
     from ..kernels.non_local_bwd import non_local_keys_bwd_kernel, non_local_queries_bwd_kernel
 
     width, value_width, length, source = given.sizes
-    chip = attention_rules.chip_of(grad.device)
+    chip = chips.chip_of(grad.device)
     shape = (width, value_width, given.q.itemsize, chip, given.channels_last)
     common = {
         "grad_ptr": grad,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import backend
-from ..tuning import position_rules, rules
+from ..tuning import chips, position_rules, rules
 from . import launch
 from .gating import in_units
 from .layout import empty_map, row_stride, rows, served
@@ -75,8 +75,10 @@ def position_gate(
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
         return torch.relu(position_gate(x, weight1, bias1, weight2, bias2, signal) + shortcut)
     x, channels_last = served(x)
-    row = rows(x, channels_last)[1]
-    if not position_rules.position_gate_is_fused(x.shape[1], weight1.shape[0], weight2.shape[0], x.itemsize, row):
+    sizes = x.shape[1], weight1.shape[0], weight2.shape[0]
+    if not position_rules.position_gate_is_fused(
+        *sizes, x.itemsize, rows(x, channels_last)[1], has_signal=signal is not None
+    ):
         hidden = torch.conv2d(x, weight1, bias1)
         hidden = hidden if signal is None else hidden + signal
         return map_gate(x, torch.conv2d(torch.relu(hidden), weight2, bias2), shortcut)
@@ -160,7 +162,9 @@ def backward(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     batch, channels, height, width = x.shape
-    config = position_rules.position_gate_bwd(channels, weight1.shape[0], x.itemsize, rows(x, channels_last)[1])
+    config = position_rules.position_gate_bwd(
+        channels, weight1.shape[0], x.itemsize, rows(x, channels_last)[1], chips.chip_of(x.device)
+    )
     tiles = batch * rules.cdiv(height * width, config["BLOCK_P"])
     size = _parameters(weight1, weight2)
     programs, run = position_rules.position_gate_runs(x.numel(), tiles, size)
@@ -247,12 +251,6 @@ def _network(
     dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[x.dtype]
     if dot == tl.bfloat16 and backend.interpreting():
         dot = tl.float32  # the interpreter cannot multiply bfloat16
-    if torch.version.hip is not None:
-        precision = "ieee"  # AMD's matrix cores multiply float32 as it is
-    elif x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        precision = "tf32x3"
-    else:
-        precision = "tf32"
     return {
         "weight1_ptr": weight1.contiguous(),
         "bias1_ptr": bias1.contiguous(),
@@ -266,7 +264,7 @@ def _network(
         "PER_CHANNEL": weight2.shape[0] > 1,
         "HAS_SIGNAL": signal is not None,
         "DOT": dot,
-        "PRECISION": precision,
+        "PRECISION": chips.precision(x.dtype, chips.chip_of(x.device)),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from .chips import Chip
 from .rules import TILE, cdiv, power_of_two
 
 # A gate from a network at every position: one kernel has all channels of a position in a tile, the weights, and float32
@@ -12,11 +13,15 @@ from .rules import TILE, cdiv, power_of_two
 FUSED = {2: (256, 256 * 128, 256 * 16), 4: (64, 64 * 32, 64 * 16)}
 
 
-def position_gate_is_fused(channels: int, hidden: int, outputs: int, itemsize: int, row: int) -> bool:
+def position_gate_is_fused(
+    channels: int, hidden: int, outputs: int, itemsize: int, row: int, has_signal: bool = False
+) -> bool:
     """Whether one kernel makes the gates of a position; else the library multiplies, and a kernel applies the gates."""
     most_channels, per_position, per_element = FUSED[itemsize]
-    if row % 4:  # element by element: more registers
+    if row % 4 or (outputs > 1 and channels & (channels - 1)):  # element by element, or masks: more registers
         most_channels = min(most_channels, 128)
+    if has_signal:  # it has a tile of its own, and so has its gradient
+        per_position //= 2
     padded = max(power_of_two(channels), 16) * max(power_of_two(hidden), 16)
     return channels <= most_channels and padded <= (per_element if outputs > 1 else per_position)
 
@@ -28,7 +33,7 @@ def position_gate_fwd(channels: int, hidden: int, itemsize: int, row: int) -> di
     block_m = min(padded, 64 // itemsize)
     block_p = min(max(8 * TILE // (block_c * itemsize**2), 16), 256 // itemsize)
     if _is_ragged(channels, row):
-        block_p = max(block_p // 2, 16)
+        block_p = max(block_p // 4, 16)
     return {
         "BLOCK_P": block_p,
         "BLOCK_C": block_c,
@@ -40,13 +45,20 @@ def position_gate_fwd(channels: int, hidden: int, itemsize: int, row: int) -> di
 
 
 @cache
-def position_gate_bwd(channels: int, hidden: int, itemsize: int, row: int) -> dict[str, int]:
-    """Blocks for the backward of the gates of a tile of positions; arguments as above."""
+def position_gate_bwd(channels: int, hidden: int, itemsize: int, row: int, chip: Chip) -> dict[str, int]:
+    """Blocks for the backward of the gates of a tile of positions; arguments as above.
+
+    Where sums of 256 × 128 fill eight warps' registers, AMD's threads have twice as many, if there are half as many.
+    """
     block_c, block_m = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
     block_p = min(max(TILE // (block_c * itemsize), 16), 64)
+    if itemsize == 2 and block_c == 128 and block_m == 16:  # few sums beside the tile: there is room for a larger one
+        block_p = 32
     if _is_ragged(channels, row):
         block_p = max(block_p // 2, 16)
     num_warps = 8 if block_c * block_m >= 2048 and block_c >= 128 else 4
+    if chip.amd and block_c * block_m >= 256 * 128:
+        num_warps = 4
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": num_warps, "num_stages": 1}
 
 
