@@ -143,12 +143,18 @@ def rows_of(found: Iterable[tuple[Launch, set[Use], Report]]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.kernel, TARGETS.index(row.target), *astuple(row)))
 
 
+def may_spill(row: Row) -> bool:
+    """Non-local promises no spills in 16 bits on sm_90 and sm_100 alone; its page names the causes of the others."""
+    promised = row.target in ("sm_90", "sm_100") and "float32" not in row.dtype
+    return row.kernel.startswith("non_local") and not promised
+
+
 def failures(rows: Iterable[Row]) -> list[str]:
     """A line for everything that spills, or takes more shared memory than there is."""
     lines = []
     for row in rows:
         what = f"{row.kernel}, {row.target}, {row.dtype}, {row.layout} ({row.blocks})"
-        if row.spilled:
+        if row.spilled and not may_spill(row):
             lines.append(f"{what}: spills registers")
         if row.shared > SHARED_LIMIT[row.target]:
             lines.append(f"{what}: {row.shared} bytes of shared memory, {SHARED_LIMIT[row.target]} there are")

@@ -9,9 +9,9 @@ import triton_attn
 from triton_attn import backend, reference
 
 
-def reason(x: torch.Tensor, **kwargs: bool) -> backend.Choice:
+def reason(x: torch.Tensor) -> backend.Choice:
     with backend.listen() as heard:
-        backend.use_triton(x, **kwargs)
+        backend.use_triton(x)
     return heard[-1]
 
 
@@ -27,13 +27,6 @@ def test_asking_for_triton_where_it_cannot_serve_is_an_error() -> None:
     with triton_attn.use_backend("triton"), pytest.raises(triton_attn.BackendError, match="x is on cpu"):
         block(x)
     block(x)
-
-
-def test_a_block_without_kernels_says_so() -> None:
-    x = torch.randn(1, 32, 3, 3)
-    assert not backend.use_triton(x, kernels=False)
-    with triton_attn.use_backend("triton"), pytest.raises(triton_attn.BackendError, match="no Triton kernels yet"):
-        backend.use_triton(x, kernels=False)
 
 
 def test_contexts_nest_and_end() -> None:
@@ -70,7 +63,6 @@ def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(x).backend == "triton"
     assert reason(x.half()).backend == "triton"
     assert "float64" in reason(x.double()).reason
-    assert "no Triton kernels" in reason(x, kernels=False).reason
     assert "interpreter serves CPU tensors" in reason(x.to("meta")).reason
     monkeypatch.setattr(backend, "_HAS_TRITON", False)
     assert reason(x).reason == "Triton is not installed"

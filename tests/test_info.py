@@ -17,12 +17,6 @@ import triton_attn
 from triton_attn import backend, cli, info
 
 
-class Kernelless(triton_attn.reference.AttentionBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        backend.use_triton(x, kernels=False)
-        return x
-
-
 class Kernelled(triton_attn.reference.AttentionBlock):
     def forward(self, x: Tensor) -> Tensor:
         backend.use_triton(x)
@@ -48,20 +42,6 @@ def test_versions_and_blocks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  auto (the default; TRITON_ATTN_BACKEND is not set)\n" in text
 
 
-def test_kernels_are_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for request in backend.BACKENDS:
-        monkeypatch.setenv(backend.VARIABLE, request)
-        assert not info.has_kernels(Kernelless())
-        assert info.has_kernels(Kernelled())
-        assert info.has_kernels(triton_attn.SEBlock(info.CHANNELS))
-
-
-def test_a_block_is_left_where_it_is() -> None:
-    block = triton_attn.SEBlock(info.CHANNELS)
-    info.has_kernels(block)
-    assert block.fc1.weight.device.type == "cpu"
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and blocks are tried on it")
 @pytest.mark.parametrize(
     ("request_", "served", "reason"),
@@ -85,7 +65,7 @@ def test_the_backend_in_force(
     assert f"TRITON_ATTN_BACKEND{': ' if request_ == 'foo' else '='}" in report["backend"]["source"]
     assert report["backend"]["interpreter"] is False
     se = next(each for each in report["blocks"] if each["name"] == "se")
-    assert (se["backend"], se["kernels"], se["device"]) == (served, True, "cpu")
+    assert (se["backend"], se["device"]) == (served, "cpu")
     assert reason in se["reason"]
 
 
@@ -95,7 +75,6 @@ def test_a_block_that_fails_is_told() -> None:
             raise RuntimeError("no C compiler\nand much more")
 
     assert info._served(Broken(), torch.device("cpu")) == ("error", "RuntimeError: no C compiler")
-    assert info._served(Kernelless(), torch.device("cpu")) == ("reference", "this block has no Triton kernels yet")
 
 
 def test_devices(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,12 +69,11 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def use_triton(x: Tensor, *, kernels: bool = True) -> bool:
+def use_triton(x: Tensor) -> bool:
     """Whether Triton serves a block's call on ``x``; asked once per call, in the block's forward.
 
     Args:
         x: the block's input.
-        kernels: whether the block has Triton kernels at all.
 
     Raises:
         BackendError: Triton was asked for and cannot serve.
@@ -83,7 +82,7 @@ def use_triton(x: Tensor, *, kernels: bool = True) -> bool:
     if request == "reference":
         choice = Choice("reference", "asked for")
     else:
-        obstacle = _obstacle(x) if kernels else "this block has no Triton kernels yet"
+        obstacle = _obstacle(x)
         choice = Choice("reference", obstacle) if obstacle else Choice("triton", _served_by(x))
         if request == "triton" and obstacle and _heard is None:
             raise BackendError(f"backend 'triton' was asked for, but cannot serve: {obstacle}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -109,7 +108,7 @@ def backend_in_force() -> dict[str, Any]:
 
 
 def blocks() -> list[dict[str, Any]]:
-    """For every block by name: its class, whether it has Triton kernels, what serves it here, and why.
+    """For every block by name: its class, what serves it here, and why.
 
     Each is run once on a small float32 map, on the GPU where there is one.
     """
@@ -122,7 +121,6 @@ def blocks() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "block": type(block).__name__,
-                "kernels": has_kernels(block),
                 "backend": served,
                 "reason": why,
                 "device": device.type,
@@ -134,14 +132,6 @@ def blocks() -> list[dict[str, Any]]:
 def test_device() -> torch.device:
     """Where blocks are tried: the first GPU if there is one, but Triton's interpreter serves the CPU alone."""
     return torch.device("cuda" if torch.cuda.is_available() and not backend.interpreting() else "cpu")
-
-
-def has_kernels(block: nn.Module) -> bool:
-    """Whether a block has Triton kernels, whatever serves it here and now: what it says when nothing is asked for."""
-    # On the meta device nothing is computed, and no device can be what Triton misses.
-    with backend.use_backend("auto"):
-        (answer,) = explain(copy.deepcopy(block).to("meta"), torch.empty(1, CHANNELS, SIZE, SIZE, device="meta"))
-    return "no Triton kernels" not in answer.reason
 
 
 def _served(block: nn.Module, device: torch.device) -> tuple[str, str]:
@@ -197,11 +187,8 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append("  TRITON_INTERPRET=1: Triton's interpreter runs the kernels on CPU tensors, slowly")
     device = report["blocks"][0]["device"]
     lines += ["", f"blocks, tried on a (1, {CHANNELS}, {SIZE}, {SIZE}) float32 map on the {_spoken(device)}"]
-    rows = [("name", "block", "Triton kernels", "served by", "why")]
-    for each in report["blocks"]:
-        kernels = "yes" if each["kernels"] else "not yet"
-        rows.append((each["name"], each["block"], kernels, each["backend"], each["reason"]))
-    lines += _table(rows)
+    rows = [(each["name"], each["block"], each["backend"], each["reason"]) for each in report["blocks"]]
+    lines += _table([("name", "block", "served by", "why"), *rows])
     if "checkpoint" in report:
         lines += ["", *_checkpoint_text(report["checkpoint"])]
     return "\n".join(lines)

@@ -26,14 +26,15 @@ def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (tmp_path / "report.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
 
-    launches = compile_report.launches(["se"], quick=True)
+    launches = compile_report.launches(["se"], ["sm_90", "gfx942"], quick=True)
     assert f"{len(launches)} programs of se, on sm_90, gfx942." in printed
     assert found["versions"]["triton"] in text
     for target in ("sm_90", "gfx942"):
         rows = [row for row in found["rows"] if row["target"] == target]
-        assert sum(row["programs"] for row in rows) == len(launches)
-        assert {row["kernel"] for row in rows} == {launch.name for launch in launches}
-        for launch, uses in launches.items():
+        own = {launch: uses for (launch, of), uses in launches.items() if of == target}
+        assert sum(row["programs"] for row in rows) == len(own)
+        assert {row["kernel"] for row in rows} == {launch.name for launch in own}
+        for launch, uses in own.items():
             report = compiled(launch, target)
             row = next(
                 row
@@ -48,12 +49,8 @@ def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_alike_programs_are_one_row_in_the_same_order() -> None:
-    launches = compile_report.launches(["se"], quick=True)
-    found = [
-        (launch, uses, replace(REPORT, target=target))
-        for launch, uses in launches.items()
-        for target in ("sm_90", "gfx942")
-    ]
+    launches = compile_report.launches(["se"], ["sm_90", "gfx942"], quick=True)
+    found = [(launch, uses, replace(REPORT, target=target)) for (launch, target), uses in launches.items()]
     rows = compile_report.rows_of(found)
     assert sum(row.programs for row in rows) == len(found)
     assert len({(row.kernel, row.target, row.layout) for row in rows}) == len(rows)
@@ -77,10 +74,20 @@ def test_it_fails_where_something_spills_or_does_not_fit(
         assert message in capsys.readouterr().err
 
 
+def test_non_local_promises_less_on_some_targets() -> None:
+    rows = compile_report.rows_of(
+        (launch, uses, replace(REPORT, target=target, spilled=4))
+        for (launch, target), uses in compile_report.launches(["nonlocal"], ["sm_80", "sm_90"], quick=True).items()
+    )
+    attention = [row for row in rows if row.kernel.startswith("non_local")]
+    assert {row.target for row in attention if compile_report.may_spill(row)} == {"sm_80"}
+    assert all("sm_90" in line for line in compile_report.failures(attention))
+    assert not compile_report.may_spill(replace(attention[0], kernel="squeeze_fwd_kernel"))
+
+
 def test_other_processes_find_the_same() -> None:
-    launches = list(compile_report.launches(["se"], quick=True))
-    assert pickle.loads(pickle.dumps(launches)) == launches
-    jobs = [(launch, "sm_90") for launch in launches[:2]]
+    jobs = list(compile_report.launches(["se"], ["sm_90"], quick=True))[:2]
+    assert pickle.loads(pickle.dumps(jobs)) == jobs
     assert compile_report.compile_all(jobs, 2) == compile_report.compile_all(jobs, 1)
 
 

@@ -23,7 +23,9 @@ def check(step: Launch, target: str, width: int = 16) -> None:
     if step.reads:
         assert report.widest_load >= width, step.name
     if step.writes:
-        assert report.widest_store >= width, step.name
+        # AMD's compiler writes what its matrix cores have made 8 bytes at a time.
+        from_matrix_cores = target.startswith("gfx") and report.tensor_cores
+        assert report.widest_store >= (min(width, 8) if from_matrix_cores else width), step.name
 
 
 @BLOCKS
