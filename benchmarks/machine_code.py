@@ -258,6 +258,8 @@ def compiled(launch: Launch, target: str) -> Report:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from triton_attn.ops.launch import register_limit
+
     names = [name for name, _ in launch.signature]
     source = ASTSource(
         fn=launch.kernel,
@@ -265,11 +267,13 @@ def compiled(launch: Launch, target: str) -> Report:
         constexprs=dict(launch.constants),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible},
     )
+    options = dict(launch.options)
     if target.startswith("sm_"):
         gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+        options["maxnreg"] = register_limit(options.get("num_warps", 4))
     else:
         gpu = GPUTarget("hip", target, 64)
-    binary = triton.compile(source, target=gpu, options=dict(launch.options))
+    binary = triton.compile(source, target=gpu, options=options)
     read, code = (_read_cubin, "cubin") if "cubin" in binary.asm else (_read_amdgcn, "amdgcn")
     return read(target, binary.asm[code], binary.metadata.num_warps, binary.metadata.shared)
 

@@ -107,7 +107,9 @@ def forward(
     y = empty_map(x, channels_last)
     save_bits = saves and shortcut is not None
     bits = _empty_bits(x, save_bits)
-    config = position_rules.position_gate_fwd(x.shape[1], weight1.shape[0], x.itemsize, rows(x, channels_last)[1])
+    config = position_rules.position_gate_fwd(
+        x.shape[1], weight1.shape[0], x.itemsize, rows(x, channels_last)[1], signal is not None
+    )
     launch.start(
         position_gate_fwd_kernel,
         (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),

@@ -27,11 +27,13 @@ def position_gate_is_fused(
 
 
 @cache
-def position_gate_fwd(channels: int, hidden: int, itemsize: int, row: int) -> dict[str, int]:
+def position_gate_fwd(channels: int, hidden: int, itemsize: int, row: int, has_signal: bool = False) -> dict[str, int]:
     """Blocks for the gates of a tile of positions; ``itemsize`` is the map's, ``row`` its contiguous axis."""
     block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
     block_m = min(padded, 64 // itemsize)
     block_p = min(max(8 * TILE // (block_c * itemsize**2), 16), 256 // itemsize)
+    if has_signal:  # a tile of its own
+        block_p = max(block_p // 2, 16)
     if _is_ragged(channels, row):
         block_p = max(block_p // 4, 16)
     return {

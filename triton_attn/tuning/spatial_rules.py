@@ -41,7 +41,7 @@ def gate_network(channels: int, hidden: int, parts: int) -> dict[str, int]:
         "BLOCK_S": block_s,
         "BLOCK_C": block_c,
         "BLOCK_M": block_m,
-        "num_warps": min(max(block_c * block_m // 512, 4), 16),
+        "num_warps": min(max(block_c * block_m // 1024, 4), 8),
     }
 
 
