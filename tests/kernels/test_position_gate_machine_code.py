@@ -99,7 +99,7 @@ def test_at_resnet_shapes(
 ) -> None:
     """With a shortcut: no spills, maps 16 bytes at a time, tensor cores. float32 is fused up to 64 channels."""
     if dtype == torch.float32 and channels > 64:
-        pytest.skip("float32 maps of more than 64 channels go to the library, by rules.FUSED")
+        pytest.skip("float32 maps of more than 64 channels go to the library, by position_rules.FUSED")
     launches = position_gate_launches(kind, (64, channels, 56, 56), dtype, memory_format, target)
     assert [launch.name for launch in launches] == [*GATES, "partial_sums_kernel"]
     for launch in launches:
