@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from triton_attn import info
-from triton_attn.train.atomic import write_text
+from triton_attn.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 

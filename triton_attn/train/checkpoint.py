@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import resnet
+from ..files import new_file
 from ..reference.registry import look_up
 from ..reference.resnet import ARCHITECTURES, ResNet
-from .atomic import new_file
 from .errors import UserError, as_user_error
 
 KEY = "triton_attn"

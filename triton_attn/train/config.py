@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from .atomic import write_text
+from ..files import write_text
 from .errors import UserError
 
 FILE = "config.yaml"

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from .atomic import write_text
+from ..files import write_text
 
 Row = dict[str, Any]
 """One epoch: its number (from 1), losses, accuracies (0 to 1), learning rate, images per second, seconds, time."""

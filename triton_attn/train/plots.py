@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from .atomic import new_file
+from ..files import new_file
 
 TRAIN, VAL, INK, FAINT = "#8aa1b8", "#c8451f", "#24303c", "#e3e7eb"
 MOST_NAMED = 40

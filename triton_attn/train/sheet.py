@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from .atomic import new_file
+from ..files import new_file
 from .attention_maps import Reading, SiteAttention
 from .errors import UserError
 from .panels import ACCENT, FAINT, draw_gates, draw_map, draw_scale
