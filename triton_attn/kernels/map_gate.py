@@ -96,7 +96,6 @@ def map_gate_bwd_kernel(
     stride_zo,
     channels,
     positions,
-    walk,
     UNIT: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
@@ -106,9 +105,9 @@ def map_gate_bwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """The gradients of x, of the logits and of the shortcut, at a block of positions and ``walk`` channels.
+    """The gradients of x, of the logits and of the shortcut, at a block of positions and of channels.
 
-    A gate per position sums its gradient over all channels: there ``walk`` is all of them.
+    A gate per position sums its gradient over all channels: there a program walks over all of them.
     """
     unit = tl.full((), UNIT, tl.int64)
     stride_dxn, stride_dxo, stride_dzn, stride_dzo = (
@@ -120,6 +119,7 @@ def map_gate_bwd_kernel(
         channels *= UNIT
     else:
         positions *= UNIT
+    walk = BLOCK_C if PER_CHANNEL else channels
     walks = tl.cdiv(channels, walk)
     blocks = tl.cdiv(positions, BLOCK_P)
     pid = tl.program_id(0)
@@ -163,3 +163,10 @@ def map_gate_bwd_kernel(
         dlogits = tl.sum(total, axis=1 if CHANNELS_LAST else 0) * gate_of_position * (1.0 - gate_of_position)
         offsets = n.to(tl.int64) * positions + p
         tl.store(dlogits_ptr + offsets, dlogits.to(dlogits_ptr.dtype.element_ty), mask=p < positions)
+
+
+# Forward nothing is summed. Backward a gate per position is, over channels.
+SPACES = {
+    "map_gate_fwd_kernel": {"BLOCK_OUTER": (-1, 0, 1), "BLOCK_INNER": (-1, 0, 1), "num_warps": (-1, 0, 1)},
+    "map_gate_bwd_kernel": {"BLOCK_P": (-1, 0, 1)},
+}

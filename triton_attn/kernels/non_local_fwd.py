@@ -153,3 +153,7 @@ def non_local_fwd_kernel(
                 SAVES,
                 CHANNELS_LAST,
             )
+
+
+# Keys are summed, block by block, a row by the same threads as long as a warp has as many rows.
+SPACES = {"non_local_fwd_kernel": {("BLOCK_M", "num_warps"): (-1, 0), "num_stages": (1, 2, 3, 4)}}

@@ -148,3 +148,10 @@ def softmax_bwd_kernel(
     grad = tl.where((key < source)[None, :], grad, 0.0)  # behind the keys lies what the memory held before
     grad = scale * weight * (grad - tl.sum(weight * grad, axis=1)[:, None])
     tl.store(grad_ptr + offsets, grad.to(grad_ptr.dtype.element_ty), mask=mask)
+
+
+SPACES: dict = {
+    # Rows are summed, by the same threads as long as a warp has as many rows; the values' channels are not.
+    "non_local_whole_fwd_kernel": {"BLOCK_V": (-1, 0, 1), "num_stages": (1, 2, 3)},
+    "softmax_bwd_kernel": {},
+}

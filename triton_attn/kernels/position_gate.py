@@ -336,3 +336,10 @@ def position_gate_bwd_kernel(
         else:
             tl.store(dweight2_ptr + m, dweight2, mask=m < HIDDEN)
             tl.store(dbias2_ptr, tl.sum(dbias2, axis=0))
+
+
+# Backward a tile's positions are summed.
+SPACES = {
+    "position_gate_fwd_kernel": {"BLOCK_P": (-1, 0, 1), "num_warps": (-1, 0, 1)},
+    "position_gate_bwd_kernel": {"num_stages": (1, 2, 3)},
+}

@@ -145,3 +145,10 @@ def spatial_apply_bwd_kernel(
         du += tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)
         dx = du * over_positions(gate, CHANNELS_LAST) + over_positions(dsum, CHANNELS_LAST)
         store_tile(dx_ptr, dx, n, outer, inner, mask, stride_xn, stride_xo)
+
+
+# Forward the window of the convolution is summed, position by position; backward nothing is.
+SPACES = {
+    "spatial_apply_fwd_kernel": {"BLOCK_C": (-1, 0, 1)},
+    "spatial_apply_bwd_kernel": {"BLOCK_C": (-1, 0, 1), "BLOCK_P": (-1, 0), "num_warps": (-1, 0, 1)},
+}

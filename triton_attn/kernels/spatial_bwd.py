@@ -156,3 +156,7 @@ def store_taps(ptr, window, mean, top):
     tl.store(at + 49, tl.sum(window * top[:, None], axis=0), mask=exists)
     tl.store(at + 98, tl.sum(window, axis=0), mask=exists)
     tl.store(at + 147, tl.sum((window - window != 0.0).to(tl.float32), axis=0), mask=exists)
+
+
+# Positions are summed and channels are, in blocks, by threads.
+SPACES: dict = {"spatial_gate_bwd_kernel": {}, "spatial_pool_bwd_kernel": {}}

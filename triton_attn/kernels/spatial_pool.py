@@ -59,3 +59,7 @@ def spatial_pool_kernel(
     pooled = pooled_ptr + n * 2 * positions + p
     tl.store(pooled, mean, mask=p < positions)
     tl.store(pooled + positions, top, mask=p < positions)
+
+
+# Channels are summed, in blocks, by threads.
+SPACES: dict = {"spatial_pool_kernel": {}}

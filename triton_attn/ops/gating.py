@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules
+from ..tuning.keys import Shape
 from . import launch
 from .layout import empty_map, row_stride, rows
 
@@ -222,16 +223,18 @@ def apply_fwd(
 
     batch, channels, height, width = x.shape
     positions = height * width
-    config = rules.apply_gate(channels, positions, channels_last)
+    rule = rules.apply_gate(channels, positions, channels_last)
     y = empty_map(x, channels_last)
     gate = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) if saves else None
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
     unit, strides = in_units(channels_last, channels if channels_last else positions, y=y, x=x, s=shortcut)
     splits = rules.splits(positions)
     hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
-    launch.start(
+    launch.tuned(
         apply_gate_fwd_kernel,
-        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
+        lambda config: (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
+        Shape.of(x, channels_last),
+        rule,
         x.device,
         y_ptr=y,
         gate_ptr=gate,
@@ -255,11 +258,10 @@ def apply_fwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, rule["BLOCK_C"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts)),
         **weights,
         **strides,
-        **config,
     )
     return y, gate, bits
 
@@ -287,7 +289,7 @@ def apply_bwd(
 
     batch, channels, height, width = grad.shape
     positions = height * width
-    config = rules.apply_gate(channels, positions, channels_last)
+    rule = rules.apply_gate(channels, positions, channels_last)
     dx = empty_map(x, channels_last)
     dshortcut = None if bits is None else empty_map(x, channels_last)
     map_read = x if network.max else None
@@ -297,9 +299,11 @@ def apply_bwd(
     splits = rules.splits(positions)
     dhidden_parts = 1 if dhidden is None else dhidden.shape[1]
     hidden_parts = 1 if hidden is None else hidden.shape[1] // network.pools
-    launch.start(
+    launch.tuned(
         apply_gate_bwd_kernel,
-        (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
+        lambda config: (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
+        Shape.of(x, channels_last),
+        rule,
         grad.device,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
@@ -324,11 +328,10 @@ def apply_bwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, rule["BLOCK_C"]),
         BLOCK_S=rules.parts_block(max(splits, hidden_parts, dhidden_parts)),
         **weights,
         **strides,
-        **config,
     )
     return dx, dshortcut
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..tuning import position_rules, rules
+from ..tuning.keys import Shape
 from . import launch
 from .gating import empty_bits, in_units
 from .layout import empty_map, rows, served
@@ -52,14 +53,17 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> 
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     per_channel = logits.shape[1] > 1
     outer, inner = rows(x, channels_last)
-    config = position_rules.map_gate_fwd(outer, inner, channels_last, per_channel)
     y = empty_map(x, channels_last)
     save_bits = saves and shortcut is not None
     bits = empty_bits(x, channels_last, save_bits)
     unit, strides = in_units(channels_last, inner, x=x, y=y, z=logits if per_channel else None, s=shortcut)
-    launch.start(
+    launch.tuned(
         map_gate_fwd_kernel,
-        (x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),),
+        lambda config: (
+            x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),
+        ),
+        Shape.of(x, channels_last),
+        position_rules.map_gate_fwd(outer, inner, channels_last, per_channel),
         x.device,
         y_ptr=y,
         bits_ptr=bits,
@@ -73,7 +77,6 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> 
         SAVE_BITS=save_bits,
         CHANNELS_LAST=channels_last,
         **strides,
-        **config,
     )
     return y, bits
 
@@ -98,17 +101,21 @@ def backward(
     per_channel = logits.shape[1] > 1
     batch, channels, height, width = x.shape
     positions = height * width
-    config = position_rules.map_gate_bwd(channels, positions, channels_last, per_channel)
-    walk = config["BLOCK_C"] if per_channel else channels
     dx = empty_map(x, channels_last) if needs_map else None
     dshortcut = empty_map(x, channels_last) if needs_map and bits is not None else None
     dlogits = _empty_logits(logits, channels_last) if needs_logits else None
     maps = {"z": logits, "dz": dlogits} if per_channel else {"z": None, "dz": None}
     inner = channels if channels_last else positions
     unit, strides = in_units(channels_last, inner, x=x, g=grad, dx=dx, s=dshortcut, **maps)
-    launch.start(
+    launch.tuned(
         map_gate_bwd_kernel,
-        (batch * rules.cdiv(positions, config["BLOCK_P"]) * rules.cdiv(channels, walk),),
+        lambda config: (
+            batch
+            * rules.cdiv(positions, config["BLOCK_P"])
+            * (rules.cdiv(channels, config["BLOCK_C"]) if per_channel else 1),
+        ),
+        Shape.of(x, channels_last),
+        position_rules.map_gate_bwd(channels, positions, channels_last, per_channel),
         x.device,
         dx_ptr=dx,
         dlogits_ptr=dlogits,
@@ -119,14 +126,12 @@ def backward(
         logits_ptr=logits,
         channels=channels // unit if channels_last else channels,
         positions=positions if channels_last else positions // unit,
-        walk=walk,
         PER_CHANNEL=per_channel,
         HAS_SHORTCUT=bits is not None,
         NEEDS_MAP=needs_map,
         NEEDS_LOGITS=needs_logits,
         CHANNELS_LAST=channels_last,
         **strides,
-        **config,
     )
     return tuple(x.new_empty(0) if t is None else t for t in (dx, dlogits, dshortcut))
 

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import backend
 from ..tuning import attention_rules, chips, rules
+from ..tuning.keys import Shape
 from . import launch
 from .gating import or_empty, or_none
 from .layout import empty_map, memory_format, served
@@ -74,6 +75,11 @@ class Problem:
     def sizes(self) -> tuple[int, int, int, int]:
         """d, dv, L, S."""
         return self.q.shape[2], self.v.shape[2], self.q.shape[1], self.k.shape[1]
+
+    @property
+    def shape(self) -> Shape:
+        """What a launch goes by."""
+        return Shape(self.q.dtype, self.channels_last, (self.q.shape[2], self.v.shape[2]), self.q.shape[1])
 
     @property
     def keeps_rows(self) -> bool:
@@ -227,10 +233,11 @@ def _tiled_fwd(
     from ..kernels.non_local_fwd import non_local_fwd_kernel
 
     d, dv, length, _ = given.sizes
-    config = attention_rules.forward(d, dv, given.q.itemsize, chips.chip_of(y.device), given.channels_last)
-    launch.start(
+    launch.tuned(
         non_local_fwd_kernel,
-        (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["BLOCK_V"]),),
+        lambda config: (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["BLOCK_V"]),),
+        given.shape,
+        attention_rules.forward(d, dv, given.q.itemsize, chips.chip_of(y.device), given.channels_last),
         y.device,
         y_ptr=y,
         o_ptr=kept,
@@ -248,7 +255,6 @@ def _tiled_fwd(
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), o=kept, q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
         **products(given.v),
-        **config,
     )
 
 
@@ -265,10 +271,11 @@ def _whole_fwd(
     from ..kernels.non_local_whole import non_local_whole_fwd_kernel
 
     d, dv, length, source = given.sizes
-    config = attention_rules.whole(d, dv, source, given.q.itemsize, chips.chip_of(y.device), given.channels_last)
-    launch.start(
+    launch.tuned(
         non_local_whole_fwd_kernel,
-        (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["SLICE"]),),
+        lambda config: (y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["SLICE"]),),
+        given.shape,
+        attention_rules.whole(d, dv, source, given.q.itemsize, chips.chip_of(y.device), given.channels_last),
         y.device,
         y_ptr=y,
         rows_ptr=kept,
@@ -286,7 +293,6 @@ def _whole_fwd(
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
         **products(given.v),
-        **config,
     )
 
 
@@ -389,13 +395,14 @@ def _delta(
     from ..kernels.non_local_bwd import non_local_delta_kernel
 
     _, dv, length, _ = given.sizes
-    config = attention_rules.delta(length, dv, given.channels_last)
     o = None if delta is None else o
     arguments = in_units(given, m=map_rows(masked), g=grad, o=o)
     del arguments["width"], arguments["source"]
-    launch.start(
+    launch.tuned(
         non_local_delta_kernel,
-        (grad.shape[0] * rules.cdiv(length, config["BLOCK_M"]),),
+        lambda config: (grad.shape[0] * rules.cdiv(length, config["BLOCK_M"]),),
+        given.shape,
+        attention_rules.delta(length, dv, given.channels_last),
         grad.device,
         delta_ptr=delta,
         masked_ptr=masked,
@@ -406,7 +413,6 @@ def _delta(
         HAS_BITS=masked is not None,
         CHANNELS_LAST=given.channels_last,
         **arguments,
-        **config,
     )
 
 
@@ -442,13 +448,16 @@ def _tiled_bwd(
     for own_dk, own_dv in launches:
         if own_dk is None and own_dv is None:
             continue
-        config = attention_rules.keys_bwd(*shape, own_dk is not None, own_dv is not None)
-        slices = rules.cdiv(value_width, config["SLICE_V"])
+        rule = attention_rules.keys_bwd(*shape, own_dk is not None, own_dv is not None)
+        slices = rules.cdiv(value_width, rule["SLICE_V"])
         if own_dk is not None:
-            slices = rules.cdiv(width, config["SLICE_D"])
-        launch.start(
+            slices = rules.cdiv(width, rule["SLICE_D"])
+        programs = grad.shape[0] * slices
+        launch.tuned(
             non_local_keys_bwd_kernel,
-            (grad.shape[0] * slices * rules.cdiv(source, config["BLOCK_N"]),),
+            lambda config, programs=programs: (programs * rules.cdiv(source, config["BLOCK_N"]),),
+            given.shape,
+            rule,
             grad.device,
             dk_ptr=own_dk,
             dv_ptr=own_dv,
@@ -456,18 +465,19 @@ def _tiled_bwd(
             NEEDS_V=own_dv is not None,
             **in_units(given, dk=own_dk, dv=own_dv, **read),
             **common,
-            **config,
         )
     if dq is not None:
-        config = attention_rules.queries_bwd(*shape)
-        launch.start(
+        launch.tuned(
             non_local_queries_bwd_kernel,
-            (grad.shape[0] * rules.cdiv(width, config["SLICE_D"]) * rules.cdiv(length, config["BLOCK_M"]),),
+            lambda config: (
+                grad.shape[0] * rules.cdiv(width, config["SLICE_D"]) * rules.cdiv(length, config["BLOCK_M"]),
+            ),
+            given.shape,
+            attention_rules.queries_bwd(*shape),
             grad.device,
             dq_ptr=dq,
             **in_units(given, dq=dq, **read),
             **common,
-            **config,
         )
 
 

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import backend
 from ..tuning import chips, position_rules, rules
+from ..tuning.keys import Shape
 from . import launch
 from .gating import in_units
 from .layout import empty_map, row_stride, rows, served
@@ -107,12 +108,13 @@ def forward(
     y = empty_map(x, channels_last)
     save_bits = saves and shortcut is not None
     bits = _empty_bits(x, save_bits)
-    config = position_rules.position_gate_fwd(
-        x.shape[1], weight1.shape[0], x.itemsize, rows(x, channels_last)[1], signal is not None
-    )
-    launch.start(
+    launch.tuned(
         position_gate_fwd_kernel,
-        (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
+        lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
+        Shape.of(x, channels_last),
+        position_rules.position_gate_fwd(
+            x.shape[1], weight1.shape[0], x.itemsize, rows(x, channels_last)[1], signal is not None
+        ),
         x.device,
         y_ptr=y,
         bits_ptr=bits,
@@ -123,7 +125,6 @@ def forward(
         WIDE=_is_wide(x, y, shortcut, signal),
         **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
         **_map_strides(channels_last, y=y, x=x, s=shortcut),
-        **config,
     )
     return y, bits
 
@@ -164,19 +165,21 @@ def backward(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     batch, channels, height, width = x.shape
-    config = position_rules.position_gate_bwd(
+    rule = position_rules.position_gate_bwd(
         channels, weight1.shape[0], x.itemsize, rows(x, channels_last)[1], chips.chip_of(x.device)
     )
-    tiles = batch * rules.cdiv(height * width, config["BLOCK_P"])
+    tiles = batch * rules.cdiv(height * width, rule["BLOCK_P"])
     size = _parameters(weight1, weight2)
     programs, run = position_rules.position_gate_runs(x.numel(), tiles, size)
     dx = empty_map(x, channels_last) if needs_map else None
     dshortcut = empty_map(x, channels_last) if needs_map and bits is not None else None
     dsignal = empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else None
     partials = torch.empty((programs, size), dtype=torch.float32, device=x.device) if needs_weights else None
-    launch.start(
+    launch.tuned(
         position_gate_bwd_kernel,
-        (programs,),
+        lambda _: (programs,),
+        Shape.of(x, channels_last),
+        rule,
         x.device,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
@@ -196,7 +199,6 @@ def backward(
         WIDE=_is_wide(x, grad, dx, dshortcut, signal, dsignal),
         **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
         **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
-        **config,
     )
     dparameters = weight1.new_empty(0) if partials is None else partial_sums(partials, weight1.dtype)
     dx, dsignal, dshortcut = (x.new_empty(0) if t is None else t for t in (dx, dsignal, dshortcut))

@@ -8,23 +8,34 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules, spatial_rules
+from ..tuning.keys import Shape
+from ..tuning.spaces import Config
 from . import launch
 from .gating import empty_bits, in_units
 from .layout import empty_map
 
 
-def _over(like: Tensor, channels_last: bool, **maps: Tensor | None) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid of one program per image and block of positions, and the arguments that all these kernels have."""
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
+    """Start a kernel that has a program for every image and block of positions of ``like``, given the maps' strides."""
     batch, channels, height, width = like.shape
     positions = height * width
-    config = spatial_rules.spatial(channels, positions, like.itemsize)
     unit, strides = in_units(channels_last, channels if channels_last else positions, **maps)
-    sizes = {
-        "channels": channels // unit if channels_last else channels,
-        "positions": positions if channels_last else positions // unit,
-    }
-    grid = (batch * rules.cdiv(positions, config["BLOCK_P"]),)
-    return grid, {**strides, **sizes, "CHANNELS_LAST": channels_last, **config}
+
+    def grid(config: Config) -> tuple[int, ...]:
+        return (batch * rules.cdiv(positions, config["BLOCK_P"]),)
+
+    launch.tuned(
+        kernel,
+        grid,
+        Shape.of(like, channels_last),
+        spatial_rules.spatial(channels, positions, like.itemsize),
+        like.device,
+        **arguments,
+        **strides,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
+        CHANNELS_LAST=channels_last,
+    )
 
 
 def pool(x: Tensor, gate: Tensor, channels_last: bool) -> Tensor:
@@ -32,8 +43,7 @@ def pool(x: Tensor, gate: Tensor, channels_last: bool) -> Tensor:
     from ..kernels.spatial_pool import spatial_pool_kernel
 
     pooled = empty_pooled(x)
-    grid, arguments = _over(x, channels_last, x=x)
-    launch.start(spatial_pool_kernel, grid, x.device, pooled_ptr=pooled, x_ptr=x, gate_ptr=gate, **arguments)
+    _start(spatial_pool_kernel, x, channels_last, {"x": x}, pooled_ptr=pooled, x_ptr=x, gate_ptr=gate)
     return pooled
 
 
@@ -62,11 +72,11 @@ def apply_fwd(
     spatial = empty_pooled(x, 1) if saves else x.new_empty(0, dtype=torch.float32)
     save_bits = saves and shortcut is not None
     bits = empty_bits(x, channels_last, save_bits)
-    grid, arguments = _over(x, channels_last, y=y, x=x, s=shortcut)
-    launch.start(
+    _start(
         spatial_apply_fwd_kernel,
-        grid,
-        x.device,
+        x,
+        channels_last,
+        {"y": y, "x": x, "s": shortcut},
         y_ptr=y,
         bits_ptr=bits,
         spatial_ptr=spatial,
@@ -81,7 +91,6 @@ def apply_fwd(
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=save_bits,
         SAVE_GATE=saves,
-        **arguments,
     )
     return y, spatial, bits
 
@@ -109,11 +118,11 @@ def reading_bwd(
     winner = torch.empty((batch, height * width), dtype=torch.int32, device=x.device)
     dgate = torch.empty((batch, 2 * blocks, channels), dtype=torch.float32, device=x.device)
     dtaps = torch.empty((batch, blocks, 196), dtype=torch.float32, device=x.device)
-    grid, arguments = _over(x, channels_last, x=x, g=grad)
-    launch.start(
+    _start(
         spatial_gate_bwd_kernel,
-        grid,
-        x.device,
+        x,
+        channels_last,
+        {"x": x, "g": grad},
         dlogit_ptr=dlogit,
         winner_ptr=winner,
         dgate_ptr=dgate,
@@ -124,13 +133,12 @@ def reading_bwd(
         pooled_ptr=pooled,
         spatial_ptr=spatial,
         HAS_BITS=bits is not None,
-        **arguments,
     )
-    grid, arguments = _over(x, channels_last, x=x)
-    launch.start(
+    _start(
         spatial_pool_bwd_kernel,
-        grid,
-        x.device,
+        x,
+        channels_last,
+        {"x": x},
         dpooled_ptr=dpooled,
         dtaps_ptr=dtaps,
         dgate_ptr=dgate,
@@ -141,7 +149,6 @@ def reading_bwd(
         conv_weight_ptr=conv_weight.contiguous(),
         height=height,
         width=width,
-        **arguments,
     )
     return dpooled, winner, dgate, dtaps
 
@@ -162,11 +169,11 @@ def apply_bwd(
 
     dx = empty_map(x, channels_last)
     dshortcut = None if bits is None else empty_map(x, channels_last)
-    grid, arguments = _over(x, channels_last, x=dx, s=dshortcut, g=grad)
-    launch.start(
+    _start(
         spatial_apply_bwd_kernel,
-        grid,
-        x.device,
+        x,
+        channels_last,
+        {"x": dx, "s": dshortcut, "g": grad},
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
         grad_ptr=grad,
@@ -177,6 +184,5 @@ def apply_bwd(
         dpooled_ptr=dpooled,
         winner_ptr=winner,
         HAS_SHORTCUT=bits is not None,
-        **arguments,
     )
     return dx, x.new_empty(0) if dshortcut is None else dshortcut

@@ -1,0 +1,97 @@
+"""Which config a launch takes: the user's tuned table, else the library's, else the rule by shape. Nothing searches."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from . import spaces, tables
+from .keys import Key, Shape
+from .tables import Entry, Table, TableError
+
+Entries = Mapping[Key, Entry]
+_forced: Entries | None = None
+_chosen: dict[Any, spaces.Config] = {}
+
+
+def choose(kernel: Any, shape: Shape, rule: spaces.Config, device: torch.device) -> spaces.Config:
+    """The config for a launch of ``kernel``: a table's, where one has it and it lies in the space around ``rule``."""
+    entries = _forced if _forced is not None else _entries(device)
+    if not entries:
+        return rule
+    asked = kernel.fn, shape, device, *rule.values()
+    if asked not in _chosen:
+        _chosen[asked] = _from(entries, kernel, shape, rule)
+    return _chosen[asked]
+
+
+def _from(entries: Entries, kernel: Any, shape: Shape, rule: spaces.Config) -> spaces.Config:
+    entry = entries.get(Key.of(kernel.fn.__name__, shape))
+    if entry is None:
+        return rule
+    config = {**rule, **entry.config}
+    # Other shapes share the key, and their rule may be far from the one that was tuned: ragged rows want small tiles.
+    return config if config in spaces.configs(spaces.space_of(kernel), rule) else rule
+
+
+@contextlib.contextmanager
+def use_entries(entries: Entries) -> Iterator[None]:
+    """Within this, these entries stand for all tables, on every device; with none, launches go by their rules."""
+    global _forced
+    outer, _forced = _forced, entries
+    _chosen.clear()
+    try:
+        yield
+    finally:
+        _forced = outer
+        _chosen.clear()
+
+
+def forget() -> None:
+    """Read the tables again at the next launch."""
+    _entries.cache_clear()
+    _chosen.clear()
+
+
+@cache
+def _entries(device: torch.device) -> Entries:
+    """The entries for a device, read once. Tensors on no GPU are the interpreter's, for which nothing is tuned."""
+    if device.type != "cuda":
+        return {}
+    name, architecture = device_names(device)
+    found: dict[Key, Entry] = {}
+    shipped, own = tables.shipped_path(architecture), tables.user_path(name)
+    if shipped.exists():
+        found |= _read(shipped, architecture=architecture)
+    if own.exists():
+        found |= _read(own, device=name)
+    return found
+
+
+def _read(path: Any, **wanted: str) -> Entries:
+    try:
+        return tables.read(path, **wanted).entries
+    except TableError as error:
+        warnings.warn(f"a table of tuned configs is ignored: {error}", stacklevel=2)
+        return {}
+
+
+def device_names(device: torch.device) -> tuple[str, str]:
+    """A device's name, and its architecture as the compilers call it."""
+    if device.type != "cuda":
+        return "interpreter", "interpreter"
+    properties: Any = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.name, properties.gcnArchName.partition(":")[0]
+    return properties.name, f"sm_{properties.major}{properties.minor}"
+
+
+def new_table(device: torch.device) -> Table:
+    """An empty table for a device."""
+    name, architecture = device_names(device)
+    return Table(name, architecture)
