@@ -16,6 +16,7 @@ from .explain import explain
 from .reference import ResNetWithAttention
 from .registry import create_attention, list_attention
 from .resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from .tune import tune
 from .version import __version__
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "resnet50",
     "resnet101",
     "resnet152",
+    "tune",
     "use_backend",
 ]

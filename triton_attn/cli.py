@@ -1,4 +1,4 @@
-"""The command line: ``triton-attn train | eval | show | info``."""
+"""The command line: ``triton-attn train | eval | show | tune | info``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("triton_attn.train.run", "triton_attn.train.options", "train a ResNet with attention"),
     "eval": ("triton_attn.train.evaluate", None, "evaluate a checkpoint on held-out images"),
     "show": ("triton_attn.train.show", None, "draw what the attention of a checkpoint looks at"),
+    "tune": ("triton_attn.tune_command", None, "search the fastest configs of the kernels on this GPU"),
     "info": ("triton_attn.info", None, "versions, devices, and which backend serves what"),
 }
 """A command's module (with ``add_arguments`` and ``run``), where its arguments are if not there, and its summary."""

@@ -3,8 +3,7 @@
 A kernel's space stands below it, in its file, as ``SPACES[its name]``: which parameters may be changed without another
 bit in the result. Blocks along a summed axis are never among them, nor is what decides how threads share a sum.
 A space maps a parameter, or several that go together, to powers of two by which the rule's choice is multiplied:
-``{"SPAN": (0, 1, 2)}`` is once, twice and four times as much. ``num_stages``, which is no power of two, gets the numbers
-themselves.
+``{"SPAN": (0, 1, 2)}`` is once, twice and four times as much. ``num_stages``, no power of two, gets the very numbers.
 """
 
 from __future__ import annotations

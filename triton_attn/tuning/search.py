@@ -1,0 +1,136 @@
+"""The search for a launch's best config, by Triton's own autotuner, on the very data of the launch."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import spaces
+from .spaces import Config
+
+if TYPE_CHECKING:  # launches stand above the tables that they ask
+    from ..ops.launch import Launch
+
+WORTHWHILE = 0.98  # of the rule's time: what is not faster by 2 % is noise
+OPTIONS = ("num_warps", "num_stages")  # the compiler's, not the kernel's
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search: the config, what it takes and what the rule's takes, and all that was tried.
+
+    Times are medians in seconds; infinite where the config does not compile or does not fit the chip.
+    """
+
+    config: Config
+    rule: Config
+    timings: list[tuple[Config, float]]
+    rejected: list[Config]
+    """Faster ones, whose results were not the rule's, bit by bit."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the config found."""
+        return self.time_of(self.config)
+
+    @property
+    def rule_seconds(self) -> float:
+        """Of the rule's."""
+        return self.time_of(self.rule)
+
+    def time_of(self, config: Config) -> float:
+        """Of any that was tried."""
+        return next(seconds for tried, seconds in self.timings if tried == config)
+
+
+def search(launch: Launch) -> Found:
+    """Time every config of the launch's space, and take the fastest that gives the rule's result bit by bit.
+
+    The launch must write all that it writes anew each time, and read none of it.
+
+    Raises:
+        RuntimeError: not even the rule's config runs.
+    """
+    timings = time_all(launch, spaces.configs(spaces.space_of(launch.kernel), launch.rule))
+    rule_seconds = timings[0][1]
+    if not math.isfinite(rule_seconds):
+        raise RuntimeError(f"{launch.kernel.fn.__name__}: the rule's config {launch.rule} does not run on this device")
+    rejected: list[Config] = []
+    faster = sorted((each for each in timings if each[1] < WORTHWHILE * rule_seconds), key=lambda each: each[1])
+    for config, _ in faster:
+        if same_bits(launch, config):
+            return Found(config, launch.rule, timings, rejected)
+        rejected.append(config)
+    return Found(launch.rule, launch.rule, timings, rejected)
+
+
+def time_all(launch: Launch, configs: Sequence[Config]) -> list[tuple[Config, float]]:
+    """The median seconds of every config, by ``triton.autotune``; infinite for one that does not compile or fit."""
+    import triton
+
+    from ..ops.launch import current, limits
+
+    choices = [
+        triton.Config(
+            {name: value for name, value in config.items() if name not in OPTIONS},
+            **{name: config[name] for name in OPTIONS if name in config},
+            **limits(launch.device, config["num_warps"]),
+        )
+        for config in configs
+    ]
+    # A single one would not be timed.
+    tuner = triton.autotune([*choices, choices[0]], key=[], do_bench=_clock(launch.device))(launch.kernel)
+    with current(launch.device):
+        if launch.device.type == "cuda" and hasattr(triton, "AsyncCompileMode"):
+            _compile_together(tuner, launch)
+        tuner[launch.grid](**launch.arguments)
+    return [(config, tuner.configs_timings[choice][0] / 1e3) for config, choice in zip(configs, choices, strict=True)]
+
+
+def _compile_together(tuner: Any, launch: Launch) -> None:
+    """Compile all configs side by side, a thread for each core: one by one that takes longer than to time them."""
+    import triton
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        tuner.warmup(grid=launch.grid, **launch.arguments)
+
+
+def _clock(device: torch.device) -> Callable[..., Sequence[float]]:
+    """What the autotuner times by, in milliseconds: on a GPU Triton's benchmark, which clears the L2 cache."""
+    import triton.testing
+
+    def on_gpu(call: Callable[[], Any], quantiles: Sequence[float]) -> Sequence[float]:
+        return triton.testing.do_bench(call, warmup=10, rep=50, quantiles=list(quantiles))
+
+    def on_cpu(call: Callable[[], Any], quantiles: Sequence[float]) -> Sequence[float]:
+        samples = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call()
+            samples.append((time.perf_counter() - start) * 1e3)
+        return [statistics.median(samples)] * len(quantiles)
+
+    return on_gpu if device.type == "cuda" else on_cpu
+
+
+def same_bits(launch: Launch, config: Config) -> bool:
+    """Whether the launch leaves the same bits in all of its tensors with ``config`` as with the rule's."""
+    tensors = {t.untyped_storage().data_ptr(): t for t in launch.arguments.values() if isinstance(t, torch.Tensor)}
+    bytes_of = [_bytes(t) for t in tensors.values() if t.numel()]
+    launch.run(launch.rule)
+    expected = [each.clone() for each in bytes_of]
+    launch.run(config)
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(bytes_of, expected, strict=True))
+
+
+def _bytes(t: torch.Tensor) -> torch.Tensor:
+    """All that lies in a tensor's storage, as it lies there."""
+    return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
