@@ -255,6 +255,15 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> Launch:
 def compiled(launch: Launch, target: str) -> Report:
     """Compile a launch for ``target`` and read its resources and accesses."""
     import triton
+
+    source, options, gpu = source_of(launch, target)
+    binary = triton.compile(source, target=gpu, options=options)
+    read, code = (_read_cubin, "cubin") if "cubin" in binary.asm else (_read_amdgcn, "amdgcn")
+    return read(target, binary.asm[code], binary.metadata.num_warps, binary.metadata.shared)
+
+
+def source_of(launch: Launch, target: str) -> tuple[Any, dict[str, Any], Any]:
+    """What Triton compiles for a launch on ``target``: the source, the options and the GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -269,13 +278,9 @@ def compiled(launch: Launch, target: str) -> Report:
     )
     options = dict(launch.options)
     if target.startswith("sm_"):
-        gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
         options["maxnreg"] = register_limit(options.get("num_warps", 4))
-    else:
-        gpu = GPUTarget("hip", target, 64)
-    binary = triton.compile(source, target=gpu, options=options)
-    read, code = (_read_cubin, "cubin") if "cubin" in binary.asm else (_read_amdgcn, "amdgcn")
-    return read(target, binary.asm[code], binary.metadata.num_warps, binary.metadata.shared)
+        return source, options, GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    return source, options, GPUTarget("hip", target, 64)
 
 
 def _read_cubin(target: str, cubin: bytes, num_warps: int, shared: int) -> Report:

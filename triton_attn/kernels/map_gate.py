@@ -165,8 +165,8 @@ def map_gate_bwd_kernel(
         tl.store(dlogits_ptr + offsets, dlogits.to(dlogits_ptr.dtype.element_ty), mask=p < positions)
 
 
-# Forward nothing is summed. Backward a gate per position is, over channels.
-SPACES = {
+# Forward nothing is summed. Backward the gradient of a position's gate is, over channels.
+SPACES: dict = {
     "map_gate_fwd_kernel": {"BLOCK_OUTER": (-1, 0, 1), "BLOCK_INNER": (-1, 0, 1), "num_warps": (-1, 0, 1)},
-    "map_gate_bwd_kernel": {"BLOCK_P": (-1, 0, 1)},
+    "map_gate_bwd_kernel": {},
 }

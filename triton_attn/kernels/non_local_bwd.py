@@ -330,9 +330,9 @@ def non_local_queries_bwd_kernel(
     store_values(dq_ptr, dq * dscale, row, own_channel, length, width, stride_dqo * unit, CHANNELS_LAST)
 
 
-SPACES = {
+SPACES: dict = {
     # Channels are summed.
-    "non_local_delta_kernel": {"BLOCK_M": (-1, 0, 1)},
+    "non_local_delta_kernel": {},
     # Queries are summed, and keys, block by block.
     "non_local_keys_bwd_kernel": {("BLOCK_N", "num_warps"): (-1, 0), "num_stages": (1, 2, 3)},
     "non_local_queries_bwd_kernel": {("BLOCK_M", "num_warps"): (-1, 0), "num_stages": (1, 2, 3)},

@@ -338,8 +338,8 @@ def position_gate_bwd_kernel(
             tl.store(dbias2_ptr, tl.sum(dbias2, axis=0))
 
 
-# Backward a tile's positions are summed.
-SPACES = {
-    "position_gate_fwd_kernel": {"BLOCK_P": (-1, 0, 1), "num_warps": (-1, 0, 1)},
-    "position_gate_bwd_kernel": {"num_stages": (1, 2, 3)},
+# Hidden channels are summed, by the same threads as long as a warp has as many positions; backward positions are, too.
+SPACES: dict = {
+    "position_gate_fwd_kernel": {("BLOCK_P", "num_warps"): (-1, 0, 1)},
+    "position_gate_bwd_kernel": {},
 }

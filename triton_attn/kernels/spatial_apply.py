@@ -147,8 +147,8 @@ def spatial_apply_bwd_kernel(
         store_tile(dx_ptr, dx, n, outer, inner, mask, stride_xn, stride_xo)
 
 
-# Forward the window of the convolution is summed, position by position; backward nothing is.
-SPACES = {
-    "spatial_apply_fwd_kernel": {"BLOCK_C": (-1, 0, 1)},
+# Forward the window of the convolution is summed, in the layout that the tiles behind it want; backward nothing is.
+SPACES: dict = {
+    "spatial_apply_fwd_kernel": {},
     "spatial_apply_bwd_kernel": {"BLOCK_C": (-1, 0, 1), "BLOCK_P": (-1, 0), "num_warps": (-1, 0, 1)},
 }

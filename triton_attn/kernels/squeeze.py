@@ -46,6 +46,7 @@ def squeeze_fwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Σ x and max x over each split of SPLIT positions; with HAS_HIDDEN also weight · mean over the program's channels.
@@ -69,7 +70,7 @@ def squeeze_fwd_kernel(
     best = tl.full((BLOCK_OUTER, BLOCK_INNER), float("-inf"), tl.float32)
     winner = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
     ties = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
-    for p in range(first_p, last_p, BLOCK_P):
+    for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
         outer, _, inner, mask, _, _ = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
         values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         if MEAN:
@@ -141,6 +142,7 @@ def squeeze_bwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
@@ -158,7 +160,7 @@ def squeeze_bwd_kernel(
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    for p in range(first_p, last_p, BLOCK_P):
+    for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
         outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
             p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
         )
@@ -187,3 +189,7 @@ def squeeze_bwd_kernel(
                 sum_ptr, peak_ptr, dlogit, n, c, tap, channels, positions, splits, hidden_size, MEAN, MAX, BLOCK_S
             )
             tl.store(dweight_ptr + out_row + tap, dweight, mask=tap < hidden_size)
+
+
+# Positions are summed, and so are channels. How far ahead the map is read changes no sum.
+SPACES = {"squeeze_fwd_kernel": {"STAGES": (1, 2, 3, 4)}, "squeeze_bwd_kernel": {"STAGES": (1, 2, 3, 4)}}

@@ -104,15 +104,17 @@ def squeeze(
 
     batch, channels, height, width = x.shape
     positions = height * width
-    config = rules.squeeze(channels, positions, channels_last)
+    rule = rules.squeeze(channels, positions, channels_last)
     unit, strides = in_units(channels_last, channels if channels_last else positions, x=x)
     pooled = Pooled(*empty_pooled(x, network, saves))
     hidden = None
     if weight is not None:
         hidden = torch.empty((batch, parts(x, channels_last), network.size), dtype=torch.float32, device=x.device)
-    launch.start(
+    launch.tuned(
         squeeze_fwd_kernel,
-        (batch * parts(x, channels_last),),
+        lambda _: (batch * parts(x, channels_last),),
+        Shape.of(x, channels_last),
+        rule,
         x.device,
         sum_ptr=pooled.sums,
         peak_ptr=pooled.peak,
@@ -130,9 +132,8 @@ def squeeze(
         SAVE_WINNER=pooled.winner is not None,
         HAS_HIDDEN=weight is not None,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, rule["BLOCK_C"]),
         **strides,
-        **config,
     )
     return pooled, hidden
 
@@ -164,14 +165,16 @@ def squeeze_bwd(
     batch, channels, height, width = x.shape
     positions = height * width
     splits = rules.splits(positions)
-    config = rules.squeeze(channels, positions, channels_last)
+    rule = rules.squeeze(channels, positions, channels_last)
     unit, strides = in_units(channels_last, channels if channels_last else positions, g=grad, x=x)
     dlogit = torch.empty((batch, splits, channels), dtype=torch.float32, device=x.device)
     partial = torch.empty((batch, parts(x, channels_last), network.size), dtype=torch.float32, device=x.device)
     bottleneck = network.kind == "bottleneck"
-    launch.start(
+    launch.tuned(
         squeeze_bwd_kernel,
-        (batch * parts(x, channels_last),),
+        lambda _: (batch * parts(x, channels_last),),
+        Shape.of(x, channels_last),
+        rule,
         x.device,
         dlogit_ptr=dlogit,
         dhidden_ptr=partial if bottleneck else None,
@@ -195,10 +198,9 @@ def squeeze_bwd(
         MEAN=network.mean,
         MAX=network.max,
         CHANNELS_LAST=channels_last,
-        BLOCK_M=layer_block(network, config["BLOCK_C"]),
+        BLOCK_M=layer_block(network, rule["BLOCK_C"]),
         BLOCK_S=rules.parts_block(splits),
         **strides,
-        **config,
     )
     return dlogit, partial
 

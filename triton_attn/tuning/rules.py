@@ -60,7 +60,8 @@ def squeeze(channels: int, positions: int, channels_last: bool) -> dict[str, int
         block_p = min(32, TILE // block_c, power_of_two(positions))
     else:
         block_p = min(max(power_of_two(positions), 8), 128 if positions >= SPLIT else 64)
-    return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": min(max(block_c * block_p // 512, 1), 8)}
+    num_warps = min(max(block_c * block_p // 512, 1), 8)
+    return {"BLOCK_C": block_c, "BLOCK_P": block_p, "STAGES": 1, "num_warps": num_warps}
 
 
 @cache

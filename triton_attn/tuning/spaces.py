@@ -3,7 +3,7 @@
 A kernel's space stands below it, in its file, as ``SPACES[its name]``: which parameters may be changed without another
 bit in the result. Blocks along a summed axis are never among them, nor is what decides how threads share a sum.
 A space maps a parameter, or several that go together, to powers of two by which the rule's choice is multiplied:
-``{"SPAN": (0, 1, 2)}`` is once, twice and four times as much. ``num_stages``, no power of two, gets the very numbers.
+``{"SPAN": (0, 1, 2)}`` is once, twice and four times as much. Numbers of stages, no powers of two, are given as such.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 Space = Mapping["str | tuple[str, ...]", tuple[int, ...]]
 Config = dict[str, int]
 
-ABSOLUTE = ("num_stages",)
+ABSOLUTE = ("num_stages", "STAGES")
 LEAST_BLOCK = 16  # a product takes no less, and 8 elements are a byte of a mask
 MOST_WARPS = 16
 
