@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from benchmarks.machine_code import Launch
+from benchmarks.machine_code import Launch, source_of
 
 REDUCE = re.compile(r'"tt\.reduce"\(.*?\}\) : \((.*?)\) ->', re.DOTALL)
 AXIS = re.compile(r"axis = (\d+)")
@@ -59,11 +59,23 @@ def _sizes(text: str, name: str) -> list[int]:
     return [int(size) for size in found[1].split(",")]
 
 
-def ir_of(launch: Launch, capability: int = 90) -> str:
-    """A launch as TTGIR for an NVIDIA GPU, where every tile has its layout."""
-    import triton
+def ir_of(launch: Launch, target: str = "sm_90") -> str:
+    """A launch as TTGIR, where every tile has its layout: the compiler's first two stages, which are a third of it."""
+    from triton._C.libtriton import ir
+    from triton.compiler.compiler import make_backend
 
-    from benchmarks.machine_code import source_of
-
-    source, options, target = source_of(launch, f"sm_{capability}")
-    return triton.compile(source, target=target, options=options).asm["ttgir"]
+    source, chosen, gpu = source_of(launch, target)
+    backend = make_backend(gpu)
+    options = backend.parse_options({**chosen, **source.parse_options()})
+    stages: dict[str, Any] = {}
+    backend.add_stages(stages, options, source.language)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    module = source.make_ir(
+        gpu, options, backend.get_codegen_implementation(options), backend.get_module_map(), context
+    )
+    metadata: dict[str, Any] = {}
+    for stage in ("ttir", "ttgir"):
+        module = stages[stage](module, metadata)
+    return str(module)

@@ -54,8 +54,6 @@ class Found:
 def search(launch: Launch) -> Found:
     """Time every config of the launch's space, and take the fastest that gives the rule's result bit by bit.
 
-    The launch must write all that it writes anew each time, and read none of it.
-
     Raises:
         RuntimeError: not even the rule's config runs.
     """
@@ -122,13 +120,19 @@ def _clock(device: torch.device) -> Callable[..., Sequence[float]]:
 
 
 def same_bits(launch: Launch, config: Config) -> bool:
-    """Whether the launch leaves the same bits in all of its tensors with ``config`` as with the rule's."""
+    """Whether the launch leaves the same bits in all of its tensors with ``config`` as with the rule's.
+
+    Each begins with what was in the tensors before, so what one of them does not write is seen as well.
+    """
     tensors = {t.untyped_storage().data_ptr(): t for t in launch.arguments.values() if isinstance(t, torch.Tensor)}
-    bytes_of = [_bytes(t) for t in tensors.values() if t.numel()]
+    contents = [_bytes(t) for t in tensors.values() if t.numel()]
+    before = [each.clone() for each in contents]
     launch.run(launch.rule)
-    expected = [each.clone() for each in bytes_of]
+    expected = [each.clone() for each in contents]
+    for each, old in zip(contents, before, strict=True):
+        each.copy_(old)
     launch.run(config)
-    return all(torch.equal(ours, theirs) for ours, theirs in zip(bytes_of, expected, strict=True))
+    return all(torch.equal(ours, rules) for ours, rules in zip(contents, expected, strict=True))
 
 
 def _bytes(t: torch.Tensor) -> torch.Tensor:

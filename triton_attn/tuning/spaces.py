@@ -20,7 +20,8 @@ Space = Mapping["str | tuple[str, ...]", tuple[int, ...]]
 Config = dict[str, int]
 
 ABSOLUTE = ("num_stages", "STAGES")
-LEAST_BLOCK = 16  # a product takes no less, and 8 elements are a byte of a mask
+# Products of fewer than 64 rows are a single warp's on Hopper, with sums of their own; of fewer than 16 there are none.
+LEAST_ROWS, LEAST_BLOCK = 64, 16
 MOST_WARPS = 16
 
 
@@ -75,4 +76,5 @@ def _faults(config: Config, rule: Config) -> Iterator[bool]:
     # A span smaller than a tile would have its neighbour's elements in it.
     yield config.get("SPAN", config.get("BLOCK_P", 0)) < config.get("BLOCK_P", 0)
     for name, value in config.items():
-        yield name not in ("num_warps", *ABSOLUTE) and value != rule[name] and value < LEAST_BLOCK
+        least = LEAST_ROWS if name in ("BLOCK_M", "BLOCK_N") else LEAST_BLOCK
+        yield name not in ("num_warps", *ABSOLUTE) and value != rule[name] and value < least
