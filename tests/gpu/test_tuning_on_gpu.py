@@ -1,0 +1,84 @@
+"""Tuning on a GPU: no config changes a bit there either, and a tuned network gives the results it gave before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import triton_attn
+from triton_attn.ops import launch
+from triton_attn.ops.launch import Launch
+from triton_attn.tuning import selection, spaces, tables
+from triton_attn.tuning.search import same_bits
+
+pytestmark = pytest.mark.gpu
+
+# Each of these starts kernels that the others do not.
+CALLS = [
+    ("se", (8, 256, 56, 56)),
+    ("se", (8, 2048, 7, 7)),
+    ("coordinate", (8, 256, 56, 56)),
+    ("eca", (8, 512, 28, 28)),
+    ("cbam", (8, 256, 56, 56)),
+    ("pixel", (8, 256, 56, 56)),
+    ("gate", (8, 256, 56, 56)),
+    ("gate", (8, 1024, 14, 14)),
+    ("nonlocal", (2, 256, 56, 56)),
+    ("nonlocal", (8, 1024, 14, 14)),
+]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "shape"), CALLS, ids=[f"{name}-{shape[1]}" for name, shape in CALLS])
+def test_no_config_changes_a_bit(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    differ: list[str] = []
+
+    def compare(given: Launch) -> None:
+        from triton.compiler.errors import CompilationError
+        from triton.runtime.errors import OutOfResources
+
+        for config in spaces.configs(spaces.space_of(given.kernel), given.rule)[1:]:
+            try:
+                if not same_bits(given, config):
+                    differ.append(f"{given.kernel.fn.__name__}: {config} against {given.rule}")
+            except (OutOfResources, CompilationError):  # as a search passes it over
+                continue
+
+    torch.manual_seed(0)
+    x, shortcut = (
+        torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+        for _ in range(2)
+    )
+    block = triton_attn.create_attention(name, shape[1], device="cuda", dtype=dtype)
+    with launch.watch(compare):
+        y = block(x, shortcut=shortcut)
+        y.backward(torch.randn_like(y))
+    assert not differ
+
+
+def test_a_tuned_network_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path))
+    selection.forget()
+    torch.manual_seed(0)
+    model = triton_attn.resnet18({"layer2": "se", "layer3": "nonlocal"}).cuda().to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)
+    seen: list[torch.Tensor] = []
+    block = model.attention["layer2"]
+    block.register_forward_hook(lambda _, __, y: seen.append(y.detach().clone()))
+    inputs: list[torch.Tensor] = []
+    block.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().clone()))
+    model.eval()
+    with torch.no_grad():
+        model(x)
+        tuned = triton_attn.tune(model, x)
+        assert tuned.found
+        assert tables.read(tuned.path).entries.keys() == tuned.found.keys()
+        assert all(found.seconds <= found.rule_seconds for found in tuned.found.values())
+        again = block(inputs[0])
+    assert torch.equal(again, seen[0])
+    selection.forget()
