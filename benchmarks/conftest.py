@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and the file that a session leaves behind."""
+"""Options of the suites."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import pytest
 
 from benchmarks.files import RESULTS
 
-SIZES = ("tiny", "small", "full")
+SIZES = ("tiny", "small", "goal", "full")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("triton_attn")
-    group.addoption("--size", choices=SIZES, help="shapes: full (the default on a GPU), small (on a CPU) or tiny")
-    group.addoption("--rounds", type=int, metavar="N", help="times that each provider runs (default 100 on a GPU, 20)")
-    group.addoption("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where <device>/blocks.json goes")
+    group.addoption(
+        "--size",
+        choices=SIZES,
+        help="shapes: full (the default on a GPU), goal (what the claims are about), small (on a CPU) or tiny",
+    )
+    group.addoption("--rounds", type=int, metavar="N", help="times that each provider runs (default: by time)")
+    group.addoption("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where <device>/<suite>.json goes")
+    group.addoption("--limit", type=float, metavar="SECONDS", help="begin no case after that")
+    group.addoption("--keep", action="store_true", help="do not measure again what the file has")

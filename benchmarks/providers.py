@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import triton_attn
+from benchmarks.formulas import FORMULAS
+from benchmarks.suite import NotServed, on_gpu
+from triton_attn import backend
 from triton_attn.reference.registry import BLOCKS as PLAIN
 
 Run = Callable[[], tuple[Tensor, ...]]
-FORWARD, TRAINING = "forward", "training"  # training is forward and backward
+FORWARD, BACKWARD, TRAINING = "forward", "backward", "training"  # training is forward and backward
 CHECKED_IMAGES = 2  # an image's result does not depend on its batch, and float64 at full size takes long
 
 
@@ -21,13 +24,15 @@ class Case:
     """What is measured: a block on a map, one way or both."""
 
     block: str
+    site: str
     shape: tuple[int, int, int, int]
     dtype: str
     layout: str
     direction: str
 
     def __str__(self) -> str:
-        return "-".join((self.block, "x".join(map(str, self.shape)), self.dtype, self.layout, self.direction))
+        shape = "x".join(map(str, self.shape))
+        return "-".join((self.block, self.site, shape, self.dtype, self.layout, self.direction))
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Setup:
             torch.randn(case.shape, device=device).to(dtype).contiguous(memory_format=memory_format) for _ in range(2)
         )
         state = {name: t.to(device, dtype) for name, t in PLAIN[case.block](case.shape[1]).state_dict().items()}
-        return cls(case, x.requires_grad_(case.direction == TRAINING), grad, state)
+        return cls(case, x.requires_grad_(case.direction != FORWARD), grad, state)
 
     def load(self, block: nn.Module) -> nn.Module:
         """A block with these weights, where and what the map is."""
@@ -57,40 +62,45 @@ class Setup:
         block.load_state_dict(self.state)
         return block
 
-    def run(self, block: nn.Module) -> Run:
-        """The thing to time: returns the output, and in training the gradient of the map."""
+    def result(self, block: nn.Module) -> tuple[Tensor, ...]:
+        """The output, and but for a forward the gradient of the map."""
         if self.case.direction == FORWARD:
+            with torch.no_grad():
+                return (block(self.x),)
+        y = block(self.x)
+        return y.detach(), torch.autograd.grad(y, self.wanted(block), self.grad)[0]
 
-            def forward() -> tuple[Tensor, ...]:
-                with torch.no_grad():
-                    return (block(self.x),)
+    def wanted(self, block: nn.Module) -> list[Tensor]:
+        """What a backward makes the gradients of."""
+        return [self.x, *block.parameters()]
 
-            return forward
-
-        wanted = [self.x, *block.parameters()]
-
-        def training() -> tuple[Tensor, ...]:
-            y = block(self.x)
-            return y.detach(), torch.autograd.grad(y, wanted, self.grad)[0]
-
-        return training
+    def run(self, block: nn.Module) -> Run:
+        """The thing to time; a backward is one of a graph that is kept."""
+        if self.case.direction != BACKWARD:
+            return lambda: self.result(block)
+        y, wanted = block(self.x), self.wanted(block)
+        return lambda: torch.autograd.grad(y, wanted, self.grad, retain_graph=True)
 
 
 def ours(setup: Setup) -> nn.Module:
-    """The block on Triton.
+    """The block as a user gets it: on a GPU, and under the interpreter, on Triton.
 
     Raises:
         NotServed: it has no kernels for this case.
     """
     block = setup.load(triton_attn.create_attention(setup.case.block, setup.x.shape[1]))
     served = triton_attn.explain(block, setup.x[:1])[0]
-    if served.backend != "triton":
+    if served.backend != "triton" and (on_gpu() or backend.interpreting()):
         raise NotServed(f"{setup.case.block} is not served by Triton: {served.reason}")
     return block
 
 
 def eager(setup: Setup) -> nn.Module:
     return setup.load(PLAIN[setup.case.block](setup.x.shape[1]))
+
+
+def formula(setup: Setup) -> nn.Module:
+    return setup.load(FORMULAS[setup.case.block](setup.x.shape[1]))
 
 
 def compiled(setup: Setup) -> nn.Module:
@@ -136,6 +146,7 @@ def copy(setup: Setup) -> nn.Module:
 PROVIDERS: dict[str, Callable[[Setup], nn.Module]] = {
     "ours": ours,
     "eager": eager,
+    "formula": formula,
     "compile": compiled,
     "max-autotune": max_autotune,
     "timm": timm,
@@ -154,10 +165,6 @@ class WrongResult(Exception):
     """A provider computes something else than the reference, and shall not be timed."""
 
 
-class NotServed(Exception):
-    """Ours would be eager PyTorch."""
-
-
 @dataclass(frozen=True)
 class Reference:
     """The results that others are held to: float64's, of the first images, and eager PyTorch's in the case's dtype."""
@@ -173,7 +180,7 @@ class Reference:
         x = setup.x[:CHECKED_IMAGES].detach().double().requires_grad_()
         y = block(x)
         (dx,) = torch.autograd.grad(y, x, setup.grad[:CHECKED_IMAGES].double())
-        return cls((y.detach(), dx), setup.run(eager(setup))())
+        return cls((y.detach(), dx), setup.result(eager(setup)))
 
     def check(self, result: tuple[Tensor, ...], same_formula: bool = True) -> None:
         """Hold a result to float64's: its error may be twice eager PyTorch's, plus four rounding steps of the dtype.

@@ -1,0 +1,194 @@
+"""The attention tax: ResNet-50 with attention, against the same network without.
+
+Ours, eager PyTorch, ``torch.compile`` and timm's networks, each beside the plain network of its own kind. Training is a
+forward, the cross entropy and a backward, without an optimizer's step, which attention hardly changes; inference is in
+evaluation mode without gradients. On a CPU the images are small. ``results/<device>/models.json`` keeps medians,
+quartiles and peak memory; images per second are the batch over the median.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import triton_attn
+from benchmarks.formulas import FORMULAS
+from benchmarks.suite import REPLAY, Prepared, Run, Session, device, on_gpu, open_session, parametrize
+from triton_attn import backend
+from triton_attn import resnet as networks
+from triton_attn.reference.registry import BLOCKS as PLAIN
+from triton_attn.reference.resnet import build_resnet
+
+TRAINING, INFERENCE = "training", "inference"
+WHERE = {"stem+layer4": ("stem", "layer4"), "block": ("block",)}
+CLASSES = 1000
+# timm's network with the attention in every block, and the same one without.
+TIMM: dict[str, tuple[str, dict[str, Any], str]] = {
+    "se": ("seresnet50", {}, "resnet50"),
+    "eca": ("ecaresnet50d", {}, "resnet50d"),
+    "cbam": ("resnet50", {"block_args": {"attn_layer": "cbam"}}, "resnet50"),
+}
+# What a provider's time is held against.
+PLAIN_OF = {
+    "ours": "plain",
+    "eager": "plain",
+    "formula": "plain",
+    "ours-compile": "plain-compile",
+    "compile": "plain-compile",
+    "timm": "timm-plain",
+}
+# What the claims are about, most wanted first.
+GOAL = [("se", "block"), ("eca", "block"), ("cbam", "block"), ("nonlocal", "stem+layer4"), ("se", "stem+layer4")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with attention, on a batch of images."""
+
+    network: str
+    attention: str
+    where: str
+    batch: int
+    image: int
+    dtype: str
+    layout: str
+    mode: str
+
+    def __str__(self) -> str:
+        images = f"{self.batch}x{self.image}"
+        return "-".join((self.network, self.attention, self.where, images, self.dtype, self.layout, self.mode))
+
+
+def cases(size: str) -> Iterator[Case]:
+    """Every case of a size; of those that the claims are about the most wanted first."""
+    if size == "tiny":
+        for attention, where in (("se", "block"), ("nonlocal", "stem+layer4")):
+            yield Case("resnet18", attention, where, 1, 32, "float32", "channels_last", TRAINING)
+        return
+    every = [(attention, where) for where in reversed(WHERE) for attention in triton_attn.list_attention()]
+    if size == "small":
+        for attention, where in every:
+            for mode in (TRAINING, INFERENCE):
+                yield Case("resnet50", attention, where, 2, 112, "float32", "contiguous", mode)
+        return
+    chosen = every if size == "full" else [*GOAL, *(each for each in every if each not in GOAL)]
+    for attention, where in chosen:
+        for layout in ("channels_last",) if size == "goal" else ("channels_last", "contiguous"):
+            for mode in (TRAINING, INFERENCE):
+                yield Case("resnet50", attention, where, 64, 224, "bfloat16", layout, mode)
+
+
+def providers(case: Case) -> Iterator[str]:
+    """Those that have anything to say to a case here."""
+    yield from ("plain", "ours")
+    if on_gpu() or backend.interpreting():
+        yield "eager"  # on a CPU that is ours
+    if on_gpu():
+        yield from ("plain-compile", "ours-compile", "compile")
+    else:
+        yield "formula"
+    if case.attention in TIMM and case.where == "block" and case.network == "resnet50":
+        yield from ("timm", "timm-plain")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize(metafunc, cases, providers)
+
+
+def build(case: Case, provider: str, state: dict[str, Tensor]) -> nn.Module:
+    """A provider's network, with ``state`` where it has the same parameters."""
+    where, make = WHERE[case.where], getattr(networks, case.network)
+    kind = provider.removesuffix("-compile")
+    model: nn.Module
+    if kind == "ours":
+        model = make(case.attention, where=where)
+    elif kind in ("eager", "compile"):
+        model = build_resnet(case.network, case.attention, where=where, blocks=PLAIN)
+    elif kind == "formula":
+        model = make(FORMULAS[case.attention], where=where)
+    elif kind == "plain":
+        model = make()
+    else:
+        import timm
+
+        name, options, plain = TIMM[case.attention]
+        model = timm.create_model(plain if kind == "timm-plain" else name, **({} if kind == "timm-plain" else options))
+    if kind in ("ours", "eager", "compile", "formula"):
+        model.load_state_dict(state)
+    elif kind == "plain":
+        model.load_state_dict({name: t for name, t in state.items() if "attention" not in name.split(".")})
+    layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
+    model = model.to(device(), getattr(torch, case.dtype)).to(memory_format=layout)  # type: ignore[call-overload]
+    return model.train(case.mode == TRAINING)
+
+
+def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
+    """The images and weights that all providers get, and what makes their runs."""
+    torch.manual_seed(0)
+    state = getattr(networks, case.network)(case.attention, where=WHERE[case.where]).state_dict()
+    layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
+    images = torch.randn(case.batch, 3, case.image, case.image, device=device()).to(getattr(torch, case.dtype))
+    images = images.contiguous(memory_format=layout)
+    labels = torch.randint(CLASSES, (case.batch,), device=device())
+    with torch.no_grad():
+        expected = build(case, "eager", state).eval()(images).float()
+
+    def make(provider: str) -> Run:
+        model = build(case, provider, state)
+        if provider in ("ours", "formula"):
+            check(model, images, expected)
+        if provider.endswith("compile"):
+            model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+        return partial(inference, model, images) if case.mode == INFERENCE else partial(train, model, images, labels)
+
+    makers: dict[str, Callable[[], Run]] = {provider: partial(make, provider) for provider in chosen}
+    return Prepared(makers)
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Forward, loss and backward."""
+    model.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(model(images).float(), labels)
+    loss.backward()
+    return loss
+
+
+def inference(model: nn.Module, images: Tensor) -> Tensor:
+    """Forward alone."""
+    with torch.no_grad():
+        return model(images)
+
+
+def check(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    """Hold a network's logits to those of the plain twins in the same dtype: fifty layers add up rounding.
+
+    Raises:
+        ValueError: they are off by more than 2^6 rounding steps of the largest, or not finite.
+    """
+    training = model.training
+    with torch.no_grad():
+        logits = model.eval()(images)
+    model.train(training)
+    bound = 64 * torch.finfo(logits.dtype).eps * expected.abs().max().item()
+    error = (logits.float() - expected).abs().max().item()
+    if not error <= bound:
+        raise ValueError(f"the logits are off by {error:.3g}, allowed are {bound:.3g}")
+
+
+@pytest.fixture(scope="module")
+def session(request: pytest.FixtureRequest) -> Iterator[Session]:
+    """Everything measured."""
+    yield from open_session(request, "models", prepare)
+
+
+@pytest.mark.benchmark(timer=REPLAY, warmup=False)
+def test_model(request: pytest.FixtureRequest, benchmark: Any, session: Session, case: Case, provider: str) -> None:
+    """Time one provider on one case, after its result was checked."""
+    session.report(request, benchmark, case, provider, provider)
