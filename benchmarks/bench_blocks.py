@@ -1,9 +1,9 @@
 """How long blocks take: ours, eager PyTorch, ``torch.compile`` and timm, side by side.
 
 ``pytest benchmarks/bench_blocks.py`` on a GPU takes every block at ResNet-50's shapes, which is long: choose with
-``--size goal``, what the claims are about, or with ``-k "se and layer1 and bfloat16 and channels_last"``. On a CPU it is
-the block as users get it there against timm's and against the tutorial's plain formula. ``results/<device>/blocks.json``
-keeps medians, quartiles and peak memory.
+``--size goal``, what the claims are about, or with ``-k "se and layer1 and bfloat16 and channels_last"``. On a CPU it
+is the block as users get it there against timm's and against the tutorial's plain formula.
+``results/<device>/blocks.json`` keeps medians, quartiles and peak memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from triton_attn import backend
 
 SHAPES = {
     "tiny": {"tiny": (2, 32, 7, 7)},
-    "small": {"layer1": (4, 256, 28, 28), "layer4": (4, 1024, 7, 7)},
+    # Those of 112² and batch 8.
+    "small": {"layer1": (8, 256, 28, 28), "layer3": (8, 1024, 7, 7)},
     # Where ResNet-50 takes attention, at 224² and batch 64.
     "full": {
         "stem": (64, 64, 112, 112),

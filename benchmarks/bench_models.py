@@ -75,7 +75,7 @@ def cases(size: str) -> Iterator[Case]:
     every = [(attention, where) for where in reversed(WHERE) for attention in triton_attn.list_attention()]
     if size == "small":
         for attention, where in every:
-            for mode in (TRAINING, INFERENCE):
+            for mode in (TRAINING, INFERENCE) if where == "block" else (TRAINING,):
                 yield Case("resnet50", attention, where, 2, 112, "float32", "contiguous", mode)
         return
     chosen = every if size == "full" else [*GOAL, *(each for each in every if each not in GOAL)]
@@ -107,23 +107,23 @@ def build(case: Case, provider: str, state: dict[str, Tensor]) -> nn.Module:
     where, make = WHERE[case.where], getattr(networks, case.network)
     kind = provider.removesuffix("-compile")
     model: nn.Module
-    if kind == "ours":
-        model = make(case.attention, where=where)
-    elif kind in ("eager", "compile"):
-        model = build_resnet(case.network, case.attention, where=where, blocks=PLAIN)
-    elif kind == "formula":
-        model = make(FORMULAS[case.attention], where=where)
-    elif kind == "plain":
-        model = make()
-    else:
+    if kind.startswith("timm"):
         import timm
 
         name, options, plain = TIMM[case.attention]
-        model = timm.create_model(plain if kind == "timm-plain" else name, **({} if kind == "timm-plain" else options))
-    if kind in ("ours", "eager", "compile", "formula"):
-        model.load_state_dict(state)
-    elif kind == "plain":
-        model.load_state_dict({name: t for name, t in state.items() if "attention" not in name.split(".")})
+        model = timm.create_model(plain) if kind == "timm-plain" else timm.create_model(name, **options)
+    else:
+        with torch.device("meta"):  # its parameters are drawn once, for all
+            if kind == "plain":
+                model = make()
+            elif kind == "formula":
+                model = make(FORMULAS[case.attention], where=where)
+            elif kind == "ours":
+                model = make(case.attention, where=where)
+            else:
+                model = build_resnet(case.network, case.attention, where=where, blocks=PLAIN)
+        own = model.state_dict()
+        model.load_state_dict({name: t.clone() for name, t in state.items() if name in own}, assign=True)
     layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     model = model.to(device(), getattr(torch, case.dtype)).to(memory_format=layout)  # type: ignore[call-overload]
     return model.train(case.mode == TRAINING)

@@ -16,7 +16,10 @@ from .se import SEBlock
 
 def spatial_gate(u: Tensor, conv_weight: Tensor, conv_bias: Tensor) -> Tensor:
     """``σ(conv7×7([mean_c u, max_c u]))`` of ``u`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
-    pooled = torch.cat([u.mean(1, keepdim=True), u.max(dim=1, keepdim=True).values], dim=1)
+    # Of tied maxima the first has the gradient. Where there is none, amax is the same, several times as fast on a CPU.
+    differentiable = torch.is_grad_enabled() and u.requires_grad
+    top = u.max(dim=1, keepdim=True).values if differentiable else u.amax(dim=1, keepdim=True)
+    pooled = torch.cat([u.mean(1, keepdim=True), top], dim=1)
     return torch.sigmoid(F.conv2d(pooled, conv_weight, conv_bias, padding=3))
 
 

@@ -42,7 +42,7 @@ def bottleneck_gate(
     if hidden_activation == "relu":
         hidden = [F.relu(each) for each in hidden]
     first, *rest = (F.linear(each, weight2, bias2) for each in hidden)
-    return activate(sum(rest, first), activation)[:, :, None, None]
+    return activate(sum(rest, first), activation).unsqueeze(-1).unsqueeze(-1)
 
 
 def channel_gate(
@@ -66,11 +66,12 @@ def channel_gate(
 
 def neighbours_gate(x: Tensor, weight: Tensor, *, pool: str = "mean", activation: str = "sigmoid") -> Tensor:
     """The gate of a convolution over channels, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.eca`."""
+    # On a CPU a convolution of the pooled map's own strides is half as fast again as one of rows.
     first, *rest = (
-        F.conv1d(vector.unsqueeze(1), weight.view(1, 1, -1), padding=weight.numel() // 2).squeeze(1)
+        F.conv1d(vector.unsqueeze(-1).transpose(1, 2), weight.view(1, 1, -1), padding=weight.numel() // 2).squeeze(1)
         for vector in pooled(x, pool)
     )
-    return activate(sum(rest, first), activation)[:, :, None, None]
+    return activate(sum(rest, first), activation).unsqueeze(-1).unsqueeze(-1)
 
 
 def eca(

@@ -78,7 +78,11 @@ def use_triton(x: Tensor) -> bool:
     Raises:
         BackendError: Triton was asked for and cannot serve.
     """
+    if not isinstance(x, Tensor):
+        return False  # the reference says what is wrong with it
     request = requested_backend()
+    if _heard is None and request == "auto" and not x.is_cuda and not interpreting():
+        return False  # at once: a small block on a CPU takes little longer than finding out why
     if request == "reference":
         choice = Choice("reference", "asked for")
     else:

@@ -13,8 +13,8 @@ class AttentionGate(reference.AttentionGate):
     __doc__ = reference.AttentionGate.__doc__
 
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        check_gating(x, gating, self.conv2.weight)
         if not backend.use_triton(x):
             return super().forward(x, gating, shortcut)
+        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
+        check_gating(x, gating, self.conv2.weight)
         return ops.attention_gate(x, *self.weights(), gating, shortcut)

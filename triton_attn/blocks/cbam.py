@@ -12,7 +12,7 @@ class CBAM(reference.CBAM):
     __doc__ = reference.CBAM.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
+        check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
         return ops.cbam(x, self.channel_attention.weights(), None, *self.spatial_weights(), shortcut)

@@ -13,7 +13,7 @@ class CoordinateAttention(reference.CoordinateAttention):
     __doc__ = reference.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
+        check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
         return ops.channel_gate(x, *self.weights(), shortcut, **LINEAR)

@@ -12,7 +12,7 @@ class ECABlock(reference.ECABlock):
     __doc__ = reference.ECABlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        check_map(x, self.channels, self.conv.weight, shortcut)
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
+        check_map(x, self.channels, self.conv.weight, shortcut)
         return ops.eca(x, self.conv.weight, shortcut)

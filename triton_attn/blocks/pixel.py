@@ -12,7 +12,7 @@ class AttentionModule(reference.AttentionModule):
     __doc__ = reference.AttentionModule.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
+        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         return ops.pixel_attention(x, *self.weights(), shortcut)

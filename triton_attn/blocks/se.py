@@ -12,7 +12,7 @@ class SEBlock(reference.SEBlock):
     __doc__ = reference.SEBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
+        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
         return ops.channel_gate(x, *self.weights(), shortcut)
