@@ -158,8 +158,9 @@ def tune_calls(
     training: bool = True,
     path: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
+    skip: Callable[[Key], bool] = lambda _: False,
 ) -> Tuned:
-    """:func:`tune` for calls that are known, on the device of ``like``."""
+    """:func:`tune` for calls that are known, on the device of ``like``, but for the keys that are to be skipped."""
     if budget is not None and not budget > 0:
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
     with backend.use_backend("triton"):
@@ -168,7 +169,7 @@ def tune_calls(
     table = selection.new_table(device)
     file = tables.user_path(table.device) if path is None else Path(path)
     _read_into(table, file, own=path is None, progress=progress)
-    searcher = _Searcher(Tuned(file, table.device), table, budget, progress)
+    searcher = _Searcher(Tuned(file, table.device), table, budget, progress, skip)
     for call in found:
         block = copy.deepcopy(call.block).to(device).requires_grad_(training)
         inputs = {name: _filled(t, device).requires_grad_(training) for name, t in call.inputs.items()}
@@ -203,16 +204,21 @@ class _Searcher:
     """Looks at launches, searches those of new keys while there is time, and keeps the table up to date."""
 
     def __init__(
-        self, tuned: Tuned, table: Table, budget: float | None, progress: Callable[[str], None] | None
+        self,
+        tuned: Tuned,
+        table: Table,
+        budget: float | None,
+        progress: Callable[[str], None] | None,
+        skip: Callable[[Key], bool],
     ) -> None:
-        self.tuned, self.table, self.progress = tuned, table, progress
+        self.tuned, self.table, self.progress, self.skip = tuned, table, progress, skip
         self.end = None if budget is None else time.monotonic() + budget
 
     def __call__(self, given: Launch) -> None:
         key = Key.of(given.kernel.fn.__name__, given.shape)
         space = spaces.space_of(given.kernel)
         known = key in self.tuned.found or key in self.tuned.left_out
-        if known or 0 in given.grid(given.rule) or len(spaces.configs(space, given.rule)) == 1:
+        if known or self.skip(key) or 0 in given.grid(given.rule) or len(spaces.configs(space, given.rule)) == 1:
             return
         if self.end is not None and time.monotonic() > self.end:
             self.tuned.left_out.append(key)
