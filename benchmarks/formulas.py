@@ -54,8 +54,9 @@ class Coordinate(nn.Module):
         self.fc_out = nn.Conv2d(channels // reduction, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = self.fc_out(self.fc(F.adaptive_avg_pool2d(x, 1)))
-        top = self.fc_out(self.fc(F.adaptive_max_pool2d(x, 1)))
+        mean = self.fc_out(self.fc(torch.mean(x, dim=(2, 3), keepdim=True)))
+        # Tied maxima share the gradient, which is the block's formula; max_pool2d gives all of it to one.
+        top = self.fc_out(self.fc(torch.amax(x, dim=(2, 3), keepdim=True)))
         return x * (mean + top)
 
 
