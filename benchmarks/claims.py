@@ -67,8 +67,8 @@ def gpu_folders(results: Path) -> list[Path]:
     )
 
 
-def judge(results: Path) -> list[Claim]:
-    """All claims, judged by the result files in a folder.
+def judge(results: Path, counted: Path | None = None) -> list[Claim]:
+    """All claims, judged by the result files in a folder; what was counted may lie in another one.
 
     Raises:
         ResultError: a file cannot be read, or is not what its name says.
@@ -83,14 +83,15 @@ def judge(results: Path) -> list[Claim]:
             ("autotune", tuning_on_gpu),
         ):
             found += judged_file(results, folder / f"{suite}.json", judged)
-    for path, judged in (
-        (results / "cpu" / "blocks.json", blocks_on_cpu),
-        (results / "cpu" / "models.json", models_on_cpu),
-        (results / "cpu" / "nonlocal.json", nonlocal_on_cpu),
-        (results / "traffic.json", traffic),
-        (results / "compile" / "report.json", machine_code),
+    counted = counted or results
+    for base, name, judged in (
+        (results, "cpu/blocks.json", blocks_on_cpu),
+        (results, "cpu/models.json", models_on_cpu),
+        (results, "cpu/nonlocal.json", nonlocal_on_cpu),
+        (counted, "traffic.json", traffic),
+        (counted, "compile/report.json", machine_code),
     ):
-        found += judged_file(results, path, judged)
+        found += judged_file(base, base / name, judged)
     return found
 
 

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             left.pop(0)
     print("\n== claims", flush=True)
     try:
-        print(as_text(judge(arguments.output)))
+        print(as_text(judge(arguments.output, counted=RESULTS)))
     except ResultError as error:
         print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
         failed = True
