@@ -96,7 +96,7 @@ def cases(size: str) -> Iterator[Case]:
     """Every case of a size; of those that the claims are about the most wanted first."""
     directions = (FORWARD, BACKWARD) if size in ("tiny", "goal") else (FORWARD, BACKWARD, TRAINING)
     if size in ("tiny", "small"):
-        maps = [("layer2", 56), ("layer4", 224)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
+        maps = [("stem", 32), ("layer3", 64)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
         for site, image in maps:
             for direction in directions:
                 yield Case(site, image, 1, "float32", direction)

@@ -63,7 +63,7 @@ def gpu_folders(results: Path) -> list[Path]:
         path
         for path in results.glob("*/")
         if path.name not in NO_GPU
-        and any((path / f"{suite}.json").exists() for suite in ("blocks", "nonlocal", "models"))
+        and any((path / f"{suite}.json").exists() for suite in ("blocks", "nonlocal", "models", "autotune"))
     )
 
 

@@ -1,0 +1,102 @@
+"""Result files as a GPU would leave them, with times made up: for testing what is made of them, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HEAD = {
+    "device": "NVIDIA Test 1",
+    "versions": {"triton_attn": "0", "Python": "3", "torch": "2.11", "triton": "3.6", "timm": "1"},
+}
+SHAPES = {"stem": (64, 64, 112, 112), "layer1": (64, 256, 56, 56), "layer4": (64, 2048, 7, 7)}
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "q1": 0.95 * median, "q3": 1.05 * median}
+
+
+def timed(seconds: dict[str, float], **fields: Any) -> dict[str, Any]:
+    """A case, by its providers' seconds."""
+    return {
+        **fields,
+        "date": "2026-11-24T00:00:00+00:00",
+        "rounds": 20,
+        "seconds": {who: spread(each) for who, each in seconds.items()},
+        "ours_over": {who: spread(seconds["ours"] / each) for who, each in seconds.items() if who != "ours"},
+        "peak_bytes": dict.fromkeys(seconds, 10_000_000),
+        "not_timed": {},
+    }
+
+
+def blocks(ours: float = 1.0, share: float = 0.9, dtype: str = "bfloat16") -> dict[str, Any]:
+    """Every block at three sites; others take 1.5 ms and more."""
+    cases = {}
+    for block in ("cbam", "coordinate", "dual", "eca", "gate", "nonlocal", "pixel", "se"):
+        for site, shape in SHAPES.items():
+            for direction in ("forward", "backward", "training"):
+                seconds = {"ours": ours * 1e-3, "eager": 3e-3, "compile": 1.5e-3, "copy": 0.4e-3}
+                fields = {"block": block, "site": site, "shape": shape, "dtype": dtype, "layout": "channels_last"}
+                launches = [{"kernel": "apply_gate_fwd_kernel", "bytes_per_second": 4e12, "share_of_copy": share}]
+                cases[f"{block}-{site}-{direction}"] = timed(seconds, **fields, direction=direction, launches=launches)
+    return {"suite": "blocks", **HEAD, "cases": cases}
+
+
+def nonlocals(ours: float = 1.0) -> dict[str, Any]:
+    """The stem's at three sizes."""
+    cases = {}
+    for side in (28, 56, 112):
+        for direction in ("forward", "backward"):
+            scale = (side / 28) ** 4 * 1e-3
+            seconds = {"ours": ours * scale, "sdpa": 1.2 * scale, "flex": 1.4 * scale, "eager": 2 * scale}
+            fields = {"site": "stem", "image": 2 * side, "batch": 1, "dtype": "bfloat16", "direction": direction}
+            more = {"positions": side**2, "widths": [32, 64], "tflops": dict.fromkeys(seconds, 1.0)}
+            cases[f"{side}-{direction}"] = timed(seconds, **fields, **more)
+            cases[f"{side}-{direction}"]["not_timed"] = {"sdpa-flash": "RuntimeError: No available kernel | here"}
+    return {"suite": "nonlocal", **HEAD, "cases": cases}
+
+
+def models(ours: float = 105.0) -> dict[str, Any]:
+    """SE in every block: eager pays 20 %, the compiled 25 %, timm 18 %."""
+    seconds = {
+        "plain": 100.0,
+        "plain-compile": 80.0,
+        "timm-plain": 100.0,
+        "ours": ours,
+        "ours-compile": 90.0,
+        "eager": 120.0,
+        "compile": 100.0,
+        "timm": 118.0,
+    }
+    fields = {"network": "resnet50", "attention": "se", "where": "block", "batch": 64, "image": 224}
+    more = {"dtype": "bfloat16", "layout": "channels_last"}
+    cases = {
+        mode: timed({who: each * 1e-3 for who, each in seconds.items()}, **fields, **more, mode=mode)
+        for mode in ("training", "inference")
+    }
+    return {"suite": "models", **HEAD, "cases": cases}
+
+
+def autotune(rule: float = 1.05) -> dict[str, Any]:
+    """One launch."""
+    config = {"SPAN": 128, "BLOCK_P": 32}
+    case = {
+        "kernel": "apply_gate_fwd_kernel",
+        "date": "2026-11-24T00:00:00+00:00",
+        "configs": 9,
+        "other_bits": 0,
+        "seconds": {"rule": rule * 1e-4, "table": 1e-4, "best": 1e-4},
+        "config": {"rule": config, "table": {**config, "SPAN": 256}, "best": {**config, "SPAN": 256}},
+    }
+    first = {"case": "se", "without_table": 3.0, "with_table": 3.1, "second_call": 0.001}
+    return {"suite": "autotune", **HEAD, "first_call": first, "searched": [], "cases": {"apply_gate_fwd": case}}
+
+
+def put(folder: Path, **files: dict[str, Any]) -> Path:
+    """Write files into a results folder, those of a GPU below its name."""
+    for name, content in files.items():
+        path = folder / "nvidia-test-1" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return folder
