@@ -7,13 +7,12 @@ batch and shortcut in nothing that is multiplied.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks.machine_code import SHARED_LIMIT, Launch, Report, block_launches, compiled
+from benchmarks.machine_code import SHARED_LIMIT, Launch, block_launches
+from benchmarks.ptx import binary_of, compiled_quickly
 from triton_attn.tuning import chips
 
 pytestmark = pytest.mark.compile
@@ -53,23 +52,6 @@ def launches(site: str, dtype: torch.dtype, layout: str, target: str) -> list[La
         return block_launches("nonlocal", (64, channels, side, side), dtype, LAYOUTS[layout], True)
 
 
-@cache
-def machine_code(launch: Launch, target: str) -> tuple[Report, str]:
-    """The report of a launch, and its code in PTX (NVIDIA)."""
-    import triton
-
-    made: list[Any] = []
-    compile_for = triton.compile
-
-    def compile_and_keep(*arguments: Any, **options: Any) -> Any:
-        made.append(compile_for(*arguments, **options))
-        return made[-1]
-
-    with mock.patch.object(triton, "compile", compile_and_keep):
-        report = compiled.__wrapped__(launch, target)
-    return report, made[0].asm.get("ptx", "")
-
-
 @pytest.mark.parametrize(
     ("target", "dtype", "layout", "site"),
     [(target, dtype, layout, site) for target, dtype, layout, sites in CASES for site in sites],
@@ -86,7 +68,7 @@ def test_site(target: str, dtype: torch.dtype, layout: str, site: str) -> None:
     for launch in found:
         if launch.name not in PRODUCTS and target != "sm_90":
             continue  # elementwise, and the same everywhere
-        report, ptx = machine_code(launch, target)
+        report = compiled_quickly(launch, target)
         what = f"{launch.name} {dict(launch.constants)}"
         assert report.shared <= SHARED_LIMIT[target], what
         if (target, dtype, site) not in MAY_SPILL:
@@ -97,6 +79,7 @@ def test_site(target: str, dtype: torch.dtype, layout: str, site: str) -> None:
         if launch.name in PRODUCTS:
             assert report.tensor_cores > 0, what
             if target == "sm_90" and dtype.itemsize == 2:
+                ptx = binary_of(launch, target).asm["ptx"]
                 assert "wgmma.mma_async" in ptx, what
                 assert "mma.sync" not in ptx, what
 

@@ -7,7 +7,8 @@ import importlib
 import pytest
 import torch
 
-from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, compiled, launches_of
+from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, launches_of
+from benchmarks.ptx import compiled_quickly
 from triton_attn.tuning import chips
 
 pytestmark = pytest.mark.compile
@@ -64,7 +65,7 @@ def map_gate_launches(outputs: int, shape: tuple[int, ...], dtype: torch.dtype, 
 
 
 def check(launch: Launch, target: str) -> None:
-    report = compiled(launch, target)
+    report = compiled_quickly(launch, target)
     assert report.loads, f"{launch.name}: nothing is loaded, which is no kernel"
     assert report.stores, launch.name
     assert report.spilled == 0, launch.name
@@ -104,7 +105,7 @@ def test_at_resnet_shapes(
     assert [launch.name for launch in launches] == [*GATES, "partial_sums_kernel"]
     for launch in launches:
         check(launch, target)
-        report = compiled(launch, target)
+        report = compiled_quickly(launch, target)
         if launch.name in GATES:
             assert report.widest_load >= 16, launch.name
             # AMD's compiler writes what its matrix cores have made 8 bytes at a time.
@@ -158,7 +159,7 @@ def test_map_gate(outputs: int, dtype: torch.dtype, memory_format: torch.memory_
     assert [launch.name for launch in launches] == ["map_gate_fwd_kernel", "map_gate_bwd_kernel"]
     for launch in launches:
         check(launch, target)
-        report = compiled(launch, target)
+        report = compiled_quickly(launch, target)
         assert report.widest_load >= 16, launch.name
         assert report.widest_store >= 16, launch.name
 
