@@ -1,11 +1,19 @@
 # make demo   install, train a small network with attention on real images, and show what it looks at
 # make test   install, and run lint, types and every lane of tests
+# make bench  measure and count what a machine without a GPU can, and write docs/performance.md
+# make gpu    on a machine with a GPU: test, measure, tune, and judge the claims (QUICK=1 tries that without one)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --lane
 
-.PHONY: demo test lint plain interpreter compile gpu-tests traffic compile-report bench-blocks bench docs clean
+# What the GPU's command runs with: what is there, for it installs nothing.
+HERE := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+BUDGET ?= 8m
+OUTPUT ?= benchmarks/results
+QUICK ?=
+
+.PHONY: demo test lint plain interpreter compile gpu-tests guard traffic compile-report baseline bench gpu report docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
@@ -28,7 +36,7 @@ demo: $(INSTALLED)
 	  '          $(BIN)/triton-attn train --data PATH/TO/IMAGES --model resnet50 --attention se --where block --output runs/mine' \
 	  '          $(BIN)/triton-attn info'
 
-test: lint gpu-tests plain interpreter compile
+test: lint gpu-tests guard plain interpreter compile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -51,6 +59,13 @@ compile: $(INSTALLED)
 gpu-tests: $(INSTALLED)
 	$(LANE) gpu
 
+# Traffic, launches, registers and spills against what is committed; `make baseline` puts the new ones in its place.
+guard: $(INSTALLED)
+	$(BIN)/python -m benchmarks.baseline --check
+
+baseline: $(INSTALLED)
+	$(BIN)/python -m benchmarks.baseline --write
+
 # What every block moves over memory, counted.
 traffic: $(INSTALLED)
 	$(BIN)/python -m benchmarks.traffic --check
@@ -59,11 +74,20 @@ traffic: $(INSTALLED)
 compile-report: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compile_report
 
-# How long blocks take here: benchmarks/results/<device>. On a CPU with small shapes.
-bench-blocks: $(INSTALLED)
-	$(BIN)/python -m pytest benchmarks/bench_blocks.py
+# On the CPU, also where there is a GPU: in seven to ten minutes on two cores.
+bench: $(INSTALLED)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+	$(BIN)/python -m benchmarks.traffic --check --output benchmarks/results/traffic.json
+	$(BIN)/python -m benchmarks.report
 
-bench: traffic compile-report bench-blocks
+gpu:
+	$(HERE) -m benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT) $(if $(QUICK),--device cpu --quick)
+	@$(HERE) -c 'import matplotlib' 2>/dev/null && $(HERE) -m benchmarks.report || \
+	  echo 'Without matplotlib no page is written: python -m benchmarks.report does so from the result files.'
+
+# docs/performance.md and its pictures, from benchmarks/results.
+report: $(INSTALLED)
+	$(BIN)/python -m benchmarks.report
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

@@ -96,7 +96,7 @@ class Session:
         left = self.left()
         if left is not None and left <= 0:
             pytest.skip("the time limit is spent")
-        block = triton_attn.create_attention(case.block, case.shape[1], dtype=getattr(torch, case.dtype))
+        block: Any = triton_attn.create_attention(case.block, case.shape[1], dtype=getattr(torch, case.dtype))
         x = torch.empty(case.shape, dtype=getattr(torch, case.dtype), device="meta")
         if case.layout == "channels_last":
             x = x.contiguous(memory_format=torch.channels_last)

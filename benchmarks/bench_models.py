@@ -125,7 +125,7 @@ def build(case: Case, provider: str, state: dict[str, Tensor]) -> nn.Module:
         own = model.state_dict()
         model.load_state_dict({name: t.clone() for name, t in state.items() if name in own}, assign=True)
     layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
-    model = model.to(device(), getattr(torch, case.dtype)).to(memory_format=layout)  # type: ignore[call-overload]
+    model = model.to(device(), getattr(torch, case.dtype)).to(memory_format=layout)
     return model.train(case.mode == TRAINING)
 
 

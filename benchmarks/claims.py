@@ -279,7 +279,7 @@ def traffic(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
             ours = [row["ours"][way] for way in ("forward", "backward")]
             totals, sectors, launches = (tuple(each[key] for each in ours) for key in ("total", "sectors", "launches"))
             itemsize, channels = ITEMSIZE[content["dtype"]], row["shape"][1]
-            excess += over(name, ceiling, row["shortcut"], itemsize, channels, totals, sectors, launches)  # type: ignore[arg-type]
+            excess += over(name, ceiling, row["shortcut"], itemsize, channels, totals, sectors, launches)
         plain = [row["ours"] for row in rows if not row["shortcut"]]
         worst = [max(each[way]["total"] for each in plain) for way in ("forward", "backward")]
         started = [max(each[way]["launches"] for each in plain) for way in ("forward", "backward")]

@@ -27,7 +27,7 @@ def _on_cpu(run: Callable[[], Any]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = run()
     del result
-    events = [each for each in profile.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [each for each in profile.profiler.kineto_results.events() if each.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda each: each.start_ns()):
         now += event.nbytes()

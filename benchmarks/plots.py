@@ -56,7 +56,7 @@ def save(draw: Callable[[Any], None], path: Path, size: tuple[float, float], not
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    settings = {"svg.hashsalt": path.name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    settings: Any = {"svg.hashsalt": path.name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(settings):
         figure = pyplot.figure(figsize=size, layout="constrained")
         draw(figure)

@@ -33,7 +33,8 @@ def float_sums(ir: str) -> Counter[tuple[Any, ...]]:
         if axis is None or tensor is None:
             raise ValueError(f"a sum that is not understood: {reduce[0]}")
         length = int(tensor[1].split("x")[int(axis[1])])
-        found[(length, *_along(tensor[2], int(axis[1]), layouts))] += 1
+        sums = (length, *_along(tensor[2], int(axis[1]), layouts))
+        found[sums] += 1
     return found
 
 

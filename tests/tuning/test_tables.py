@@ -111,7 +111,7 @@ def test_where_tables_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert tables.user_path("NVIDIA H100 80GB HBM3") == tmp_path / "xdg" / "triton_attn" / name
     monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "own"))
     assert tables.user_path("NVIDIA H100 80GB HBM3") == tmp_path / "own" / name
-    assert tables.shipped_path("sm_90").parts[-3:] == ("tuning", "tables", "sm_90.json")
+    assert tables.shipped_path("sm_90").parts[-3:] == ("tuning", "shipped", "sm_90.json")
 
 
 def test_the_shipped_tables_can_be_read() -> None:

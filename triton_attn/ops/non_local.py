@@ -452,10 +452,9 @@ def _tiled_bwd(
         slices = rules.cdiv(value_width, rule["SLICE_V"])
         if own_dk is not None:
             slices = rules.cdiv(width, rule["SLICE_D"])
-        programs = grad.shape[0] * slices
         launch.tuned(
             non_local_keys_bwd_kernel,
-            lambda config, programs=programs: (programs * rules.cdiv(source, config["BLOCK_N"]),),
+            _keys_grid(grad.shape[0] * slices, source),
             given.shape,
             rule,
             grad.device,
@@ -479,6 +478,11 @@ def _tiled_bwd(
             **in_units(given, dq=dq, **read),
             **common,
         )
+
+
+def _keys_grid(times: int, source: int) -> launch.Grid:
+    """Programs for every block of keys, so many ``times``."""
+    return lambda config: (times * rules.cdiv(source, config["BLOCK_N"]),)
 
 
 def _whole_bwd(

@@ -1,7 +1,7 @@
 """Tables of tuned configs: JSON files, read with every value checked, written whole or not at all.
 
 The user's own lies under the platform's cache folder (``TRITON_ATTN_CACHE`` names another), one for each device:
-``triton_attn/nvidia-h200.json``. Those that come with the library lie in ``tables/`` beside this file, one for each
+``triton_attn/nvidia-h200.json``. Those that come with the library lie in ``shipped/`` beside this file, one for each
 compute capability: ``sm_90.json``.
 """
 
@@ -22,7 +22,7 @@ from .keys import Key
 
 FORMAT = 1
 VARIABLE = "TRITON_ATTN_CACHE"
-SHIPPED = Path(__file__).parent / "tables"
+SHIPPED = Path(__file__).parent / "shipped"
 LAYOUTS = ("contiguous", "channels_last")
 
 
