@@ -3,27 +3,33 @@
 plain        no Triton: networks, training, the command line (the default)
 interpreter  kernels on the CPU, by Triton's interpreter
 compile      kernels to machine code, without a GPU
-gpu          on a GPU, skipped where there is none
+gpu          on a GPU, skipped where there is none; it needs pytest alone, none of its plugins and not hypothesis
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-import hypothesis
 import pytest
 
 LANES = ("plain", "interpreter", "compile", "gpu")
+GPU_TESTS = Path(__file__).parent / "gpu"
 
-hypothesis.settings.register_profile(
-    "project",
-    deadline=None,
-    derandomize=True,
-    print_blob=True,
-    # A failing example is small already, and shrinking it under the interpreter takes minutes.
-    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
-)
-hypothesis.settings.load_profile("project")
+try:
+    import hypothesis
+except ModuleNotFoundError:  # pytest_ignore_collect leaves out what needs it
+    pass
+else:
+    hypothesis.settings.register_profile(
+        "project",
+        deadline=None,
+        derandomize=True,
+        print_blob=True,
+        # A failing example is small already, and shrinking it under the interpreter takes minutes.
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+    )
+    hypothesis.settings.load_profile("project")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
         from benchmarks.interpreter import patch_once_a_launch
 
         patch_once_a_launch()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Elsewhere there are imports that a machine with a GPU need not have.
+    if config.getoption("--lane") == "gpu" and collection_path.is_file() and GPU_TESTS not in collection_path.parents:
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

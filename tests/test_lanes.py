@@ -1,0 +1,38 @@
+"""The gpu lane runs where there is pytest, but neither hypothesis nor pytest's other plugins."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"hypothesis", "_hypothesis_pytestplugin", "xdist", "execnet", "matplotlib"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_the_gpu_lane_needs_pytest_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, "--lane", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    collected = re.findall(r"^(tests/\S+?)::", done.stdout, re.MULTILINE)
+    assert {Path(name).parts[1] for name in collected} == {"gpu"}
+    assert {Path(name).name for name in collected} == {path.name for path in ROOT.glob("tests/gpu/test_*.py")}
