@@ -190,8 +190,9 @@ def tax_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
         for mode in ("training", "inference"):
             name = f"the tax of {attention} in every block, {mode}"
             goal = "less than eager PyTorch's, torch.compile's and timm's"
-            found = cases_of(content, attention=attention, where="block", mode=mode, layout="channels_last")
-            paid = taxes(found[0]) if found else {}
+            paid: dict[str, float] = {}  # the compiled networks are cases of their own
+            for case in cases_of(content, attention=attention, where="block", mode=mode, layout="channels_last"):
+                paid |= taxes(case)
             ours = min((paid[who] for who in ("ours", "ours-compile") if who in paid), default=None)
             others = {who: tax for who, tax in paid.items() if who in ("eager", "compile", "timm")}
             if ours is None or not others:

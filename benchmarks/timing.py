@@ -57,13 +57,13 @@ class GpuClock(CpuClock):
         return first.elapsed_time(last) / 1e3
 
 
-def measure(runs: Mapping[str, Run], clock: CpuClock, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run, ``rounds`` times each.
+def measure(runs: Mapping[str, Run], clock: CpuClock, rounds: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
+    """Seconds of every run, ``rounds`` times each, behind ``warm_up`` times that are not timed.
 
     The runs take turns, and every round begins with another: whatever the machine does meanwhile does it to all alike.
     """
     for run in runs.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             run()
     stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
     names = list(runs)

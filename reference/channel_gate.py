@@ -38,11 +38,15 @@ def bottleneck_gate(
     activation: str = "sigmoid",
 ) -> Tensor:
     """The gate of two dense layers, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.channel_gate`."""
-    hidden = [F.linear(vector, weight1, bias1) for vector in pooled(x, pool)]
-    if hidden_activation == "relu":
-        hidden = [F.relu(each) for each in hidden]
-    first, *rest = (F.linear(each, weight2, bias2) for each in hidden)
-    return activate(sum(rest, first), activation).unsqueeze(-1).unsqueeze(-1)
+    logits = None
+    for vector in pooled(x, pool):
+        hidden = F.linear(vector, weight1, bias1)
+        if hidden_activation == "relu":
+            hidden = torch.relu(hidden)
+        own = F.linear(hidden, weight2, bias2)
+        logits = own if logits is None else logits + own
+    assert logits is not None
+    return activate(logits, activation).unsqueeze(-1).unsqueeze(-1)
 
 
 def channel_gate(

@@ -39,8 +39,9 @@ class SEBlock(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
-        return channel_gate(x, *self.weights(), shortcut)
+        weights = self.weights()
+        check_map(x, weights[0].shape[1], weights[0], shortcut)
+        return channel_gate(x, *weights, shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.fc1.in_features, self.fc1.weight)
@@ -48,4 +49,5 @@ class SEBlock(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""
-        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        fc1, fc2 = self.fc1, self.fc2
+        return fc1.weight, fc1.bias, fc2.weight, fc2.bias

@@ -61,7 +61,8 @@ def test_a_gpu_that_keeps_all_promises(tmp_path: Path) -> None:
 def test_what_falls_short(suite: str, content: dict[str, Any], name: str, measured: str, tmp_path: Path) -> None:
     if suite == "models":  # compiled, ours pays less than all others: it is the less of both that counts
         for case in content["cases"].values():
-            case["seconds"]["compile"]["median"] = 0.085
+            if case["compiled"]:
+                case["seconds"]["compile"]["median"] = 0.085
     results.put(tmp_path, **{suite: content})
     found = judged(tmp_path)[name]
     assert found.verdict == SHORT

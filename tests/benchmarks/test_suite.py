@@ -101,7 +101,7 @@ def test_no_case_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
 def test_rounds_go_by_the_time_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def slow(runs: Any, _: Any, rounds: int) -> dict[str, list[float]]:
+    def slow(runs: Any, _: Any, rounds: int, **__: int) -> dict[str, list[float]]:
         asked.append(rounds)
         return {name: [0.1] * rounds for name in runs}
 
