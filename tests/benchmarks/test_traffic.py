@@ -1,4 +1,7 @@
-"""The contract in T: what blocks move, forward and backward, in both layouts, at several shapes."""
+"""The contract in T: what SE moves, forward and backward, in both layouts, at several shapes.
+
+What every block moves is counted by `make guard`, against the ceilings and what was counted before.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,11 @@ def counted(
     return forward, backward, x.numel() * x.itemsize
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"),
+    [(torch.float16, torch.contiguous_format), (torch.float32, torch.channels_last)],
+    ids=str,
+)
 @pytest.mark.parametrize("shape", [(4, 64, 28, 28), (1, 64, 56, 56), (8, 16, 35, 35)], ids=str)
 @pytest.mark.parametrize(
     ("with_shortcut", "forward_ceiling", "backward_ceiling"), [(False, 3.05, 4.05), (True, 4.1, 5.2)]
@@ -152,11 +158,3 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         traffic.main(arguments)
     assert message in capsys.readouterr().err
-
-
-def test_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """The check itself: every block, layout and tail within the design's ceilings."""
-    assert traffic.main(["--check"]) == 0
-    table = capsys.readouterr().out
-    for name in triton_attn.list_attention():
-        assert table.count(f"| {name} | contiguous |") >= 2
