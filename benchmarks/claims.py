@@ -144,22 +144,29 @@ def blocks_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
 
 def at_least(name: str, goal: str, values: Mapping[str, float], least: float, source: str, unit: str) -> Claim:
     """A claim that the least of some values decides."""
-    if not values:
-        return Claim(name, goal, "", OPEN, source)
-    worst = min(values, key=lambda what: values[what])
-    middle = statistics.median(values.values())
-    measured = f"at least {values[worst]:.2f} {unit} ({worst}), median {middle:.2f}, of {len(values)}"
-    return Claim(name, goal, measured, PASS if values[worst] >= least else SHORT, source)
+    return _decided(name, goal, values, min, source, unit, lambda worst: worst >= least)
 
 
 def at_most(name: str, goal: str, values: Mapping[str, float], most: float, source: str, unit: str) -> Claim:
     """A claim that the greatest of some values decides."""
+    return _decided(name, goal, values, max, source, unit, lambda worst: worst <= most)
+
+
+def _decided(
+    name: str,
+    goal: str,
+    values: Mapping[str, float],
+    pick: Callable[..., str],
+    source: str,
+    unit: str,
+    passes: Callable[[float], bool],
+) -> Claim:
     if not values:
         return Claim(name, goal, "", OPEN, source)
-    worst = max(values, key=lambda what: values[what])
-    middle = statistics.median(values.values())
-    measured = f"at most {values[worst]:.2f} {unit} ({worst}), median {middle:.2f}, of {len(values)}"
-    return Claim(name, goal, measured, PASS if values[worst] <= most else SHORT, source)
+    worst = pick(values, key=lambda what: values[what])
+    middle, bound = statistics.median(values.values()), "at least" if pick is min else "at most"
+    measured = f"{bound} {values[worst]:.2f} {unit} ({worst}), median {middle:.2f}, of {len(values)}"
+    return Claim(name, goal, measured, PASS if passes(values[worst]) else SHORT, source)
 
 
 def nonlocal_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
