@@ -1,7 +1,7 @@
 """The launches of non-local attention at ResNet-50's sites, compiled for GPUs that are not there.
 
 A covering part of sites × dtypes × layouts × targets: float16 differs from bfloat16 in the names of instructions, and
-batch and shortcut in nothing that is multiplied.
+batch and shortcut in nothing that is multiplied. The compile report has them all, and names what may spill.
 """
 
 from __future__ import annotations
@@ -32,16 +32,13 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 CASES = [
     ("sm_90", torch.bfloat16, "channels_last", tuple(SITES)),
     ("sm_90", torch.bfloat16, "contiguous", ("layer2", "layer4")),
-    ("sm_90", torch.float16, "channels_last", ("layer1",)),
     ("sm_90", torch.float32, "channels_last", ("layer1",)),
-    ("sm_100", torch.bfloat16, "channels_last", tuple(SITES)),
+    ("sm_100", torch.bfloat16, "channels_last", ("stem", "layer1", "layer2", "layer4")),
     ("sm_80", torch.bfloat16, "channels_last", ("layer1", "layer3")),
-    ("sm_80", torch.float32, "channels_last", ("stem", "layer3")),
+    ("sm_80", torch.float32, "channels_last", ("stem",)),
     ("gfx942", torch.bfloat16, "channels_last", ("layer1", "layer4")),
     ("gfx942", torch.float32, "channels_last", ("layer2",)),
 ]
-# Three-pass products hold every factor twice, and 64 × 256 scores besides: some of them do not fit.
-MAY_SPILL = {("sm_80", torch.float32, "layer3")}
 
 
 @cache
@@ -71,8 +68,7 @@ def test_site(target: str, dtype: torch.dtype, layout: str, site: str) -> None:
         report = compiled_quickly(launch, target)
         what = f"{launch.name} {dict(launch.constants)}"
         assert report.shared <= SHARED_LIMIT[target], what
-        if (target, dtype, site) not in MAY_SPILL:
-            assert report.spilled == 0, what
+        assert report.spilled == 0, what
         # Contiguous rows of 49 and 196 are not aligned.
         if layout == "channels_last" or not whole:
             assert report.widest_load >= 16, what
