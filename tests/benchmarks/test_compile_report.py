@@ -18,7 +18,8 @@ pytestmark = pytest.mark.compile
 REPORT = Report("sm_90", 8, 64, 0, 2048, (4, 16, 16), (2, 16), 3)
 
 
-def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_report, "QUICK_SITES", ("layer1",))
     arguments = ["--quick", "--blocks", "se", "--targets", "sm_90,gfx942", "--workers", "1", "--output", str(tmp_path)]
     assert compile_report.main(arguments) == 0
     printed = capsys.readouterr().out
