@@ -256,6 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output or (None if arguments.quick else RESULTS / "compile")
 
     found = launches(blocks, targets, arguments.quick)
+    idle = sorted(set(blocks) - {use.block for uses in found.values() for use in uses})
+    if idle:
+        print(f"{', '.join(idle)}: expected launches, there are none: Triton does not serve it here", file=sys.stderr)
+        return 1
     reports = compile_all(list(found), arguments.workers)
     rows = rows_of((launch, uses, report) for ((launch, _), uses), report in zip(found.items(), reports, strict=True))
     print(f"{len(found)} programs of {', '.join(blocks)}, on {', '.join(targets)}.\n\n{summary(rows)}")

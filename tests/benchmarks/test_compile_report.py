@@ -75,6 +75,15 @@ def test_it_fails_where_something_spills_or_does_not_fit(
         assert message in capsys.readouterr().err
 
 
+def test_it_fails_where_nothing_is_launched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing spills there, either."""
+    monkeypatch.setattr(compile_report, "block_launches", lambda *_, **__: [])
+    assert compile_report.main(["--quick", "--blocks", "se", "--workers", "1"]) == 1
+    assert "se: expected launches, there are none" in capsys.readouterr().err
+
+
 def test_non_local_promises_less_on_some_targets() -> None:
     rows = compile_report.rows_of(
         (launch, uses, replace(REPORT, target=target, spilled=4))
