@@ -81,7 +81,7 @@ def use_triton(x: Tensor) -> bool:
     if not isinstance(x, Tensor):
         return False  # the reference says what is wrong with it
     request = requested_backend()
-    if _heard is None and request == "auto" and not x.is_cuda and not interpreting():
+    if _heard is None and request == "auto" and x.is_cpu and not interpreting():
         return False  # at once: a small block on a CPU takes little longer than finding out why
     if request == "reference":
         choice = Choice("reference", "asked for")
