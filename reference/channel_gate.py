@@ -15,8 +15,9 @@ ACTIVATIONS = ("sigmoid", "hard_sigmoid", "none")
 
 def pooled(x: Tensor, pool: str) -> list[Tensor]:
     """The means over positions, the maxima, or both, ``(N, C)`` each. Tied maxima share the gradient evenly."""
-    means = [x.mean((2, 3))] if pool != "max" else []
-    return [*means, x.amax((2, 3))] if pool != "mean" else means
+    if pool == "mean":
+        return [x.mean((2, 3))]
+    return [x.amax((2, 3))] if pool == "max" else [x.mean((2, 3)), x.amax((2, 3))]
 
 
 def activate(logits: Tensor, activation: str) -> Tensor:
@@ -71,11 +72,12 @@ def channel_gate(
 def neighbours_gate(x: Tensor, weight: Tensor, *, pool: str = "mean", activation: str = "sigmoid") -> Tensor:
     """The gate of a convolution over channels, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.eca`."""
     # On a CPU a convolution of the pooled map's own strides is half as fast again as one of rows.
-    first, *rest = (
-        F.conv1d(vector.unsqueeze(-1).transpose(1, 2), weight.view(1, 1, -1), padding=weight.numel() // 2).squeeze(1)
-        for vector in pooled(x, pool)
-    )
-    return activate(sum(rest, first), activation).unsqueeze(-1).unsqueeze(-1)
+    taps, padding, logits = weight.view(1, 1, -1), weight.numel() // 2, None
+    for vector in pooled(x, pool):
+        own = F.conv1d(vector.unsqueeze(-1).transpose(1, 2), taps, padding=padding)
+        logits = own if logits is None else logits + own
+    assert logits is not None
+    return activate(logits, activation).transpose(1, 2).unsqueeze(-1)
 
 
 def eca(

@@ -52,8 +52,9 @@ class ECABlock(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.channels, self.conv.weight, shortcut)
-        return eca(x, self.conv.weight, shortcut)
+        weight = self.conv.weight
+        check_map(x, self.channels, weight, shortcut)
+        return eca(x, weight, shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.channels, self.conv.weight)
