@@ -31,7 +31,7 @@ from triton_attn import backend
 Run = Callable[[], Any]
 REPLAY = Replay()
 OURS = ("ours", "ours-compile")
-SECONDS_A_CASE = {"cuda": 1.0, "cpu": 1.5}  # of timing; a case with long runs gets fewer rounds
+SECONDS_A_CASE = {"cuda": 1.0, "cpu": 1.0}  # of timing; a case with long runs gets fewer rounds
 LEAST_ROUNDS = 5
 
 

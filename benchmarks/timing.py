@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -60,15 +61,16 @@ class GpuClock(CpuClock):
 def measure(runs: Mapping[str, Run], clock: CpuClock, rounds: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
     """Seconds of every run, ``rounds`` times each, behind ``warm_up`` times that are not timed.
 
-    The runs take turns, and every round begins with another: whatever the machine does meanwhile does it to all alike.
+    The runs take turns, every round in another order: whatever the machine does meanwhile does it to all alike, and
+    nobody always comes behind the one that leaves the caches full of something else.
     """
     for run in runs.values():
         for _ in range(warm_up):
             run()
     stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
-    names = list(runs)
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(runs), len(runs)):
             clock.prepare()
             first = clock.stamp()
             runs[name]()

@@ -133,9 +133,14 @@ def test_runs_take_turns() -> None:
         clock.now += seconds
 
     runs = {"a": lambda: run("a", 1.0), "b": lambda: run("b", 2.0), "c": lambda: run("c", 3.0)}
-    samples = measure(runs, clock, 4)
-    assert "".join(order[3 * WARM_UP :]) == "abcbcacababc"
-    assert samples == {"a": [1.0] * 4, "b": [2.0] * 4, "c": [3.0] * 4}
+    samples = measure(runs, clock, 30)
+    assert samples == {"a": [1.0] * 30, "b": [2.0] * 30, "c": [3.0] * 30}
+    timed = "".join(order[3 * WARM_UP :])
+    rounds = [timed[i : i + 3] for i in range(0, len(timed), 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    # Nobody always comes behind the same.
+    assert len(set(rounds)) == 6
+    assert {timed[i : i + 2] for i in range(len(timed) - 1)} >= {"ab", "ac", "ba", "bc", "ca", "cb"}
 
 
 def test_quartiles() -> None:
