@@ -22,10 +22,8 @@ STAGE1, STAGE2, STAGE3 = (64, 256, 56, 56), (64, 512, 28, 28), (64, 1024, 14, 14
 CASES = [
     ("se", STAGE1),
     ("se", (8, 96, 9, 13)),
-    ("eca", STAGE3),
-    ("coordinate", STAGE1),
+    ("coordinate", STAGE3),
     ("cbam", STAGE1),
-    ("pixel", STAGE1),
     ("pixel", STAGE3),
     ("gate", STAGE1),
     ("nonlocal", STAGE1),
