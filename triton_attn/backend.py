@@ -16,6 +16,7 @@ from torch import Tensor
 Backend = Literal["auto", "triton", "reference"]
 BACKENDS = ("auto", "triton", "reference")
 VARIABLE = "TRITON_ATTN_BACKEND"
+INTERPRETER = "TRITON_INTERPRET"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # Looking for the package does not import it.
@@ -60,7 +61,8 @@ def requested_backend() -> str:
     """What the innermost :func:`use_backend`, or else the environment, asks for."""
     if _requested is not None:
         return _requested
-    return _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+    # Looking first: os.environ.get raises and catches two errors inside for a variable that is not there.
+    return _checked(os.environ[VARIABLE], VARIABLE) if VARIABLE in os.environ else "auto"
 
 
 def _checked(name: str, source: str) -> str:
@@ -108,7 +110,7 @@ def listen() -> Iterator[list[Choice]]:
 
 def interpreting() -> bool:
     """Whether Triton's interpreter runs the kernels, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    return INTERPRETER in os.environ and os.environ[INTERPRETER].lower() in ("1", "true", "yes", "on", "y")
 
 
 def _served_by(x: Tensor) -> str:
