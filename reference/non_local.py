@@ -30,7 +30,10 @@ def attend_explicit(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tens
 
     ``q`` ``(N, L, d)``, ``k`` ``(N, S, d)``, ``v`` ``(N, S, dv)``; returns ``(N, L, dv)``.
     """
-    return attention_matrix(q, k, scale) @ v
+    matrix = attention_matrix(q, k, scale)
+    if v.stride(1) == 1 and v.stride(2) != 1:  # as contiguous maps have it, and so has the result
+        return (v.transpose(1, 2) @ matrix.transpose(1, 2)).transpose(1, 2)
+    return matrix @ v
 
 
 def attention_matrix(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:

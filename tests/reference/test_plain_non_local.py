@@ -86,6 +86,15 @@ def test_block_above_the_threshold_equals_the_formula(layout, dtype):
     assert block(x).is_contiguous(memory_format=layout)
 
 
+@LAYOUTS
+def test_small_maps_are_attended_in_their_own_layout(layout):
+    torch.manual_seed(0)
+    block, x = reference.NonLocalBlock(32), draw(2, 32, 9, 8).float().contiguous(memory_format=layout)
+    q, k, v = block.project(x)
+    # The sum behind it reads both maps row by row.
+    assert attend_explicit(q, k, v).stride() == v.stride()
+
+
 def test_large_maps_work_in_every_dtype():
     torch.manual_seed(0)
     exact = reference.NonLocalBlock(4, dtype=torch.float64)
