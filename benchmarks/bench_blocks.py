@@ -115,7 +115,7 @@ def map_launches(setup: Setup, runs: Mapping[str, Run], samples: Mapping[str, li
 @pytest.fixture(scope="module")
 def session(request: pytest.FixtureRequest) -> Iterator[Session]:
     """Everything measured."""
-    yield from open_session(request, "blocks", prepare)
+    yield from open_session(request, "blocks", prepare, keep_freed_memory=True)
 
 
 @pytest.mark.benchmark(timer=REPLAY, warmup=False)

@@ -189,7 +189,7 @@ def check(model: nn.Module, images: Tensor, expected: Tensor) -> None:
 @pytest.fixture(scope="module")
 def session(request: pytest.FixtureRequest) -> Iterator[Session]:
     """Everything measured."""
-    yield from open_session(request, "models", prepare)
+    yield from open_session(request, "models", prepare, keep_freed_memory=True)
 
 
 @pytest.mark.benchmark(timer=REPLAY, warmup=False)

@@ -8,6 +8,7 @@ pytest-benchmark is told the samples, so that its tables, files and comparisons 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -24,7 +25,7 @@ import pytest
 import torch
 
 from benchmarks.files import versions, write
-from benchmarks.memory import peak_bytes
+from benchmarks.memory import freed_memory_kept, peak_bytes
 from benchmarks.timing import WARM_UP, CpuClock, GpuClock, Replay, measure, quartiles
 from triton_attn import backend
 
@@ -64,10 +65,16 @@ class Session:
         rounds: int | None = None,
         limit: float | None = None,
         keep: bool = False,
+        freed_memory_is_kept: bool = False,
     ) -> None:
         self.suite, self.prepare, self.keep = suite, prepare, keep
         self.path = results / slug() / f"{suite}.json"
-        self.head = {"suite": suite, "device": device_name(), "versions": versions("timm", "CUDA", "ROCm")}
+        self.head = {
+            "suite": suite,
+            "device": device_name(),
+            "versions": versions("timm", "CUDA", "ROCm"),
+            "freed_memory_is_kept": freed_memory_is_kept,
+        }
         self.cases: dict[str, dict[str, Any]] = self._earlier()
         self.clock = GpuClock(device()) if device().type == "cuda" else CpuClock()
         self.rounds = rounds
@@ -184,20 +191,24 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def open_session(request: pytest.FixtureRequest, suite: str, prepare: Callable[..., Prepared]) -> Iterator[Session]:
+def open_session(
+    request: pytest.FixtureRequest, suite: str, prepare: Callable[..., Prepared], *, keep_freed_memory: bool = False
+) -> Iterator[Session]:
     """A session with pytest's options, for a fixture of module scope."""
     # Products in float32 are in float32 for everybody: convolutions would else take tf32 where matrix products do not.
     allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     option = request.config.getoption
-    session = Session(
-        suite,
-        prepare,
-        option("--results"),
-        rounds=option("--rounds"),
-        limit=option("--limit"),
-        keep=option("--keep"),
-    )
-    yield session
+    with freed_memory_kept() if keep_freed_memory and not on_gpu() else contextlib.nullcontext(False) as kept:
+        session = Session(
+            suite,
+            prepare,
+            option("--results"),
+            rounds=option("--rounds"),
+            limit=option("--limit"),
+            keep=option("--keep"),
+            freed_memory_is_kept=kept,
+        )
+        yield session
     torch.backends.cudnn.allow_tf32 = allowed
     if session.measured:
         print(f"\nwritten: {session.path}")
