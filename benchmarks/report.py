@@ -55,7 +55,8 @@ class Page:
         device = f"{content['device']}, " if "device" in content else "counted with no GPU, "
         dates = sorted({case["date"][:10] for case in content.get("cases", {}).values()})
         when = f", {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
-        text = f"{device}torch {versions['torch']}, Triton {versions['triton']}{when}"
+        kept = ", freed memory kept" if content.get("freed_memory_is_kept") else ""
+        text = f"{device}torch {versions['torch']}, Triton {versions['triton']}{when}{kept}"
         return f"{text} (`results/{path.relative_to(self.results)}`)"
 
     def figure(self, name: str, alt: str, data: Any, draw: Any, size: tuple[float, float], source: str) -> None:
@@ -158,16 +159,13 @@ def tax_section(page: Page, path: Path, content: Mapping[str, Any]) -> None:
                 data.setdefault(title, {}).setdefault(who, {})[case["attention"]] = tax
         speeds = [f"{plots.words(who)} {case['batch'] / seconds:.0f}" for who, seconds in taken.items()]
         others = {who: tax for who, tax in paid.items() if not who.startswith("ours")}
-        ours = paid.get("ours", paid.get("ours-compile"))
-        behind = ours is not None and others and ours > min(others.values())
-        own = "—" if ours is None else f"{ours:.1%}"
         rows.append(
             [
                 case["attention"],
                 case["where"],
                 f"{case['mode']}, {case['batch']} × {case['image']}², {case['dtype']}, {case['layout']}"
                 + (", compiled" if case["compiled"] else ""),
-                f"**{own}**" if behind else own,
+                own_tax(case, paid),
                 ", ".join(f"{plots.words(who)} {tax:.1%}" for who, tax in others.items()) or "—",
                 ", ".join(speeds),
             ]
@@ -176,8 +174,31 @@ def tax_section(page: Page, path: Path, content: Mapping[str, Any]) -> None:
     name = f"tax-{path.parent.name}"
     if data:
         page.figure(name, "the attention tax", data, plots.tax(data), (4.2 * len(data), 3.6), source)
-    page.table(["attention", "where", "case", "our tax", "others' tax", "images per second"], rows)
+    page.table(["attention", "where", "case", "our tax (quartiles)", "others' tax", "images per second"], rows)
     page.add(f"*{source}. In bold: another pays less.*")
+
+
+def own_tax(case: Mapping[str, Any], paid: Mapping[str, float]) -> str:
+    """Ours with its quartiles, bold where another pays less."""
+    from benchmarks.bench_models import PLAIN_OF
+
+    own = next((who for who in ("ours", "ours-compile") if who in paid), None)
+    if own is None:
+        return "—"
+    text, spread = f"{paid[own]:.1%}", case["ours_over"][PLAIN_OF[own]]
+    text = f"**{text}**" if paid[own] > min(paid.values()) else text
+    return f"{text} ({spread['q1'] - 1:.1%} to {spread['q3'] - 1:.1%})"
+
+
+def rivals(case: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Quartiles of our time over each other way's to the same result, which a copy is not."""
+    return {who: ratio for who, ratio in case["ours_over"].items() if who != "copy"}
+
+
+def over(ratio: float) -> str:
+    """Our time over another's, bold where ours is the longer."""
+    text = f"{ratio:.2f}"
+    return f"**{text}**" if float(text) > 1 else text
 
 
 def block_table(page: Page, path: Path, content: Mapping[str, Any], **wanted: Any) -> None:
@@ -186,14 +207,9 @@ def block_table(page: Page, path: Path, content: Mapping[str, Any], **wanted: An
     if not cases:
         return
     rows = []
-    for case in sorted(cases, key=lambda each: -max((q["median"] for q in each["ours_over"].values()), default=0)):
-        ratios = [
-            f"**{q['median']:.2f}**" if q["median"] > 1 else f"{q['median']:.2f}" for q in case["ours_over"].values()
-        ]
+    for case in sorted(cases, key=lambda each: -max((q["median"] for q in rivals(each).values()), default=0)):
         others = [
-            f"{plots.words(who)} {ratio} ({q['q1']:.2f}–{q['q3']:.2f})"
-            for (who, q), ratio in zip(case["ours_over"].items(), ratios, strict=True)
-            if who != "copy"
+            f"{plots.words(who)} {over(q['median'])} ({q['q1']:.2f}–{q['q3']:.2f})" for who, q in rivals(case).items()
         ]
         what = f"{case['block']}, {case['site']}, {case['layout']}, {case['direction']}"
         ours = case["seconds"].get("ours")
@@ -267,15 +283,12 @@ def attention_section(page: Page, path: Path, content: Mapping[str, Any]) -> Non
         page.figure(name, f"non-local, {direction}", data, draw, (8, 3.4), page.source(path, content))
     rows = []
     for case in cases_of(content):
-        over = {who: q["median"] for who, q in case["ours_over"].items()}
         memory_of = {who: size / 1e6 for who, size in case["peak_bytes"].items() if size is not None}
         rows.append(
             [
                 f"{case['site']}, {side(case)}², batch {case['batch']}, {case['dtype']}, {case['direction']}",
                 f"{medians(case).get('ours', float('nan')) * 1e3:.2f}",
-                ", ".join(
-                    f"{plots.words(w)} **{r:.2f}**" if r > 1 else f"{plots.words(w)} {r:.2f}" for w, r in over.items()
-                ),
+                ", ".join(f"{plots.words(who)} {over(q['median'])}" for who, q in case["ours_over"].items()),
                 ", ".join(f"{plots.words(who)} {size:.0f}" for who, size in memory_of.items()),
                 "; ".join(f"{who}: {why}" for who, why in case["not_timed"].items()).replace("|", "/") or "—",
             ]
@@ -379,6 +392,12 @@ def on_cpu(page: Page) -> None:
             "block with the same weights, in turns. The picture has, of every block and direction, the site and layout "
             "where ours does worst: the median over rounds, its quartiles, and the goal as a dashed line.",
         )
+        if found.get("freed_memory_is_kept"):
+            page.add(
+                "Here and in networks the process keeps the memory that it frees. Left to itself, glibc's allocator "
+                "gives maps of some ten megabytes back to the system and takes them anew, or does not, by chance: "
+                "up to half of the time, to whoever is at work."
+            )
         if data := worst_on_cpu(found):
             size = (9.0, 1.2 + 0.16 * max(map(len, data.values())))
             source = page.source(folder / "blocks.json", found)
