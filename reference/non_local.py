@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import attention_by_rows
+from .attention_by_rows import AttentionByRows
 from .channel_gate import check_choice
 from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_channels
 
@@ -43,9 +45,16 @@ def attention_matrix(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def attend_linear(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
-    """The same in memory that grows with L + S, not L · S. Shapes as in :func:`attend_explicit`.
+    """The same in memory that grows with L + S, not L · S. Shapes as in :func:`attend_explicit`."""
+    if attention_by_rows.serves(q):
+        return AttentionByRows.apply(q if scale == 1.0 else scale * q, k, v)
+    return attend_tiled(q, k, v, scale)
 
-    PyTorch's tiled attention wants q, k and v of one width: the narrower are padded with zeros, which leave
+
+def attend_tiled(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
+    """:func:`attend_linear` by PyTorch's tiled attention, on a GPU and wherever operators are traced.
+
+    It wants q, k and v of one width: the narrower are padded with zeros, which leave
     every dot product as it is. It also wants rows without gaps, which the projections of a contiguous map are not
     (without them it would fall back to the whole matrix).
     """

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 import triton_attn
 from triton_attn import reference
-from triton_attn.reference.non_local import EXPLICIT_POSITIONS, attend_explicit, attend_linear
+from triton_attn.reference import attention_by_rows
+from triton_attn.reference.attention_by_rows import ROWS, AttentionByRows
+from triton_attn.reference.non_local import EXPLICIT_POSITIONS, attend_explicit, attend_linear, attend_tiled
 
 LAYOUTS = pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
@@ -39,20 +42,48 @@ def with_gradients(function, *inputs: Tensor) -> tuple[Tensor, ...]:
     ("length", "source", "d", "dv"),
     [(37, 37, 8, 16), (50, 21, 8, 8), (21, 50, 16, 4), (1, 70, 3, 5), (33, 1, 5, 3), (600, 600, 4, 8)],
 )
-def test_both_ways_agree(dtype, length, source, d, dv):
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_all_ways_agree(dtype, length, source, d, dv, scale):
     q, k, v = draw(2, length, d, seed=1), draw(2, source, d, seed=2), draw(2, source, dv, seed=3)
-    exact = with_gradients(attend_explicit, q, k, v)
-    linear = with_gradients(attend_linear, *(t.to(dtype) for t in (q, k, v)))
-    explicit = with_gradients(attend_explicit, *(t.to(dtype) for t in (q, k, v)))
+    exact = with_gradients(partial(attend_explicit, scale=scale), q, k, v)
     assert exact[0].shape == (2, length, dv)
     tolerance = 1e-11 if dtype == torch.float64 else 3e-5
-    for one, other, oracle in zip(linear, explicit, exact, strict=True):
-        assert one.dtype == dtype
-        torch.testing.assert_close(one.double(), oracle, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(other.double(), oracle, rtol=tolerance, atol=tolerance)
+    for attend in (attend_linear, attend_tiled, attend_explicit):
+        found = with_gradients(partial(attend, scale=scale), *(t.to(dtype) for t in (q, k, v)))
+        for one, oracle in zip(found, exact, strict=True):
+            assert one.dtype == dtype
+            torch.testing.assert_close(one.double(), oracle, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("attend", [attend_explicit, attend_linear])
+def test_rows_are_differentiable_twice_and_by_torch_func(monkeypatch):
+    monkeypatch.setattr(attention_by_rows, "ROWS", 2)
+    inputs = [draw(2, *shape, seed=i).requires_grad_() for i, shape in enumerate([(5, 3), (4, 3), (4, 2)])]
+    assert torch.autograd.gradcheck(AttentionByRows.apply, inputs)
+    assert torch.autograd.gradgradcheck(AttentionByRows.apply, inputs)
+    q, k, v = (t.detach() for t in inputs)
+
+    def loss(attend, q):
+        return attend(q, k, v).square().sum()
+
+    ours, right = (torch.func.grad(partial(loss, attend))(q) for attend in (attend_linear, attend_explicit))
+    torch.testing.assert_close(ours, right)
+    ours, right = (torch.vmap(attend)(*(t[None] for t in (q, k, v))) for attend in (attend_linear, attend_explicit))
+    torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of every look at a shape
+def test_who_writes_operators_down_gets_few():
+    block, x = reference.NonLocalBlock(4), draw(1, 4, 33, 40).float()
+    assert attention_by_rows.serves(block.project(x)[0])
+    exported = torch.export.export(block, (x,))
+    assert sum("scaled_dot_product" in str(node.target) for node in exported.graph.nodes) == 1
+    torch.testing.assert_close(exported.module()(x), block(x))
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), block(x))
+    torch.testing.assert_close(torch.jit.trace(block, x)(x), block(x))
+
+
+@pytest.mark.parametrize("attend", [attend_explicit, attend_linear, attend_tiled])
 def test_scores_that_overflow_a_naive_softmax(attend):
     q, k, v = draw(1, 40, 8, seed=1, scale=40), draw(1, 30, 8, seed=2, scale=40), draw(1, 30, 6, seed=3)
     scores = (q @ k.transpose(1, 2)).float()
@@ -139,9 +170,12 @@ def test_no_matrix_above_the_threshold(layout, with_shortcut, cls):
     block = cls(8)
     height, width = 25, 41  # 1025 positions
     assert height * width == EXPLICIT_POSITIONS + 1
+    for scale in (1, 2, 3):
+        large = draw(2, 8, height, scale * width, dtype=torch.float32)
+        assert largest_of_a_step(block, large) == ROWS * scale * height * width
     x = draw(2, 8, height, width, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_()
     inputs = (x, x.detach().clone()) if with_shortcut else (x,)
-    assert largest_of_a_step(block, *inputs) == x.numel()
+    assert largest_of_a_step(block, *inputs) == ROWS * height * width
     # The meter does see the matrix where there is one, and with it the branch that builds it.
     assert largest_of_a_step(block.forward_explicit, *inputs) == 2 * (height * width) ** 2
     small = draw(1, 8, 32, 32, dtype=torch.float32)
@@ -154,7 +188,7 @@ def test_no_matrix_under_autocast_or_without_gradients():
         assert largest_of_a_step(block, x) == x.numel()
     with torch.no_grad(), Largest() as seen:
         block(x)
-    assert seen.elements == x.numel()
+    assert seen.elements == ROWS * 40 * 40
 
 
 # Where a position looks.
