@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import triton_attn
+from benchmarks.measurement import Prepared, Run
 from benchmarks.providers import BACKWARD, FORWARD, OWN_FORMULA, PROVIDERS, TIMM, TRAINING, Case, Reference, Setup
-from benchmarks.suite import REPLAY, Prepared, Run, Session, device, on_gpu, open_session, parametrize
+from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
 from benchmarks.timing import GpuClock, measure_launches, quartiles
 from triton_attn import backend
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import triton_attn
 from benchmarks.formulas import FORMULAS
-from benchmarks.suite import REPLAY, Prepared, Run, Session, device, on_gpu, open_session, parametrize
+from benchmarks.measurement import Prepared, Run
+from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
 from triton_attn import backend
 from triton_attn import resnet as networks
 from triton_attn.reference.registry import BLOCKS as PLAIN

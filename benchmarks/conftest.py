@@ -20,5 +20,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--rounds", type=int, metavar="N", help="times that each provider runs (default: by time)")
     group.addoption("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where <device>/<suite>.json goes")
-    group.addoption("--limit", type=float, metavar="SECONDS", help="begin no case after that")
+    group.addoption("--until", type=float, metavar="TIME", help="begin no case after that, as date +%%s has it")
     group.addoption("--keep", action="store_true", help="do not measure again what the file has")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import triton_attn
 from benchmarks.formulas import FORMULAS
-from benchmarks.suite import NotServed, on_gpu
+from benchmarks.measurement import NotServed
+from benchmarks.suite import on_gpu
 from triton_attn import backend
 from triton_attn.reference.registry import BLOCKS as PLAIN
 

@@ -9,48 +9,39 @@ pytest-benchmark is told the samples, so that its tables, files and comparisons 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.claims import ResultError, load
 from benchmarks.files import versions, write
-from benchmarks.memory import freed_memory_kept, peak_bytes
-from benchmarks.timing import WARM_UP, CpuClock, GpuClock, Replay, measure, quartiles
+from benchmarks.measurement import (
+    ENDED,
+    LATE,
+    OURS,
+    DeviceLost,
+    NotServed,
+    Prepared,
+    Run,  # noqa: F401
+    measure_case,
+    not_measured,
+    words,
+)
+from benchmarks.memory import freed_memory_kept
+from benchmarks.timing import CpuClock, GpuClock, Replay
 from triton_attn import backend
 
-Run = Callable[[], Any]
 REPLAY = Replay()
-OURS = ("ours", "ours-compile")
-SECONDS_A_CASE = {"cuda": 1.0, "cpu": 1.0}  # of timing; a case with long runs gets fewer rounds
-LEAST_ROUNDS = 5
-
-
-class NotServed(Exception):
-    """A provider has nothing of its own for a case."""
-
-
-@dataclass
-class Prepared:
-    """A case made ready: by provider a function that makes the thing to time, after its result was checked.
-
-    ``extra`` says what else the file is to have, given the runs and their samples.
-    """
-
-    makers: Mapping[str, Callable[[], Run]]
-    extra: Callable[[Mapping[str, Run], Mapping[str, list[float]]], dict[str, Any]] = lambda _, __: {}
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """What a provider is called in the results, if not by its name."""
+ATTEMPTS = 2  # at a case during which the process ended
+LOST = 3  # the exit status where the GPU answers no more
 
 
 class Session:
@@ -63,7 +54,7 @@ class Session:
         results: Path,
         *,
         rounds: int | None = None,
-        limit: float | None = None,
+        end: float | None = None,
         keep: bool = False,
         freed_memory_is_kept: bool = False,
     ) -> None:
@@ -77,76 +68,73 @@ class Session:
         }
         self.cases: dict[str, dict[str, Any]] = self._earlier()
         self.clock = GpuClock(device()) if device().type == "cuda" else CpuClock()
-        self.rounds = rounds
-        self.end = None if limit is None else time.monotonic() + limit
-        self.measured: set[str] = set()
-        self.samples: dict[str, list[float]] = {}
+        self.rounds, self.end = rounds, end
+        self.longest = 0.0  # seconds that a case took in this session
+        self.measured: dict[str, tuple[dict[str, Any], dict[str, list[float]]]] = {}
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
         """Cases of earlier sessions on this device with these versions; others would be of another library."""
         if not self.path.exists():
             return {}
-        found = json.loads(self.path.read_text(encoding="utf-8"))
+        try:
+            found = load(self.path)
+        except ResultError as error:
+            print(f"made anew: {error}")
+            return {}
         return found["cases"] if all(found.get(key) == value for key, value in self.head.items()) else {}
 
     def samples_of(self, case: Any, providers: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
         """The record of a case and its samples by label, measured if that is to be done."""
         name = str(case)
         if name not in self.measured:
-            if self.keep and name in self.cases:
-                seconds = self.cases[name]["seconds"].items()
-                self.samples = {who: [each["q1"], each["median"], each["q3"]] for who, each in seconds}
+            if self.keep and self._is_done(name, providers):
+                record = self.cases[name]
+                seconds = record["seconds"].items()
+                self.measured[name] = record, {who: [each["q1"], each["median"], each["q3"]] for who, each in seconds}
             else:
-                if self.end is not None and time.monotonic() > self.end:
-                    pytest.skip("the time limit is spent")
-                self.cases[name] = self._measure(case, providers)
-                self.save()
-            self.measured.add(name)
-        return self.cases[name], self.samples
+                needed = max(self.longest, getattr(case, "least_seconds", 0.0))
+                if self.end is not None and time.time() + needed > self.end:
+                    pytest.skip(LATE)
+                begun = time.time()
+                self._measure(name, case, providers)
+                self.longest = max(self.longest, time.time() - begun)
+        return self.measured[name]
 
-    def _measure(self, case: Any, providers: Sequence[str]) -> dict[str, Any]:
-        """Time the providers of a case in turns, but for those that refuse it or whose result is wrong."""
+    def _is_done(self, name: str, providers: Sequence[str]) -> bool:
+        """Whether the file has the case: with ours if that is asked for, and with nobody left out for want of time.
+
+        One at which the process ended is begun once more.
+        """
+        record = self.cases.get(name)
+        if record is None or "attempts" in record:
+            return record is not None and record["attempts"] >= ATTEMPTS
+        return LATE not in record["not_timed"].values() and not {*OURS} & {*providers} - _labels(record)
+
+    def _measure(self, name: str, case: Any, providers: Sequence[str]) -> None:
+        """Measure a case and write it down; whatever fails in it, others are to come."""
+        if self.keep:  # for the next session to know at what this one ended
+            earlier = self.cases.get(name) or not_measured(case, providers, ENDED)
+            self.cases[name] = {**earlier, "attempts": earlier.get("attempts", 0) + 1}
+            self.save()
         torch._dynamo.reset()  # it compiles a forward for a few shapes only, and then no more
-        prepared = self.prepare(case, providers)
-        runs: dict[str, Run] = {}
-        peaks: dict[str, int | None] = {}
-        refused: dict[str, str] = {}
-        for provider in providers:
-            label = prepared.labels.get(provider, provider)
-            try:
-                run = prepared.makers[provider]()
-                run()
-                peaks[label] = None if backend.interpreting() else peak_bytes(run, device())
-                runs[label] = run
-            except Exception as error:  # out of memory, refused or wrong: the others are measured all the same
-                refused[label] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-            free()
-        samples = self._timed(runs)
-        self.samples = samples
-        record = {
-            **asdict(case),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "rounds": len(next(iter(samples.values()), [])),
-            "seconds": {label: quartiles(each) for label, each in samples.items()},
-            "ours_over": paired(samples),
-            "peak_bytes": peaks,
-            "not_timed": refused,
-            **prepared.extra(runs, samples),
-        }
-        del runs, prepared
-        free()
-        return record
+        try:
+            prepared = self.prepare(case, providers)
+            found = measure_case(case, prepared, providers, self.clock, device(), rounds=self.rounds, end=self.end)
+        except DeviceLost as error:
+            self._write_down(name, error.record, {})
+            pytest.exit(f"the GPU answers no more: {error}", returncode=LOST)
+        except Exception as error:
+            found = not_measured(case, providers, words(error)), {}
+        self._write_down(name, *found)
 
-    def _timed(self, runs: Mapping[str, Run]) -> dict[str, list[float]]:
-        if not runs:
-            return {}
-        if self.rounds is not None:
-            return measure(runs, self.clock, self.rounds)
-        first = sum(map(min, measure(runs, self.clock, 1, warm_up=1).values()))
-        most, allowed = (100, SECONDS_A_CASE["cuda"]) if device().type == "cuda" else (30, SECONDS_A_CASE["cpu"])
-        rounds = min(max(int(allowed / first), LEAST_ROUNDS), most)
-        # What takes so long that few rounds fit is warm by now.
-        return measure(runs, self.clock, rounds, warm_up=0 if rounds == LEAST_ROUNDS else WARM_UP)
+    def _write_down(self, name: str, record: dict[str, Any], samples: dict[str, list[float]]) -> None:
+        self.measured[name] = record, samples
+        earlier = self.cases.get(name)
+        if earlier is not None and "attempts" not in earlier and _labels(earlier) - _labels(record):
+            print(f"\n{name}: not written, the file has it with more providers")
+            return
+        self.cases[name] = record
+        self.save()
 
     def save(self) -> None:
         """Write what there is."""
@@ -159,8 +147,9 @@ class Session:
         chosen = [call.params["provider"] for call in calls if call and call.params.get("case") == case]
         record, samples = self.samples_of(case, chosen)
         if label not in samples:
-            reason = record["not_timed"].get(label, "it was not asked for when the case was measured")
-            wrong = provider in OURS and not reason.startswith(NotServed.__name__)
+            refused = record["not_timed"]
+            reason = refused.get(label) or refused.get(provider, "it was not asked for when the case was measured")
+            wrong = provider in OURS and reason != LATE and not reason.startswith(NotServed.__name__)
             pytest.fail(f"not timed: {reason}") if wrong else pytest.skip(f"not timed: {reason}")
         benchmark.group = str(case)
         benchmark.extra_info["provider"] = label
@@ -169,26 +158,9 @@ class Session:
         benchmark.pedantic(lambda: None, rounds=len(samples[label]), iterations=1)
 
 
-def paired(samples: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Quartiles, over rounds, of ours' seconds over every other's in the same round; above 1 ours is slower.
-
-    What the machine does meanwhile it does to both.
-    """
-    own = next((label for label in OURS if label in samples), None)
-    if own is None:
-        return {}
-    return {
-        label: quartiles([ours / theirs for ours, theirs in zip(samples[own], each, strict=True)])
-        for label, each in samples.items()
-        if label != own
-    }
-
-
-def free() -> None:
-    """Give back what nothing holds, before the next provider measures its memory."""
-    gc.collect()
-    if device().type == "cuda":
-        torch.cuda.empty_cache()
+def _labels(record: dict[str, Any]) -> set[str]:
+    """Everybody of whom a record says something."""
+    return {*record["seconds"], *record["not_timed"]}
 
 
 def open_session(
@@ -204,7 +176,7 @@ def open_session(
             prepare,
             option("--results"),
             rounds=option("--rounds"),
-            limit=option("--limit"),
+            end=option("--until"),
             keep=option("--keep"),
             freed_memory_is_kept=kept,
         )

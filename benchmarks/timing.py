@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
 import statistics
 import time
@@ -14,13 +16,15 @@ import torch
 
 Run = Callable[[], Any]
 WARM_UP = 3
+# Maps that a kernel is given and hardly reads: x only where maxima are tied, as random ones are not.
+HARDLY_READ = (("apply_gate_bwd_kernel", "x_ptr"),)
 
 
 class CpuClock:
     """Wall time. Caches are left as they are."""
 
-    def prepare(self) -> None:
-        """Before every run."""
+    def prepare(self, lead: float) -> None:
+        """Before every run, which takes Python so many seconds to start."""
 
     def stamp(self) -> Any:
         """A point in time."""
@@ -34,18 +38,19 @@ class CpuClock:
 class GpuClock(CpuClock):
     """CUDA events, with the L2 cache cleared before every run.
 
-    A long clearing also lets the CPU put a whole run into the queue behind it, so that what is timed is the GPU's work
-    and not how fast Python starts it. Nothing waits between runs.
+    Before that the GPU sleeps long enough for Python to put the whole run into the queue behind: what is timed is the
+    GPU's work, and not how fast Python starts it. Nothing waits between runs.
     """
 
-    SLEEP = 2_000_000  # cycles, about a millisecond
+    LEAST_SLEEP = 1e-3  # seconds
+    CYCLES = 2e9  # a second, at most
 
     def __init__(self, device: torch.device) -> None:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self._larger_than_cache = torch.empty(max(4 * cache, 2**28), dtype=torch.int8, device=device)
 
-    def prepare(self) -> None:
-        torch.cuda._sleep(self.SLEEP)
+    def prepare(self, lead: float) -> None:
+        torch.cuda._sleep(int(self.CYCLES * max(self.LEAST_SLEEP, 1.5 * lead)))
         self._larger_than_cache.zero_()
 
     def stamp(self) -> Any:
@@ -59,23 +64,39 @@ class GpuClock(CpuClock):
 
 
 def measure(runs: Mapping[str, Run], clock: CpuClock, rounds: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
-    """Seconds of every run, ``rounds`` times each, behind ``warm_up`` times that are not timed.
+    """Seconds of every run, ``rounds`` times each, behind ``warm_up`` times (at least once) that are not timed.
 
     The runs take turns, every round in another order: whatever the machine does meanwhile does it to all alike, and
     nobody always comes behind the one that leaves the caches full of something else.
     """
-    for run in runs.values():
+    leads: dict[str, float] = {}
+    for name, run in runs.items():
         for _ in range(warm_up):
+            begun = time.perf_counter()
             run()
+            leads[name] = time.perf_counter() - begun
     stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
     order = random.Random(0)
-    for _ in range(rounds):
-        for name in order.sample(list(runs), len(runs)):
-            clock.prepare()
-            first = clock.stamp()
-            runs[name]()
-            stamps[name].append((first, clock.stamp()))
+    with no_collection():
+        for _ in range(rounds):
+            for name in order.sample(list(runs), len(runs)):
+                clock.prepare(leads[name])
+                first = clock.stamp()
+                runs[name]()
+                stamps[name].append((first, clock.stamp()))
     return {name: [clock.seconds(*pair) for pair in pairs] for name, pairs in stamps.items()}
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Within this, Python collects no garbage, which would fall to whoever is at work."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -90,14 +111,19 @@ class LaunchTime:
 def measure_launches(
     run: Run, clock: CpuClock, rounds: int, is_map: Callable[[torch.Tensor], bool]
 ) -> list[LaunchTime]:
-    """The launches of a run of ours, in order, each timed by itself within the run."""
+    """The launches of a run of ours, in order, each timed by itself within the run, with nothing of it in the cache."""
     from triton_attn.ops import launch
 
     start = launch.start
     seen: list[tuple[str, int, Any, Any]] = []
 
     def timed(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
-        maps = {t.data_ptr(): t.nbytes for t in arguments.values() if isinstance(t, torch.Tensor) and is_map(t)}
+        maps = {
+            t.data_ptr(): t.nbytes
+            for name, t in arguments.items()
+            if isinstance(t, torch.Tensor) and is_map(t) and (kernel.fn.__name__, name) not in HARDLY_READ
+        }
+        clock.prepare(0.0)
         first = clock.stamp()
         start(kernel, grid, device, **arguments)
         seen.append((kernel.fn.__name__, sum(maps.values()), first, clock.stamp()))
@@ -106,7 +132,6 @@ def measure_launches(
     found: list[LaunchTime] = []
     with mock.patch.object(launch, "start", timed):
         for _ in range(rounds):
-            clock.prepare()
             seen.clear()
             run()
             found = found or [LaunchTime(kernel, size, []) for kernel, size, *_ in seen]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import suite
-from benchmarks.suite import Prepared, Session, paired
+from benchmarks import measurement
+from benchmarks.measurement import ENDED, LATE, Prepared, paired
+from benchmarks.suite import LOST, Session
 from benchmarks.timing import WARM_UP, CpuClock, Replay, measure, quartiles
 
 
@@ -80,6 +83,33 @@ def test_going_on(tmp_path: Path) -> None:
     assert anew.made == [("one", "ours")]
 
 
+def test_samples_are_their_cases(tmp_path: Path) -> None:
+    session = Session("toys", Counting(), tmp_path, rounds=2)
+    one, two = (session.samples_of(Case(name), ["ours"])[1] for name in ("one", "two"))
+    assert session.samples_of(Case("one"), ["ours"])[1] is one is not two
+
+
+def test_fewer_providers_do_not_replace_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full, _ = Session("toys", Counting(), tmp_path, rounds=2).samples_of(Case("one"), ["ours", "b"])
+    session = Session("toys", Counting(), tmp_path, rounds=2)
+    assert list(session.samples_of(Case("one"), ["b"])[1]) == ["other"]
+    assert "one: not written, the file has it with more providers" in capsys.readouterr().out
+    assert json.loads((tmp_path / "cpu" / "toys.json").read_text())["cases"] == {"one": full}
+    # And going on, ours is measured where it was not yet.
+    Session("toys", Counting(), tmp_path, rounds=2).samples_of(Case("two"), ["b"])
+    session = Session("toys", Counting(), tmp_path, rounds=2, keep=True)
+    assert "ours" in session.samples_of(Case("two"), ["ours", "b"])[1]
+
+
+def test_a_broken_file_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session("toys", Counting(), tmp_path, rounds=2)
+    session.samples_of(Case("one"), ["ours"])
+    session.path.write_text(session.path.read_text()[:100])
+    Session("toys", Counting(), tmp_path, rounds=2, keep=True).samples_of(Case("two"), ["ours"])
+    assert "made anew: " in capsys.readouterr().out
+    assert list(json.loads(session.path.read_text())["cases"]) == ["two"]
+
+
 def test_results_of_other_versions_are_dropped(tmp_path: Path) -> None:
     session = Session("toys", Counting(), tmp_path, rounds=2)
     session.samples_of(Case("old"), ["ours"])
@@ -92,10 +122,121 @@ def test_results_of_other_versions_are_dropped(tmp_path: Path) -> None:
 
 
 def test_no_case_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
-    session = Session("toys", Counting(), tmp_path, rounds=2, limit=0)
-    with pytest.raises(pytest.skip.Exception, match="the time limit is spent"):
+    session = Session("toys", Counting(), tmp_path, rounds=2, end=0.0)
+    with pytest.raises(pytest.skip.Exception, match=LATE):
         session.samples_of(Case("one"), ["ours"])
     assert not session.path.exists()
+
+
+def test_no_case_is_begun_that_would_not_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+
+    def slow(case: Case, chosen: Sequence[str]) -> Prepared:
+        now[0] += 60
+        return Counting()(case, chosen)
+
+    session = Session("toys", slow, tmp_path, rounds=2, end=1100.0)
+    session.samples_of(Case("one"), ["ours"])
+    with pytest.raises(pytest.skip.Exception, match=LATE):
+        session.samples_of(Case("two"), ["ours"])
+
+    @dataclass(frozen=True)
+    class Long(Case):
+        least_seconds = 240.0
+
+    with pytest.raises(pytest.skip.Exception, match=LATE):
+        Session("toys", slow, tmp_path, rounds=2, end=now[0] + 200).samples_of(Long("long"), ["ours"])
+
+
+def test_providers_for_whom_the_time_was_over_are_measured_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+
+    def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
+        found = Counting()(case, chosen)
+
+        def compiling() -> Any:
+            now[0] += 100
+            return found.makers["ours"]()
+
+        return Prepared({**found.makers, "ours": compiling})
+
+    record, samples = Session("toys", prepare, tmp_path, rounds=2, keep=True, end=50.0).samples_of(
+        Case("one"), ["ours", "c"]
+    )
+    assert list(samples) == ["ours"]
+    assert record["not_timed"] == {"c": LATE}
+    record, _ = Session("toys", prepare, tmp_path, rounds=2, keep=True).samples_of(Case("one"), ["ours", "c"])
+    assert list(record["seconds"]) == ["ours", "c"]
+    assert record["not_timed"] == {}
+
+
+def test_a_case_that_ends_the_process_is_begun_twice_and_no_more(tmp_path: Path) -> None:
+    def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
+        if case.name == "bad":
+            raise SystemExit  # as good as a crash: nothing is written any more
+        return Counting()(case, chosen)
+
+    for attempt in (1, 2):
+        session = Session("toys", prepare, tmp_path, rounds=2, keep=True)
+        with pytest.raises(SystemExit):
+            session.samples_of(Case("bad"), ["ours"])
+        assert json.loads(session.path.read_text())["cases"]["bad"]["attempts"] == attempt
+    session = Session("toys", prepare, tmp_path, rounds=2, keep=True)
+    record, samples = session.samples_of(Case("bad"), ["ours"])
+    assert samples == {}
+    assert record["not_timed"] == {"ours": ENDED}
+    assert session.samples_of(Case("good"), ["ours"])[1]
+
+
+def test_a_case_that_cannot_be_prepared_is_tried_once(tmp_path: Path) -> None:
+    tried = []
+
+    def prepare(case: Case, _: Sequence[str]) -> Prepared:
+        tried.append(case)
+        raise ValueError("no such shape\nand more")
+
+    session = Session("toys", prepare, tmp_path, rounds=2)
+    for _ in range(2):
+        record, samples = session.samples_of(Case("one"), ["ours", "b"])
+    assert tried == [Case("one")]
+    assert record["not_timed"] == {"ours": "ValueError: no such shape", "b": "ValueError: no such shape"}
+    assert samples == {}
+
+
+def test_who_has_no_room_beside_the_others_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(_: Case, chosen: Sequence[str]) -> Prepared:
+        sizes = {"ours": 1, "c": 1_000_000}
+        return Prepared({who: (lambda size=sizes[who]: lambda: torch.ones(size)) for who in chosen})
+
+    def tight(runs: dict[str, Any], _: Any, rounds: int, **__: int) -> dict[str, list[float]]:
+        if "c" in runs:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {name: [0.1] * rounds for name in runs}
+
+    monkeypatch.setattr(measurement, "measure", tight)
+    record, samples = Session("toys", prepare, tmp_path, rounds=2).samples_of(Case("one"), ["ours", "c"])
+    assert list(samples) == ["ours"]
+    assert record["not_timed"] == {"c": "beside the others: OutOfMemoryError: CUDA out of memory"}
+
+
+def test_a_gpu_that_answers_no_more_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(measurement, "free", broken)
+    session = Session("toys", Counting(), tmp_path, rounds=2, keep=True)
+    with pytest.raises(pytest.exit.Exception, match="answers no more") as stopped:
+        session.samples_of(Case("one"), ["greedy", "ours"])
+    assert stopped.value.returncode == LOST
+    # What failed is told, and the case is not begun again.
+    assert json.loads(session.path.read_text())["cases"]["one"]["not_timed"]["greedy"].startswith("MemoryError")
+    again = Counting()
+    Session("toys", again, tmp_path, rounds=2, keep=True).samples_of(Case("one"), ["greedy", "ours"])
+    assert again.made == []
 
 
 def test_rounds_go_by_the_time_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +246,10 @@ def test_rounds_go_by_the_time_they_take(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(rounds)
         return {name: [0.1] * rounds for name in runs}
 
-    monkeypatch.setattr(suite, "measure", slow)
+    monkeypatch.setattr(measurement, "measure", slow)
     session = Session("toys", Counting(), tmp_path)
     session.samples_of(Case("one"), ["ours", "b"])
-    assert asked == [1, max(int(suite.SECONDS_A_CASE["cpu"] / 0.2), suite.LEAST_ROUNDS)]
+    assert asked == [1, max(int(measurement.SECONDS_A_CASE / 0.2), measurement.LEAST_ROUNDS)]
 
 
 def test_pairs_are_of_the_same_round() -> None:
