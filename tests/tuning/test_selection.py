@@ -77,7 +77,7 @@ def test_the_users_table_before_the_shipped_one_before_the_rule(kernel: Any, gpu
     assert selection.choose(kernel, SHAPE, RULE, GPU)["SPAN"] == 256
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1}', "[" * 100_000], ids=["empty", "cut", "other", "deep"])
 def test_a_broken_table_is_reported_once_and_ignored(text: str, kernel: Any, gpu: Path) -> None:
     put(gpu / "shipped" / "sm_90.json", entry(256))
     (gpu / "nvidia-h200.json").write_text(text)
@@ -91,6 +91,39 @@ def test_a_broken_table_is_reported_once_and_ignored(text: str, kernel: Any, gpu
 def test_another_devices_table_is_reported_and_ignored(kernel: Any, gpu: Path) -> None:
     put(gpu / "nvidia-h200.json", entry(512), device="NVIDIA A100")
     with pytest.warns(UserWarning, match=r"nvidia-h200\.json: is for the device 'NVIDIA A100'"):
+        assert selection.choose(kernel, SHAPE, RULE, GPU) is RULE
+
+
+def test_a_folder_that_cannot_be_looked_into_is_reported_once(
+    kernel: Any, gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(gpu / "shipped" / "sm_90.json", entry(256))
+    monkeypatch.setenv(tables.VARIABLE, str(gpu / ("x" * 300)))  # as one without permission, but for root too
+    with pytest.warns(UserWarning, match=r"ignored: .*nvidia-h200\.json: cannot be read \(File name too long\)"):
+        assert selection.choose(kernel, SHAPE, RULE, GPU)["SPAN"] == 256
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert selection.choose(kernel, SHAPE, RULE, GPU)["SPAN"] == 256
+
+
+def test_without_a_home_folder_it_is_reported_once(kernel: Any, gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(gpu / "shipped" / "sm_90.json", entry(256))
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as in a container whose user has no name
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(tables.VARIABLE)
+    with pytest.warns(UserWarning, match=f"no home folder .*{tables.VARIABLE}"):
+        assert selection.choose(kernel, SHAPE, RULE, GPU)["SPAN"] == 256
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert selection.choose(kernel, SHAPE, RULE, GPU)["SPAN"] == 256
+
+
+def test_a_folder_that_is_a_file_has_no_tables(kernel: Any, gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (gpu / "file").touch()
+    monkeypatch.setenv(tables.VARIABLE, str(gpu / "file"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert selection.choose(kernel, SHAPE, RULE, GPU) is RULE
 
 

@@ -14,6 +14,7 @@ from triton_attn.tuning.keys import Key
 from triton_attn.tuning.tables import Entry, Table, TableError
 
 KEY = Key("apply_gate_fwd_kernel", "bfloat16", "channels_last", (256,), 4096)
+THIRD = Key("apply_gate_fwd_kernel", "bfloat16", "channels_last", (256,), 1024)
 OTHER = Key("non_local_fwd_kernel", "float16", "contiguous", (128, 256), 4096)
 TABLE = Table(
     device="NVIDIA H200",
@@ -75,6 +76,8 @@ def spoiled(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], str]:
         (spoiled(lambda t: t["entries"][0]["config"].update(BLOCK_C=64)), r"not of \['BLOCK_P', 'SPAN'\]"),
         (spoiled(lambda t: t["entries"][0]["config"].pop("SPAN")), r"not of \['BLOCK_P', 'SPAN'\]"),
         (spoiled(lambda t: t["entries"][0].update(seconds="fast")), "could not convert"),
+        (spoiled(lambda t: t["entries"][0].update(seconds=10**400)), "int too large to convert to float"),
+        (lambda _: "[" * 100_000, "expected JSON, got something else .*recursion"),
     ],
 )
 def test_a_broken_table_is_an_error_that_names_it(spoil: Callable[[str], str], message: str, tmp_path: Path) -> None:
@@ -95,9 +98,39 @@ def test_a_foreign_table_is_an_error_that_names_it(tmp_path: Path) -> None:
         tables.read(path, architecture="sm_80")
 
 
+def test_two_tunings_side_by_side_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "table.json"
+    old, new = Entry({"BLOCK_P": 32, "SPAN": 256}, 2e-4, 3e-4, 9), Entry({"BLOCK_P": 64, "SPAN": 256}, 1e-4, 3e-4, 9)
+    first, second = Table("x", "sm_90", "monday"), Table("x", "sm_90", "tuesday", entries={KEY: old})
+    tables.add(path, first, {OTHER: TABLE.entries[OTHER]})
+    tables.add(path, second, {THIRD: old})
+    assert tables.read(path).entries == {OTHER: TABLE.entries[OTHER], KEY: old, THIRD: old}
+    tables.add(path, first, {KEY: new})  # the new one wins,
+    assert tables.read(path).entries == first.entries
+    assert tables.read(path).date == "monday"
+    tables.add(path, second, {})  # and is not undone by what was read before
+    assert tables.read(path).entries == {OTHER: TABLE.entries[OTHER], KEY: new, THIRD: old}
+
+
+def test_a_broken_table_is_added_to_by_making_it_anew(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text("{")
+    tables.add(path, Table("x", "sm_90"), TABLE.entries)
+    assert tables.read(path) == Table("x", "sm_90", entries=TABLE.entries)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"none\.json: cannot be read \(No such file"):
         tables.read(tmp_path / "none.json")
+
+
+def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(tables.VARIABLE, raising=False)
+    with pytest.raises(TableError, match=r"no home folder .*: set TRITON_ATTN_CACHE"):
+        tables.user_path("NVIDIA H200")
 
 
 def test_where_tables_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

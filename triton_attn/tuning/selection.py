@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import spaces, tables
 from .keys import Key, Shape
-from .tables import Entry, Table, TableError
+from .tables import Entry, NoTableError, Table, TableError
 
 Entries = Mapping[Key, Entry]
 _forced: Entries | None = None
@@ -64,18 +65,15 @@ def _entries(device: torch.device) -> Entries:
     if device.type != "cuda":
         return {}
     name, architecture = device_names(device)
-    found: dict[Key, Entry] = {}
-    shipped, own = tables.shipped_path(architecture), tables.user_path(name)
-    if shipped.exists():
-        found |= _read(shipped, architecture=architecture)
-    if own.exists():
-        found |= _read(own, device=name)
-    return found
+    return {**_read(tables.shipped_path, architecture=architecture), **_read(tables.user_path, device=name)}
 
 
-def _read(path: Any, **wanted: str) -> Entries:
+def _read(path_of: Callable[[str], Path], **wanted: str) -> Entries:
+    """The entries of the table for this device or architecture; launches go on where there is none or a bad one."""
     try:
-        return tables.read(path, **wanted).entries
+        return tables.read(path_of(*wanted.values()), **wanted).entries
+    except NoTableError:
+        return {}
     except TableError as error:
         warnings.warn(f"a table of tuned configs is ignored: {error}", stacklevel=2)
         return {}

@@ -7,6 +7,7 @@ compute capability: ``sm_90.json``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -27,7 +28,11 @@ LAYOUTS = ("contiguous", "channels_last")
 
 
 class TableError(ValueError):
-    """A file that is no table, or one for another device; the message names the file."""
+    """A file that is no table, or one for another device, which the message names; or no folder to look for one in."""
+
+
+class NoTableError(TableError):
+    """There is no such file."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,31 @@ def slug(device: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where the platform keeps what can be made again."""
+    """Where the platform keeps what can be made again.
+
+    Raises:
+        TableError: that is in the home folder, and there is none.
+    """
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise TableError(f"there is no home folder to keep it in ({error}): set {VARIABLE} to a folder") from error
     return Path(base) / "triton_attn"
 
 
 def user_path(device: str) -> Path:
-    """The user's table for a device, by its name."""
+    """The user's table for a device, by its name.
+
+    Raises:
+        TableError: there is no folder for it.
+    """
     return cache_folder() / f"{slug(device)}.json"
 
 
@@ -83,17 +99,20 @@ def read(path: Path, *, device: str | None = None, architecture: str | None = No
     """Read a table, which must be for this device or architecture where one is given.
 
     Raises:
-        TableError: the file is not there or cannot be read, is broken, or is for something else.
+        NoTableError: the file is not there.
+        TableError: it cannot be read, is broken, or is for something else.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+        absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        kind = NoTableError if absent else TableError
+        raise kind(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
         raise TableError(f"{path}: expected JSON, got something else ({error})") from error
     try:
         table = _table(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise TableError(f"{path}: expected a table of tuned configs, but {what}") from error
     for name, wanted in (("device", device), ("architecture", architecture)):
@@ -143,6 +162,18 @@ def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, not a positive integer")
     return value
+
+
+def add(path: Path, table: Table, new: Mapping[Key, Entry]) -> None:
+    """Put new entries into ``table`` and write it, with what others have written there since it was read.
+
+    The new entries go before the file's, and these before the table's. A file that is no table for this device is
+    written over: whoever minds has to look before.
+    """
+    with contextlib.suppress(TableError):
+        table.entries |= read(path, device=table.device).entries
+    table.entries |= new
+    write(path, table)
 
 
 def write(path: Path, table: Table) -> None:
