@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, mark: str = "tmp") -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what is written there takes its place at the end.
 
-    The temporary name keeps the suffix, because writers choose the format by it.
+    The temporary name keeps the suffix, because writers choose the format by it. ``mark`` is the rest of it: as it is,
+    what a killed process left is written over by the next, and large files do not pile up.
     """
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
         yield temporary
         temporary.chmod(_file_mode())  # some writers make files that only their owner may read
@@ -25,8 +27,8 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with new_file(path) as temporary:
+    """Write a text file, whole or not at all; several processes may write the same one, and the last wins."""
+    with new_file(path, secrets.token_hex(4)) as temporary:  # processes in two containers may be of the same number
         temporary.write_text(text, encoding="utf-8")
 
 
