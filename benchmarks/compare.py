@@ -1,7 +1,7 @@
 """What became slower, or larger: ``python -m benchmarks.compare OLD NEW [--threshold 1.05] [--provider A,B] [--all]``.
 
 OLD and NEW are result files, or folders of them, of which those of the same name are compared. The exit status is 1
-where something got worse, 2 where there is nothing to compare. What worse is:
+where something got worse, 2 where nothing can be compared. What worse is:
 
 seconds       (suites) The ratio of the medians, new over old, stands beside what the spread leaves open: from new q1 /
               old q3 to new q3 / old q1. A case is worse where even the least of that is above the threshold; where the
@@ -62,11 +62,12 @@ class Line:
 
 @dataclass
 class Comparison:
-    """Two files of the same kind: what was compared, and what could not be."""
+    """Two files of the same kind: what was compared, and what could not be. ``providers`` are all that are in them."""
 
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    providers: set[str] = field(default_factory=set)
 
     @property
     def failed(self) -> bool:
@@ -123,6 +124,8 @@ def compare_files(old: Path, new: Path, rule: Rule) -> Comparison:
     for path, content in zip((old, new), contents, strict=True):
         try:
             READERS[kinds[0]](content, content, rule)  # what is wrong with one file is not the other's fault
+        except ResultError as error:
+            raise ResultError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ResultError(f"{path}: expected {kinds[0]}, but {error!r} is not as it should be") from error
     try:
@@ -152,25 +155,40 @@ def compare_seconds(old: Mapping[str, Any], new: Mapping[str, Any], rule: Rule) 
         if not rule.across:
             raise ResultError(f"{said}; --across compares them all the same")
         found.notes.insert(0, said)
-    found.note_absent(old["cases"], new["cases"], fails=False)
-    for name in sorted(old["cases"].keys() & new["cases"].keys()):
-        before, after = old["cases"][name], new["cases"][name]
-        for provider in before["seconds"]:
-            if provider in after["seconds"]:
+    for case in (*old["cases"].values(), *new["cases"].values()):
+        found.providers |= {*case["seconds"], *case.get("not_timed", {})}
+    before, after = _seconds(old), _seconds(new)
+    found.note_absent(before, after, fails=False)
+    for name in sorted(before.keys() & after.keys()):
+        refused = new["cases"][name].get("not_timed", {})
+        for provider in before[name]:
+            if provider in after[name]:
                 if provider in rule.providers or rule.all_providers:
-                    found.lines.append(_timed(name, provider, before["seconds"], after["seconds"], rule))
-            elif (reason := after.get("not_timed", {}).get(provider)) and provider in rule.providers:
+                    found.lines.append(_timed(name, provider, before[name][provider], after[name][provider], rule))
+            elif (reason := refused.get(provider)) and provider in rule.providers:
                 found.failures.append(f"{name}: {provider} is not timed any more: {reason}")
             else:
                 found.notes.append(f"only in OLD: {name}, {provider}")
-        found.notes += [f"only in NEW: {name}, {each}" for each in after["seconds"] if each not in before["seconds"]]
+        found.notes += [f"only in NEW: {name}, {each}" for each in after[name] if each not in before[name]]
     return found
 
 
-def _timed(case: str, provider: str, old: Mapping[str, Any], new: Mapping[str, Any], rule: Rule) -> Line:
-    before, after = old[provider], new[provider]
-    if not isinstance(before, dict) or not isinstance(after, dict):  # single numbers
-        return _judged(case, provider, float(before), float(after), (0.0, math.inf), None, rule)
+def _seconds(content: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """By case and provider the median and the quartiles; the median alone where there is a single number."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, case in content["cases"].items():
+        found[name] = {}
+        for provider, each in case["seconds"].items():
+            times = {key: each[key] for key in ("median", "q1", "q3")} if isinstance(each, dict) else {"median": each}
+            found[name][provider] = {key: float(value) for key, value in times.items()}
+            if not all(0 < value < math.inf for value in found[name][provider].values()):
+                raise ResultError(f"expected positive numbers of seconds for {name}, {provider}, got {times}")
+    return found
+
+
+def _timed(case: str, provider: str, before: Mapping[str, float], after: Mapping[str, float], rule: Rule) -> Line:
+    if "q1" not in before or "q1" not in after:
+        return _judged(case, provider, before["median"], after["median"], (0.0, math.inf), None, rule)
     spread = after["q1"] / before["q3"], after["q3"] / before["q1"]
     return _judged(case, provider, before["median"], after["median"], spread, spread, rule)
 
@@ -314,7 +332,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what changed; 1 where something got worse, 2 where the files cannot be compared."""
+    """Print what changed; 1 where something got worse, 2 where nothing can be compared."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=str(__doc__).splitlines()[0])
     parser.add_argument("old", type=Path, metavar="OLD", help="a result file, or a folder of them")
     parser.add_argument("new", type=Path, metavar="NEW", help="likewise")
@@ -325,9 +343,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.threshold >= 1:
         parser.error(f"--threshold: expected at least 1, got {arguments.threshold}")
-    providers = tuple(arguments.provider.split(",")) if arguments.provider else OURS
-    rule = Rule(arguments.threshold, providers, arguments.all, arguments.across)
-    failed = False
+    asked = () if arguments.provider is None else tuple(arguments.provider.split(","))
+    rule = Rule(arguments.threshold, asked or OURS, arguments.all, arguments.across)
+    failed, compared, known = False, False, set[str]()
     try:
         for name, old, new in pairs(arguments.old, arguments.new):
             print(f"== {name}")
@@ -337,6 +355,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = compare_files(old, new, rule)
             print(found.text(arguments.all) + "\n")
             failed |= found.failed
+            compared |= bool(found.lines or found.failures)
+            known |= found.providers
+        for provider in asked:  # of all files together: a suite has not the providers of the next
+            if provider not in known:
+                expected = ", ".join(sorted(known)) or "none, as no file has seconds"
+                raise ResultError(f"--provider: expected some of {expected}, got {provider!r}")
+        if not compared:
+            raise ResultError(
+                f"nothing could be compared of {arguments.old} and {arguments.new}; of seconds it is those of "
+                f"{', '.join(rule.providers)}, unless --provider or --all says otherwise"
+            )
     except ResultError as error:
         print(f"benchmarks.compare: error: {error}", file=sys.stderr)
         return 2

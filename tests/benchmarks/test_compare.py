@@ -222,7 +222,7 @@ def test_machine_code_is_that_of_one_compiler(run: Any) -> None:
     new = code(spilled=8)
     new["versions"] = {**VERSIONS, "triton": "3.8.0"}
     status, said = run(code(), new)
-    assert status == 0
+    assert status == 2  # nothing else is there
     assert "versions differ: triton 3.6.0 in OLD, 3.8.0 in NEW" in said
     assert "machine code of two versions of Triton is not compared" in said
 
@@ -275,6 +275,77 @@ def test_files_that_cannot_be_compared(run: Any, content: Any, message: str) -> 
     status, said = run(suite(a={"ours": seconds(1.0)}), content)
     assert status == 2
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "options", "message"),
+    [
+        (suite(a={"ours": seconds(1.0)}), suite(b={"ours": seconds(1.0)}), (), "nothing could be compared"),
+        (suite(a={"eager": seconds(1.0)}), suite(a={"eager": seconds(9.0)}), (), "nothing could be compared"),
+        (suite(), suite(), (), "nothing could be compared"),
+        (
+            suite(a={"ours": seconds(1.0), "eager": seconds(1.0)}),
+            suite(a={"ours": seconds(9.0), "flex": seconds(1.0)}),
+            ("--provider", "ours,ous"),
+            "--provider: expected some of eager, flex, ours, got 'ous'",
+        ),
+        (
+            suite(a={"ours": seconds(1.0)}),
+            suite(a={"ours": seconds(9.0)}),
+            ("--provider", "ous", "--all"),
+            "--provider: expected some of ours, got 'ous'",
+        ),
+        (
+            suite(a={"ours": seconds(1.0)}),
+            suite(a={"ours": seconds(9.0)}),
+            ("--provider", ""),
+            "--provider: expected some of ours, got ''",
+        ),
+    ],
+    ids=["cases", "providers", "empty", "misspelt", "misspelt-all", "no-name"],
+)
+def test_where_nothing_is_compared_nothing_is_said_to_be_well(
+    run: Any, old: Any, new: Any, options: tuple[str, ...], message: str
+) -> None:
+    status, said = run(old, new, *options)
+    assert status == 2
+    assert f"error: {message}" in said
+    assert "got worse" not in said
+
+
+def test_a_provider_need_not_be_in_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        for provider in ("ours", "table"):
+            (tmp_path / name / f"{provider}.json").write_text(json.dumps(suite(a={provider: seconds(1.0)})))
+    arguments = [str(tmp_path / "old"), str(tmp_path / "new"), "--provider"]
+    assert compare.main([*arguments, "table"]) == 0
+    capsys.readouterr()
+    assert compare.main([*arguments, "tables"]) == 2
+    assert "expected some of ours, table, got 'tables'" in capsys.readouterr().err
+    refused = suite(a={})
+    refused["cases"]["a"]["not_timed"]["flex"] = "no"
+    (tmp_path / "old" / "table.json").write_text(json.dumps(refused))
+    assert compare.main([*arguments, "ours,flex"]) == 0  # its name is known, and it runs nowhere
+
+
+@pytest.mark.parametrize("provider", ["ours", "eager"])
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan"), float("inf"), 10**400], ids=range(6))
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_times_that_are_none(run: Any, which: str, value: float, provider: str) -> None:
+    contents = {name: suite(a={"ours": seconds(1.0), "eager": 1.0}) for name in ("old", "new")}
+    for spoilt in ({**seconds(1.0), "q1": value}, {**seconds(1.0), "median": value}, value):
+        contents[which]["cases"]["a"]["seconds"][provider] = spoilt
+        status, said = run(contents["old"], contents["new"])
+        assert status == 2
+        assert f"{which}.json: expected " in said
+        assert "got worse" not in said
+
+
+def test_a_number_beside_one_with_a_spread_proves_nothing(run: Any) -> None:
+    status, said = run(suite(a={"ours": seconds(1.0)}), suite(a={"ours": 2.0}))
+    assert status == 0
+    assert "maybe" in said
 
 
 def test_paths_that_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
