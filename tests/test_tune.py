@@ -14,7 +14,7 @@ from torch import nn
 import triton_attn
 from triton_attn import cli
 from triton_attn.ops import launch
-from triton_attn.tune import calls
+from triton_attn.tune import calls, tune_calls
 from triton_attn.tune_command import duration, image_batch
 from triton_attn.tuning import search, selection, tables
 from triton_attn.tuning.keys import Key
@@ -172,6 +172,21 @@ def test_a_budget_and_an_interruption(tmp_path: Path, monkeypatch: pytest.Monkey
     for budget in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="budget must be a positive number of seconds"):
             triton_attn.tune(Net(), image(), path=path, budget=budget)
+
+
+@pytest.mark.interpreter
+def test_every_search_is_told_when_the_table_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    path, told = tmp_path / "table.json", list[tuple[Key, search.Found]]()
+
+    def on_found(key: Key, found: search.Found) -> None:
+        told.append((key, found))
+        assert len(tables.read(path).entries) == len(told)
+
+    network = calls(triton_attn.SEBlock(16, 4), image())
+    tuned = tune_calls(network, image(), path=path, skip=lambda key: "bwd" in key.kernel, on_found=on_found)
+    assert dict(told) == tuned.found
+    assert [key.kernel for key, _ in told] == ["squeeze_fwd_kernel", "apply_gate_fwd_kernel"]
 
 
 @pytest.mark.interpreter

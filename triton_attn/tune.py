@@ -159,8 +159,12 @@ def tune_calls(
     path: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
     skip: Callable[[Key], bool] = lambda _: False,
+    on_found: Callable[[Key, Found], None] = lambda _, __: None,
 ) -> Tuned:
-    """:func:`tune` for calls that are known, on the device of ``like``, but for the keys that are to be skipped."""
+    """:func:`tune` for calls that are known, on the device of ``like``, but for the keys that are to be skipped.
+
+    ``on_found`` is told of every search as it ends, when the table has been written.
+    """
     if budget is not None and not budget > 0:
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
     with backend.use_backend("triton"):
@@ -169,7 +173,7 @@ def tune_calls(
     table = selection.new_table(device)
     file = tables.user_path(table.device) if path is None else Path(path)
     _read_into(table, file, own=path is None, progress=progress)
-    searcher = _Searcher(Tuned(file, table.device), table, budget, progress, skip)
+    searcher = _Searcher(Tuned(file, table.device), table, budget, progress, skip, on_found)
     for call in found:
         block = copy.deepcopy(call.block).to(device).requires_grad_(training)
         inputs = {name: _filled(t, device).requires_grad_(training) for name, t in call.inputs.items()}
@@ -210,8 +214,10 @@ class _Searcher:
         budget: float | None,
         progress: Callable[[str], None] | None,
         skip: Callable[[Key], bool],
+        on_found: Callable[[Key, Found], None],
     ) -> None:
-        self.tuned, self.table, self.progress, self.skip = tuned, table, progress, skip
+        self.tuned, self.table, self.progress = tuned, table, progress
+        self.skip, self.on_found = skip, on_found
         self.end = None if budget is None else time.monotonic() + budget
 
     def __call__(self, given: Launch) -> None:
@@ -232,6 +238,7 @@ class _Searcher:
         self.table.date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.table.versions = {name: versions()[name] for name in ("triton_attn", "Python", "torch", "triton")}
         tables.write(self.tuned.path, self.table)  # each time: an interrupted tuning keeps what it found
+        self.on_found(key, found)
         if self.progress:
             gain = f"{found.rule_seconds / found.seconds:.2f} times as fast, {changes(found)}"
             what = "the rule's config stays" if found.config == found.rule else gain
