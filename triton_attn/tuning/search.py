@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ def search(launch: Launch) -> Found:
     Raises:
         RuntimeError: not even the rule's config runs.
     """
-    timings = time_all(launch, spaces.configs(spaces.space_of(launch.kernel), launch.rule))
+    with _undone(launch):
+        timings = time_all(launch, spaces.configs(spaces.space_of(launch.kernel), launch.rule))
     rule_seconds = timings[0][1]
     if not math.isfinite(rule_seconds):
         raise RuntimeError(f"{launch.kernel.fn.__name__}: the rule's config {launch.rule} does not run on this device")
@@ -175,15 +177,28 @@ def same_bits(launch: Launch, config: Config) -> bool:
 
     Each begins with what was in the tensors before, so what one of them does not write is seen as well.
     """
+    with _undone(launch) as contents:
+        launch.run(launch.rule)
+        expected = [each.clone() for each in contents]
+    with _undone(launch) as contents:
+        launch.run(config)
+        return all(torch.equal(ours, rules) for ours, rules in zip(contents, expected, strict=True))
+
+
+@contextlib.contextmanager
+def _undone(launch: Launch) -> Iterator[list[torch.Tensor]]:
+    """What lies in the launch's tensors; after this they hold what they held before.
+
+    A config that leaves a part unwritten would else be given the rest of another's result, and pass for right.
+    """
     tensors = {t.untyped_storage().data_ptr(): t for t in launch.arguments.values() if isinstance(t, torch.Tensor)}
     contents = [_bytes(t) for t in tensors.values() if t.numel()]
     before = [each.clone() for each in contents]
-    launch.run(launch.rule)
-    expected = [each.clone() for each in contents]
-    for each, old in zip(contents, before, strict=True):
-        each.copy_(old)
-    launch.run(config)
-    return all(torch.equal(ours, rules) for ours, rules in zip(contents, expected, strict=True))
+    try:
+        yield contents
+    finally:
+        for each, old in zip(contents, before, strict=True):
+            each.copy_(old)
 
 
 def _bytes(t: torch.Tensor) -> torch.Tensor:
