@@ -33,9 +33,9 @@ class Net(nn.Module):
         return self.last(self.conv(self.three(self.two(self.one(x)), shortcut=x)))
 
 
-def image(channels_last: bool = True) -> torch.Tensor:
+def image(channels_last: bool = True, channels: int = 16) -> torch.Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.randn(2, 16, 8, 8).contiguous(memory_format=memory_format)
+    return torch.randn(2, channels, 8, 8).contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
@@ -172,6 +172,22 @@ def test_a_budget_and_an_interruption(tmp_path: Path, monkeypatch: pytest.Monkey
     for budget in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="budget must be a positive number of seconds"):
             triton_attn.tune(Net(), image(), path=path, budget=budget)
+
+
+@pytest.mark.interpreter
+def test_two_tunings_at_a_time_keep_what_both_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    path, found = tmp_path / "table.json", dict[Key, search.Found]()
+
+    def another(_: Key, __: search.Found) -> None:
+        if not found:
+            block, x = triton_attn.ECABlock(32), image(channels=32)
+            found.update(triton_attn.tune(block, x, path=path, training=False).found)
+
+    network = calls(triton_attn.SEBlock(16, 4), image())
+    found |= tune_calls(network, image(), path=path, training=False, on_found=another).found
+    assert tables.read(path).entries.keys() == found.keys()
+    assert len({key.channels for key in found}) == 2
 
 
 @pytest.mark.interpreter

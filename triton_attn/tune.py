@@ -234,10 +234,11 @@ class _Searcher:
         found = search(given)
         self.tuned.found[key] = found
         chosen = {name: found.config[name] for name in spaces.parameters(space)}
-        self.table.entries[key] = Entry(chosen, found.seconds, found.rule_seconds, len(found.timings))
         self.table.date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.table.versions = {name: versions()[name] for name in ("triton_attn", "Python", "torch", "triton")}
-        tables.write(self.tuned.path, self.table)  # each time: an interrupted tuning keeps what it found
+        # Each time: an interrupted tuning keeps what it found.
+        entry = Entry(chosen, found.seconds, found.rule_seconds, len(found.timings))
+        tables.add(self.tuned.path, self.table, {key: entry})
         self.on_found(key, found)
         if self.progress:
             gain = f"{found.rule_seconds / found.seconds:.2f} times as fast, {changes(found)}"
