@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,23 @@ def step(name: str, shape: tuple[int, ...], channels_last: bool, dtype: torch.dt
     y.backward(torch.randn_like(y))
 
 
+@pytest.fixture
+def dots_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies by a library in which a row's bits may hang on how many rows there are.
+
+    On a GPU they do not: tests/tuning/test_sums.py.
+    """
+    from triton.runtime import interpreter
+
+    def dot(_: Any, a: Any, b: Any, d: Any, *__: Any) -> Any:
+        products = a.data.astype(d.data.dtype)[:, :, None] * b.data.astype(d.data.dtype)[None]
+        return interpreter.TensorHandle(products.sum(axis=1) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
 @pytest.mark.interpreter
+@pytest.mark.usefixtures("dots_row_by_row")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("name", "shape"), SHAPES, ids=[f"{name}-{shape[1]}" for name, shape in SHAPES])
 def test_no_config_changes_a_bit(name: str, shape: tuple[int, ...], channels_last: bool) -> None:
