@@ -2,13 +2,15 @@
 
 ``pytest benchmarks/bench_nonlocal.py`` on a GPU takes q, k and v as ResNet-50's non-local blocks make them, at 224² in
 batches of 1, 16 and 64, and at 512² and 1024² by single images; choose with ``-k "layer1 and bfloat16 and backward"``.
-On a CPU they are the stem's at maps of 28², 56² and 112², and ours is what users get there. TFLOP/s count the products
-of the formula, two forward and four backward, whatever a provider computes again. ``results/<device>/nonlocal.json``
-keeps medians, quartiles and peak memory.
+On a CPU they are the stem's at maps of 28², 56² and 112², and ours is what users get there. A rival gets what suits it:
+zeros that make q and k as wide as v, where it wants one width, are not timed, and FlexAttention is tried with smaller
+blocks where its own do not fit. TFLOP/s count the products of the formula, two forward and four backward, whatever a
+provider computes again. ``results/<device>/nonlocal.json`` keeps medians, quartiles and peak memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.suite import REPLAY, Prepared, Run, Session, device, on_gpu, open_session, parametrize
+from benchmarks.measurement import Prepared, Run
+from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
 from benchmarks.timing import quartiles
 from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit
@@ -59,11 +63,10 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sdpa(kind: SDPBackend | None) -> Attention:
-    """PyTorch's, by one of its backends or by its own choice; of one width, which most of them want."""
+    """PyTorch's, by one of its backends or by its own choice."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        width = v.shape[-1] - q.shape[-1]
-        q, k, v = (t.unsqueeze(1) for t in (F.pad(q, (0, width)), F.pad(k, (0, width)), v))
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))
         if kind is None:
             return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
         with sdpa_kernel(kind):
@@ -72,14 +75,28 @@ def sdpa(kind: SDPBackend | None) -> Attention:
     return attend
 
 
-def flex() -> Attention:
+def flex(**options: int) -> Attention:
+    """FlexAttention with these kernel options."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend = torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: attend(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=1.0).squeeze(1)
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))
+        return compiled(q, k, v, scale=1.0, kernel_options=options).squeeze(1)
+
+    return attend
 
 
-PROVIDERS: dict[str, Callable[[], Attention]] = {
+# FlexAttention's own blocks, for wide heads, take more shared memory than there is: an H100 has 227 KB, layer1 backward
+# wants 241, layer3 forward 352. Smaller ones are tried then; 8 warps keep most of their accumulators in registers.
+BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
+FLEX_OPTIONS: list[dict[str, int]] = [
+    {},
+    *({**dict.fromkeys(BLOCKS, side), "num_stages": 2, "num_warps": 8} for side in (64, 32, 16)),
+]
+
+PROVIDERS: dict[str, Callable[..., Attention]] = {
     "ours": lambda: functional.nonlocal_attention,
     "eager": lambda: attend_explicit,
     "compile": lambda: torch.compile(attend_explicit, dynamic=False),
@@ -92,8 +109,21 @@ PROVIDERS: dict[str, Callable[[], Attention]] = {
 ON_CPU = ("ours", "eager", "sdpa")
 
 
+# A first call on a GPU comes to these: what blocks at ResNet-50's sites cost, and how time and memory grow.
+MOST_WANTED = [
+    Case(site, image, batch, "bfloat16", direction)
+    for site, image, batch, directions in (
+        ("layer1", 224, 64, (FORWARD, BACKWARD)),
+        ("stem", 224, 64, (FORWARD,)),
+        ("layer3", 224, 64, (FORWARD, BACKWARD)),
+        *(("stem", image, 1, (FORWARD, BACKWARD)) for image in (224, 512, 1024)),
+    )
+    for direction in directions
+]
+
+
 def cases(size: str) -> Iterator[Case]:
-    """Every case of a size; of those that the claims are about the most wanted first."""
+    """Every case of a size, the most wanted first."""
     directions = (FORWARD, BACKWARD) if size in ("tiny", "goal") else (FORWARD, BACKWARD, TRAINING)
     if size in ("tiny", "small"):
         maps = [("stem", 32), ("layer3", 64)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
@@ -101,17 +131,34 @@ def cases(size: str) -> Iterator[Case]:
             for direction in directions:
                 yield Case(site, image, 1, "float32", direction)
         return
-    goal = size == "goal"
-    for batch, image in ((64, 224), (16, 224), (1, 224), (1, 512), (1, 1024)):
-        for site in ("layer1", "layer2", "layer3", "stem", "layer4"):
-            for direction in directions:
-                for dtype in ("bfloat16",) if goal else ("bfloat16", "float32"):
-                    yield Case(site, image, batch, dtype, direction)
+    every = (
+        Case(site, image, batch, dtype, direction)
+        for batch, image in ((64, 224), (16, 224), (1, 224), (1, 512), (1, 1024))
+        for site in ("layer1", "layer2", "layer3", "stem", "layer4")
+        for direction in directions
+        for dtype in (("bfloat16",) if size == "goal" else ("bfloat16", "float32"))
+    )
+    yield from dict.fromkeys([*MOST_WANTED, *every])
 
 
-def providers(_: Case) -> Sequence[str]:
+def rivals(case: Case) -> Iterator[str]:
+    """Whom ours meets on a GPU."""
+    # The matrices of 64 images of the stem are 20 GB in bfloat16. Eager and compiled would hold as much each while all
+    # are timed, and build it twice more in their backward.
+    crowded = case.site == "stem" and case.batch == 64 and case.direction != FORWARD
+    for name in PROVIDERS:
+        if name != "ours" and not (crowded and name in ("eager", "compile")):
+            yield name
+
+
+def providers(case: Case) -> Sequence[str]:
     """Those that there are here."""
-    return list(PROVIDERS) if on_gpu() else ON_CPU
+    return ["ours", *rivals(case)] if on_gpu() else ON_CPU
+
+
+def wants_one_width(provider: str) -> bool:
+    """FLASH does, and what SDPA has on a CPU: it would else build the whole matrix."""
+    return provider == "sdpa-flash" or (provider == "sdpa" and not on_gpu())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -128,33 +175,53 @@ def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
     q, k, v, grad = (torch.randn(*shape, width, device=device()).to(dtype) for width in (d, d, dv, dv))
     q, k = q * d**-0.25, k * d**-0.25
     inputs = [t.detach().requires_grad_(case.direction != FORWARD) for t in (q, k, v)]
+    taken: dict[str, dict[str, int]] = {}
+
+    def trial(provider: str, options: dict[str, int]) -> Run:
+        # Who projects to q and k can have them padded for nothing, by rows of zeros among the weights.
+        own = padded(inputs) if wants_one_width(provider) else inputs
+        run = _run(PROVIDERS[provider](**options), own, grad, case.direction)
+        check(run()[0], *inputs)
+        taken[provider] = options
+        return run
 
     def make(provider: str) -> Run:
-        attend = PROVIDERS[provider]()
-        check(attend(*inputs), *inputs)
-        return _run(attend, inputs, grad, case.direction)
+        *others, last = FLEX_OPTIONS if provider == "flex" else [{}]
+        for options in others:
+            with contextlib.suppress(Exception):
+                return trial(provider, options)
+        return trial(provider, last)
 
     def extra(_: Mapping[str, Run], samples: Mapping[str, list[float]]) -> dict[str, Any]:
         medians = {name: quartiles(each)["median"] for name, each in samples.items()}
         tflops = {name: case.flop / median / 1e12 for name, median in medians.items()}
-        return {"widths": WIDTHS[case.site], "positions": case.positions, "tflops": tflops}
+        found = {"widths": WIDTHS[case.site], "positions": case.positions, "tflops": tflops}
+        return found | ({"flex_options": taken["flex"]} if "flex" in taken else {})
 
     return Prepared({provider: partial(make, provider) for provider in chosen}, extra)
 
 
-def _run(attend: Attention, inputs: list[Tensor], grad: Tensor, direction: str) -> Run:
-    """The thing to time; a backward is one of a graph that is kept."""
-    if direction == FORWARD:
+def padded(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Leaves of v's width, filled up with zeros: these add nothing to a product."""
+    width = inputs[-1].shape[-1]
+    return [F.pad(t.detach(), (0, width - t.shape[-1])).requires_grad_(t.requires_grad) for t in inputs]
 
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return attend(*inputs)
 
-        return forward
-    if direction == TRAINING:
-        return lambda: torch.autograd.grad(attend(*inputs), inputs, grad)
-    y = attend(*inputs)
-    return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)
+def _run(attend: Attention, inputs: list[Tensor], grad: Tensor, direction: str) -> Callable[[], tuple[Tensor, ...]]:
+    """The thing to time, which gives the output and its gradients; a backward is one of a graph that is kept."""
+
+    def forward() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (attend(*inputs),)
+
+    def training() -> tuple[Tensor, ...]:
+        y = attend(*inputs)
+        return (y, *torch.autograd.grad(y, inputs, grad))
+
+    if direction == BACKWARD:
+        y = attend(*inputs)
+        return lambda: (y, *torch.autograd.grad(y, inputs, grad, retain_graph=True))
+    return forward if direction == FORWARD else training
 
 
 def check(y: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
