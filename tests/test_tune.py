@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import nn
 import triton_attn
 from triton_attn import cli
 from triton_attn.ops import launch
-from triton_attn.tune import calls, tune_calls
+from triton_attn.tune import Call, calls, tune_calls
 from triton_attn.tune_command import duration, image_batch
 from triton_attn.tuning import search, selection, tables
 from triton_attn.tuning.keys import Key
+
+TUNE: Any = sys.modules["triton_attn.tune"]  # the package has a function of that name
 
 
 class Net(nn.Module):
@@ -169,9 +172,50 @@ def test_a_budget_and_an_interruption(tmp_path: Path, monkeypatch: pytest.Monkey
         triton_attn.tune(Net(), image(), path=path, progress=interrupt)
     assert len(tables.read(path).entries) == 3
     assert [each.name for each in tmp_path.iterdir()] == ["table.json"]
-    for budget in (0, -1.0, float("nan")):
+    # A second tuning goes on from there, also within a budget that is spent at once.
+    tuned = triton_attn.tune(Net(), image(), path=path)
+    assert (len(tuned.kept), len(tuned.found), len(tables.read(path).entries)) == (3, 5, 8)
+    assert "3 more are in the table, and were not searched again" in str(tuned)
+    tuned = triton_attn.tune(Net(), image(), path=path, budget=1e-9)
+    assert (len(tuned.kept), tuned.left_out) == (8, [])
+    assert len(triton_attn.tune(Net(), image(), path=path, again=True).found) == 8
+    # What other versions found is searched again.
+    path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
+    assert len(triton_attn.tune(Net(), image(), path=path).found) == 8
+    for budget in (0, -1.0, float("nan"), "5m", True):
         with pytest.raises(ValueError, match="budget must be a positive number of seconds"):
             triton_attn.tune(Net(), image(), path=path, budget=budget)
+
+
+@pytest.mark.interpreter
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "time_all", lambda *_: pytest.fail("a search"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file"):
+        triton_attn.tune(Net(), image(), path=tmp_path / "file" / "table.json")
+    words = ["tune", "--model", "resnet18", "--attention", "se", "--input", "1x3x32x32", "--dtype", "fp32"]
+    assert cli.main([*words, "--output", str(tmp_path / "file" / "table.json")]) == 2
+    assert "--output: " in capsys.readouterr().err
+
+
+@pytest.mark.interpreter
+def test_a_call_without_room_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    step = TUNE._step
+
+    def crowded(call: Call, *rest: Any) -> None:
+        if "shortcut" in call.inputs:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GB")
+        step(call, *rest)
+
+    monkeypatch.setattr(TUNE, "_step", crowded)
+    with torch.inference_mode():
+        tuned = triton_attn.tune(Net(), image(), path=tmp_path / "table.json")
+    assert tuned.found
+    assert tuned.failed == [("SEBlock on (2, 16, 8, 8) and (2, 16, 8, 8)", "CUDA out of memory")]
+    assert "SEBlock on (2, 16, 8, 8) and (2, 16, 8, 8): left out, CUDA out of memory" in str(tuned)
 
 
 @pytest.mark.interpreter

@@ -28,7 +28,7 @@ from .reference import AttentionBlock
 from .tuning import selection, spaces, tables
 from .tuning.keys import Key
 from .tuning.search import Found, search
-from .tuning.tables import Entry, Table, TableError
+from .tuning.tables import Entry, NoTableError, Table, TableError
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Call:
 
     block: AttentionBlock
     inputs: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        return f"{type(self.block).__name__} on {' and '.join(str(tuple(t.shape)) for t in self.inputs.values())}"
 
     @property
     def signature(self) -> object:
@@ -47,13 +50,18 @@ class Call:
 
 @dataclass
 class Tuned:
-    """What a tuning found: ``print`` shows a table. ``path`` is the file that launches on this device now go by."""
+    """What a tuning found: ``print`` shows a table. ``path`` is the file that has it.
+
+    ``kept`` had been searched before, with these versions; for ``left_out`` the budget was too short, and what
+    ``failed`` are calls for which there was no memory.
+    """
 
     path: Path
     device: str
     found: dict[Key, Found] = field(default_factory=dict)
+    kept: list[Key] = field(default_factory=list)
     left_out: list[Key] = field(default_factory=list)
-    """For which the budget was too short."""
+    failed: list[tuple[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         rows = [("launch", "configs", "config", "µs", "rule's µs", "rule / config")]
@@ -64,8 +72,12 @@ class Tuned:
             rows.append((str(key), tried, config, f"{ours:.1f}", f"{rules:.1f}", f"{rules / ours:.2f}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = lines if self.found else []
+        lines += [f"{len(self.kept)} more are in the table, and were not searched again"] if self.kept else []
         lines += [f"{key}: left out, the budget was spent" for key in self.left_out]
-        return "\n".join([f"Tuned for {self.device}, written to {self.path}", *lines])
+        lines += [f"{call}: left out, {why}" for call, why in self.failed]
+        where = f"in {self.path}" if self.found or self.kept else "nothing was searched"
+        return "\n".join([f"Tuned for {self.device}, {where}", *lines])
 
 
 def changes(found: Found) -> str:
@@ -80,19 +92,23 @@ def tune(
     budget: float | None = None,
     training: bool = True,
     path: str | Path | None = None,
+    again: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Tuned:
     """Search the fastest config for every kernel that ``model`` starts on an input like ``x``, and keep them.
 
     No config changes a result: what a search may try leaves every sum as it is, and a config that gives other bits than
-    the rule's, on this GPU, is not taken. Later launches in this process, and in others on this device, use the table.
+    the rule's, on this GPU, is not taken. Later launches in this process, and in others on this device, use the user's
+    own table.
 
     Args:
         model: a network with attention blocks, or a block, on the GPU to tune for. It is not changed.
         x: an input of the shape, strides and dtype to tune for, on the GPU to tune for. Its values are not read.
         budget: seconds after which no further search begins; None searches all.
         training: also tune the backward.
-        path: the table to write; by default the user's own for this device, whose other entries stay.
+        path: the table to write; by default the user's own for this device, which later launches go by. Entries that
+            are there stay, and if they were made with these versions are not searched again.
+        again: search these, too.
         progress: called with a line of text as each search ends, as ``print`` may be.
 
     Returns:
@@ -102,12 +118,13 @@ def tune(
         BackendError: Triton does not serve ``x``, so that there is nothing to tune.
         ValueError: ``model`` has no attention blocks, ``budget`` is not positive, or ``path`` is a file of another kind
             or a table for another device (the file is named, and left as it is).
+        OSError: the table cannot be written.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor on a GPU, got {type(x).__name__}")
-    return tune_calls(calls(model, x), x, budget=budget, training=training, path=path, progress=progress)
+    return tune_calls(calls(model, x), x, budget=budget, training=training, path=path, again=again, progress=progress)
 
 
 def calls(model: nn.Module, x: Tensor) -> list[Call]:
@@ -157,6 +174,7 @@ def tune_calls(
     budget: float | None = None,
     training: bool = True,
     path: str | Path | None = None,
+    again: bool = False,
     progress: Callable[[str], None] | None = None,
     skip: Callable[[Key], bool] = lambda _: False,
     on_found: Callable[[Key, Found], None] = lambda _, __: None,
@@ -165,7 +183,7 @@ def tune_calls(
 
     ``on_found`` is told of every search as it ends, when the table has been written.
     """
-    if budget is not None and not budget > 0:
+    if budget is not None and (isinstance(budget, (bool, str)) or not budget > 0):
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
     with backend.use_backend("triton"):
         backend.use_triton(like)  # or the reason why not
@@ -173,26 +191,44 @@ def tune_calls(
     table = selection.new_table(device)
     file = tables.user_path(table.device) if path is None else Path(path)
     _read_into(table, file, own=path is None, progress=progress)
-    searcher = _Searcher(Tuned(file, table.device), table, budget, progress, skip, on_found)
+    known = set() if again or table.versions != _versions() else set(table.entries)
+    tables.check_writable(file)
+    searcher = _Searcher(Tuned(file, table.device), table, budget, progress, known, skip, on_found)
     for call in found:
-        block = copy.deepcopy(call.block).to(device).requires_grad_(training)
-        inputs = {name: _filled(t, device).requires_grad_(training) for name, t in call.inputs.items()}
         # Rules only: of two tunings the second must not compare with what the first has found.
         with launch.watch(searcher), selection.use_entries({}), backend.use_backend("triton"):
-            with torch.set_grad_enabled(training):
-                y = block(**inputs)
-            if training:
-                y.backward(torch.randn_like(y))
+            try:
+                _step(call, device, training)
+            except torch.OutOfMemoryError as error:
+                searcher.tuned.failed.append((str(call), str(error).partition(". ")[0]))
     selection.forget()
     return searcher.tuned
 
 
+def _step(call: Call, device: torch.device, training: bool) -> None:
+    """Make a call, forward and in training backward, on random numbers."""
+    with torch.inference_mode(False), torch.set_grad_enabled(training):
+        block = copy.deepcopy(call.block).to(device).requires_grad_(training)
+        inputs = {name: _filled(t, device).requires_grad_(training) for name, t in call.inputs.items()}
+        y = block(**inputs)
+        if training:
+            y.backward(torch.randn_like(y))
+
+
+def _versions() -> dict[str, str]:
+    """What a table's times hang on."""
+    from .info import versions
+
+    return {name: versions()[name] for name in ("triton_attn", "Python", "torch", "triton")}
+
+
 def _read_into(table: Table, file: Path, own: bool, progress: Callable[[str], None] | None) -> None:
-    """The entries that are there already; of the user's own table, one that is broken is made anew."""
-    if not file.exists():
-        return
+    """What is there already; of the user's own table, one that is broken is made anew."""
     try:
-        table.entries |= tables.read(file, device=table.device).entries
+        found = tables.read(file, device=table.device)
+        table.entries, table.date, table.versions = dict(found.entries), found.date, found.versions
+    except NoTableError:
+        return
     except TableError as error:
         if not own:
             raise ValueError(f"path: {error}; it is left as it is") from error
@@ -213,29 +249,31 @@ class _Searcher:
         table: Table,
         budget: float | None,
         progress: Callable[[str], None] | None,
+        known: set[Key],
         skip: Callable[[Key], bool],
         on_found: Callable[[Key, Found], None],
     ) -> None:
         self.tuned, self.table, self.progress = tuned, table, progress
-        self.skip, self.on_found = skip, on_found
+        self.known, self.skip, self.on_found = known, skip, on_found
         self.end = None if budget is None else time.monotonic() + budget
 
     def __call__(self, given: Launch) -> None:
         key = Key.of(given.kernel.fn.__name__, given.shape)
         space = spaces.space_of(given.kernel)
-        known = key in self.tuned.found or key in self.tuned.left_out
-        if known or self.skip(key) or 0 in given.grid(given.rule) or len(spaces.configs(space, given.rule)) == 1:
+        seen = key in (*self.tuned.found, *self.tuned.left_out, *self.tuned.kept)
+        if seen or self.skip(key) or 0 in given.grid(given.rule) or len(spaces.configs(space, given.rule)) == 1:
+            return
+        if key in self.known:
+            self.tuned.kept.append(key)
             return
         if self.end is not None and time.monotonic() > self.end:
             self.tuned.left_out.append(key)
             return
-        from .info import versions
-
         found = search(given)
         self.tuned.found[key] = found
         chosen = {name: found.config[name] for name in spaces.parameters(space)}
         self.table.date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.table.versions = {name: versions()[name] for name in ("triton_attn", "Python", "torch", "triton")}
+        self.table.versions = _versions()
         # Each time: an interrupted tuning keeps what it found.
         entry = Entry(chosen, found.seconds, found.rule_seconds, len(found.timings))
         tables.add(self.tuned.path, self.table, {key: entry})

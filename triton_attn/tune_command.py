@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the network (default: %(default)s)")
     parser.add_argument("--layout", choices=LAYOUTS, default="channels_last", help="of maps (default: %(default)s)")
     parser.add_argument("--inference", action="store_true", help="tune the forward alone")
+    parser.add_argument("--again", action="store_true", help="search what the table has, too")
     parser.add_argument("--budget", type=duration, metavar="TIME", help="begin no search after that: 90s, 5m, 1h")
     parser.add_argument("--device", default="cuda", metavar="cuda:N", help="the GPU (default: the current one)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the table (default: the user's for this device)")
@@ -98,12 +99,18 @@ def run(args: argparse.Namespace) -> int:
     like = torch.empty((1, 64, 8, 8), dtype=DTYPES[args.dtype], device=device)
     if backend.interpreting():
         print("Under Triton's interpreter times say nothing about a GPU.", file=sys.stderr)
-    with as_user_error(BackendError, prefix="--device: "), as_user_error(ValueError, prefix="--output: "):
+    with as_user_error(BackendError, prefix="--device: "), as_user_error(ValueError, OSError, prefix="--output: "):
         tuned = tune_calls(
-            network_calls(args), like, budget=args.budget, training=not args.inference, path=args.output, progress=_say
+            network_calls(args),
+            like,
+            budget=args.budget,
+            training=not args.inference,
+            path=args.output,
+            again=args.again,
+            progress=_say,
         )
     print(f"\n{tuned}")
-    if not tuned.found and not tuned.left_out:
+    if not (tuned.found or tuned.kept or tuned.left_out or tuned.failed):
         raise UserError("--attention: these blocks start no kernel with configs to choose from here")
     return 0
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +175,17 @@ def add(path: Path, table: Table, new: Mapping[Key, Entry]) -> None:
         table.entries |= read(path, device=table.device).entries
     table.entries |= new
     write(path, table)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before a long search whether its table can be written; the folder is made.
+
+    Raises:
+        OSError: it cannot.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def write(path: Path, table: Table) -> None:
