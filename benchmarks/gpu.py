@@ -1,9 +1,9 @@
 """Everything that only a GPU can tell, in one command: ``python -m benchmarks.gpu --budget 8m --output DIR``.
 
-Runs the gpu test lane, then the suites of blocks, non-local, networks and tuning at what the claims are about,
-each in a process of its own, and ends with the claims: goal, measured, pass or fall short. Every stage writes its file
-as it goes, ``DIR/<device>/<stage>.json``; one that was cut off is gone on with by a second call, one that was finished
-with these versions is not run again. Nothing is installed, and nothing is fetched.
+Runs the gpu test lane, in several processes, then the suites of blocks, non-local, networks and tuning at what the
+claims are about, each in a process of its own, and ends with the claims: goal, measured, pass or fall short. Every
+stage writes its file as it goes, ``DIR/<device>/<stage>.json``; one that was cut off, or that crashed, is gone on with
+by a second call, one that was finished with these versions is not run again. Nothing is installed or fetched.
 
 ``--device cpu --quick`` takes the same way under Triton's interpreter, at tiny sizes: what it times is no speed.
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
@@ -28,11 +30,20 @@ from typing import Any
 
 from benchmarks.claims import ResultError, as_text, judge, load
 from benchmarks.files import RESULTS, versions, write
+from benchmarks.lane import LATE, Record
+from triton_attn import backend
 from triton_attn.tune_command import duration
+from triton_attn.tuning import tables
 
 ROOT = Path(__file__).resolve().parents[1]
-GRACE = 45.0  # seconds that a stage has, behind its limit, for the case at work
+GRACE = 30.0  # seconds that a stage has, behind its limit, for the case at work
 LEAST = 10.0  # seconds with which a stage is begun
+ATTEMPTS = 4  # at a stage that crashes
+MOST_PARTS = 8  # of the test lane: each holds a few GB of the GPU's memory
+SHOWN = 400  # characters of a test's failure on the terminal; its file has more
+# pytest's exit statuses: all is well, or there was nothing to run; a test failed; an error outside of tests.
+WELL, FAILED, ERRORS = (0, 5), 1, 3
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
 @dataclass(frozen=True)
@@ -63,29 +74,28 @@ class Interrupted(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages; 0, or 1 where a test failed or a stage crashed, 2 for arguments that cannot be."""
     arguments = parse(argv)
-    on_cpu = arguments.device == "cpu"
     # Triton is imported with the first launch, later than this; children inherit it.
-    if on_cpu:
+    for name in ("TRITON_INTERPRET", backend.VARIABLE, tables.VARIABLE):
+        os.environ.pop(name, None)
+    if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    else:
-        os.environ.pop("TRITON_INTERPRET", None)
     from benchmarks.suite import device_name, slug
 
     log = Log(arguments.output / slug() / "gpu.json", device_name(), fresh=arguments.fresh)
     print(f"{device_name()}, results in {log.path.parent}", flush=True)
-    end = time.monotonic() + arguments.budget
+    end = time.time() + arguments.budget
+    wanted = [stage for stage in STAGES if stage.name in arguments.stages]
+    left = [stage for stage in wanted if not log.is_complete(stage.name)]
     failed = False
     with contextlib.suppress(Interrupted), until_told():
-        left = [stage for stage in STAGES if stage.name in arguments.stages]
-        while left:
-            stage, weight = left[0], sum(each.weight for each in left)
-            if not log.is_complete(stage.name):
-                share = (end - time.monotonic()) * stage.weight / weight
-                failed |= not run(stage, share, log, arguments)
-            else:
+        for stage in wanted:
+            if stage not in left:
                 print(f"\n== {stage.name}: complete, not run again (--fresh does)", flush=True)
                 failed |= log.failed(stage.name)
-            left.pop(0)
+                continue
+            share = (end - time.time()) * stage.weight / sum(each.weight for each in left)
+            failed |= not run(stage, share, log, arguments)
+            left.remove(stage)
     print("\n== claims", flush=True)
     try:
         print(as_text(judge(arguments.output, counted=RESULTS)))
@@ -114,6 +124,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--device cpu: the interpreter is slow, expected --quick beside it")
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {arguments.device}: there is no GPU here; --device cpu --quick tries this without one")
+    absent = [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]
+    if absent:
+        parser.error(f"expected pytest and pytest-benchmark, {' and '.join(absent)} cannot be imported")
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output: expected a folder, got the file {arguments.output}")
     return arguments
@@ -161,73 +174,143 @@ def run(stage: Stage, seconds: float, log: Log, arguments: argparse.Namespace) -
         print(f"\n== {stage.name}: not begun, {max(seconds, 0):.0f} s are left for it", flush=True)
         return True
     print(f"\n== {stage.name}, {seconds:.0f} s", flush=True)
-    begun = time.monotonic()
+    begun = time.time()
+    end = begun + seconds
+    ending = run_suite(stage, end, arguments) if stage.is_suite else run_tests(end, log)
+    taken = time.time() - begun
+    log.note(stage.name, complete=ending.complete, exit=ending.status, seconds=round(taken, 1))
+    if not ending.complete:
+        how = f"crashed with exit status {ending.status}" if ending.crashed else "cut off"
+        print(f"== {stage.name}: {how} after {taken:.0f} s", flush=True)
+    return ending.status in WELL
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a stage ended: with pytest's exit status, 0 where it was cut off with nothing that failed."""
+
+    status: int
+    late: bool
+
+    @property
+    def crashed(self) -> bool:
+        return self.status not in (*WELL, FAILED)
+
+    @property
+    def complete(self) -> bool:
+        return not self.late and not self.crashed
+
+
+def run_suite(stage: Stage, end: float, arguments: argparse.Namespace) -> Ending:
+    """Run a suite, again and again where it crashes: it goes on behind the case that did it."""
+    for _ in range(ATTEMPTS):
+        with tempfile.TemporaryDirectory() as folder:
+            junit = Path(folder) / "junit.xml"
+            status = wait(start(command(stage, end, junit, arguments)), end + GRACE)
+            ending = ending_of(status, junit)
+        if not ending.crashed or time.time() > end:
+            break
+        print(f"== {stage.name}: crashed with exit status {ending.status}, and goes on", flush=True)
+    return ending
+
+
+def run_tests(end: float, log: Log) -> Ending:
+    """Run the gpu lane in parts side by side: most of its time it compiles, on one core each."""
+    from benchmarks.suite import on_gpu
+
+    path = log.path.parent / "tests.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if "tests" not in log.stages:  # nothing, or of other versions, or --fresh
+        path.unlink(missing_ok=True)
+    parts = max(1, min(MOST_PARTS, (os.cpu_count() or 1) // 2)) if on_gpu() else 1
     with tempfile.TemporaryDirectory() as folder:
-        junit = Path(folder) / "junit.xml"
-        status = call(command(stage, seconds, junit, arguments), seconds + (GRACE if stage.is_suite else 0.0))
-        taken = time.monotonic() - begun
-        outcome = outcome_of(junit)
-    if not stage.is_suite and outcome is not None:
-        write(log.path.parent / "tests.json", json.dumps({**log.head, **outcome}, indent=1) + "\n")
-    cut = status is None or (outcome is not None and any("time limit is spent" in each for each in outcome["skips"]))
-    # pytest's 1 is a test that failed: of a suite a provider, which its file tells; 5 is that there was nothing to run.
-    crashed = status is not None and status not in (0, 1, 5)
-    log.note(stage.name, complete=not cut and not crashed, exit=status or 0, seconds=round(taken, 1))
-    if cut:
-        print(f"== {stage.name}: cut off after {taken:.0f} s", flush=True)
-    if crashed:
-        print(f"== {stage.name}: crashed with exit status {status}", flush=True)
-    return not crashed and status in (None, 0, 5)
+        logs = [Path(folder) / str(part) for part in range(parts)]
+        statuses = side_by_side([(lane_command(path, part, parts, end), logs[part]) for part in range(parts)], end)
+        record = Record(path)
+        outcome = record.outcome()
+        for status, said in zip(statuses, logs, strict=True):
+            if status not in (None, *WELL, FAILED, LATE):
+                print(f"... {said.read_text()[-3000:]}")
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write(log.path.parent / "tests.json", json.dumps({**log.head, "date": date, **outcome}, indent=1) + "\n")
+    print(f"{outcome['passed']} passed, {outcome['failed']} failed, {outcome['skipped']} skipped")
+    for test, text in outcome["failures"].items():
+        print(f"FAILED {test}\n{textwrap.indent(text[-SHOWN:], '    ')}")
+    crashes = [status for status in statuses if status not in (None, *WELL, FAILED, LATE)]
+    status = crashes[0] if crashes else FAILED if outcome["failures"] else 0
+    return Ending(status, late=any(status in (None, LATE) for status in statuses))
 
 
-def command(stage: Stage, seconds: float, junit: Path, arguments: argparse.Namespace) -> list[str]:
-    """What runs a stage."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={junit}"]
-    if not stage.is_suite:
-        return [*pytest, "tests/gpu", "--lane", "gpu", "--tb=short", "-rf"]
-    suite = [*pytest, f"benchmarks/bench_{stage.name}.py", "--results", str(arguments.output.resolve())]
-    suite += ["--limit", f"{seconds:.0f}", "--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
+def lane_command(record: Path, part: int, parts: int, end: float) -> list[str]:
+    """What runs a part of the lane."""
+    words = [*PYTEST, "tests/gpu", "--lane", "gpu", "--tb=short", "-p", "benchmarks.lane", f"--record={record}"]
+    return [*words, f"--shard={part + 1}/{parts}", f"--until={end}"]
+
+
+def side_by_side(commands: Sequence[tuple[list[str], Path]], end: float) -> list[int | None]:
+    """Run commands with their output in files, each again where it crashes; their exit statuses, None if cut off."""
+    running = [start(words, output) for words, output in commands]
+    attempts = [1] * len(running)
+    try:
+        while any(each.poll() is None for each in running) and time.time() < end + GRACE:
+            time.sleep(0.1)
+            for i, (words, output) in enumerate(commands):
+                crashed = running[i].poll() not in (None, *WELL, FAILED, LATE)
+                if crashed and attempts[i] < ATTEMPTS and time.time() < end:
+                    running[i], attempts[i] = start(words, output), attempts[i] + 1
+        return [each.poll() for each in running]
+    finally:
+        for each in running:
+            end_group(each)
+
+
+def command(stage: Stage, end: float, junit: Path, arguments: argparse.Namespace) -> list[str]:
+    """What runs a suite."""
+    suite = [*PYTEST, f"--junit-xml={junit}", f"benchmarks/bench_{stage.name}.py"]
+    suite += ["--results", str(arguments.output.resolve()), f"--until={end}"]
+    suite += ["--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
     # What is complete was not begun; what is not goes on.
     suite += [] if arguments.fresh else ["--keep"]
     return [*suite, "--size", "tiny", "--rounds", "2"] if arguments.quick else [*suite, "--size", "goal"]
 
 
-def call(words: list[str], seconds: float) -> int | None:
-    """Run a command with its output streamed; its exit status, or None if its time was over."""
+def start(words: list[str], output: Path | None = None) -> subprocess.Popen[bytes]:
+    """Begin a command in a group of its own, so that what it starts ends with it; its output is streamed or kept."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    # A group of its own, so that what it started ends with it.
-    with subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True) as process:
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    if output is None:
+        return subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
+    with output.open("ab") as file:
+        return subprocess.Popen(
+            words, cwd=ROOT, env=environment, start_new_session=True, stdout=file, stderr=subprocess.STDOUT
+        )
 
 
-def outcome_of(junit: Path) -> dict[str, Any] | None:
-    """How many tests passed, failed and were skipped, and why; None where pytest did not come to say so."""
+def wait(process: subprocess.Popen[bytes], end: float) -> int | None:
+    """Its exit status, or None if its time was over."""
     try:
-        cases = list(ElementTree.parse(junit).getroot().iter("testcase"))
-    except (OSError, ElementTree.ParseError):
+        return process.wait(max(end - time.time(), 0))
+    except subprocess.TimeoutExpired:
         return None
-    failures, skips = {}, set()
-    for case in cases:
-        for kind in ("failure", "error"):
-            if (found := case.find(kind)) is not None:
-                failures[f"{case.get('classname')}::{case.get('name')}"] = (found.get("message") or "").split("\n")[0]
-        if (found := case.find("skipped")) is not None:
-            skips.add((found.get("message") or "").split("\n")[0])
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "passed": len(cases) - skipped - len(failures),
-        "failed": len(failures),
-        "skipped": skipped,
-        "failures": failures,
-        "skips": sorted(skips),
-    }
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a command that still runs, and all that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def ending_of(status: int | None, junit: Path) -> Ending:
+    """How a suite ended: one whose cases could not even be begun has crashed."""
+    try:
+        found = ElementTree.parse(junit).getroot()
+    except (OSError, ElementTree.ParseError):
+        return Ending(status or 0, late=status is None)
+    late = any("time limit is spent" in (each.get("message") or "") for each in found.iter("skipped"))
+    errors = status == FAILED and any(True for _ in found.iter("error"))
+    return Ending(ERRORS if errors else status or 0, late=late or status is None)
 
 
 @contextlib.contextmanager

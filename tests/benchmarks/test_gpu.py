@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,41 +16,60 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.gpu import STAGES, Stage
+from benchmarks.lane import LATE
 
 ROOT = Path(__file__).parents[2]
 JUNIT = '<testsuites><testsuite><testcase classname="a" name="b">{}</testcase></testsuite></testsuites>'
 QUICK = ["--device", "cpu", "--quick"]
+PASSED = [{"begun": "a"}, {"test": "a", "outcome": "passed", "seconds": 0.1, "text": ""}]
+FAILED = [{"begun": "b"}, {"test": "b", "outcome": "failed", "seconds": 0.1, "text": "assert 1 == 2"}]
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command does to the environment ends with the test."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for name in ("TRITON_INTERPRET", "TRITON_ATTN_BACKEND", "TRITON_ATTN_CACHE"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr(gpu, "GRACE", 0.5)
     monkeypatch.setattr(gpu, "LEAST", 0.0)
 
 
-Script = Callable[[Stage, Path], str]
+Script = Callable[[str, Path], str]
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, script: Script) -> list[str]:
-    """Stages run these Python programs in place of pytest; returns the names of those that were begun."""
+    """Suites, and the parts of the lane, run these Python programs in place of pytest; returns whose were made."""
     begun: list[str] = []
 
     def command(stage: Stage, _: float, junit: Path, __: object) -> list[str]:
         begun.append(stage.name)
-        return [sys.executable, "-c", script(stage, junit)]
+        return [sys.executable, "-c", script(stage.name, junit)]
+
+    def lane_command(record: Path, *_: object) -> list[str]:
+        begun.append("tests")
+        return [sys.executable, "-c", script("tests", record)]
 
     monkeypatch.setattr(gpu, "command", command)
+    monkeypatch.setattr(gpu, "lane_command", lane_command)
     return begun
 
 
-def passing(_: Stage, junit: Path) -> str:
-    return f"open({str(junit)!r}, 'w').write({JUNIT.format('')!r})"
+def noting(path: Path, lines: list[dict[str, object]], status: int = 0) -> str:
+    """A part of the lane that ends so."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    return f"open({str(path)!r}, 'a').write({text!r}); raise SystemExit({status})"
+
+
+def passing(stage: str, path: Path) -> str:
+    return noting(path, PASSED) if stage == "tests" else f"open({str(path)!r}, 'w').write({JUNIT.format('')!r})"
 
 
 def log_of(folder: Path) -> dict[str, dict[str, object]]:
     return json.loads((folder / "interpreter" / "gpu.json").read_text())["stages"]
+
+
+def lane_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "interpreter" / "tests.json").read_text())
 
 
 def test_stages_in_order_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +77,7 @@ def test_stages_in_order_and_going_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert gpu.main([*QUICK, "--output", str(tmp_path), "--stages", "blocks,tests"]) == 0
     assert begun == ["tests", "blocks"]
     assert {name: each["complete"] for name, each in log_of(tmp_path).items()} == {"tests": True, "blocks": True}
-    tests = json.loads((tmp_path / "interpreter" / "tests.json").read_text())
+    tests = lane_of(tmp_path)
     assert (tests["passed"], tests["failed"], tests["skipped"]) == (1, 0, 0)
     begun.clear()
     assert gpu.main([*QUICK, "--output", str(tmp_path)]) == 0
@@ -67,12 +87,27 @@ def test_stages_in_order_and_going_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert begun == [stage.name for stage in STAGES]
 
 
+def test_what_is_complete_takes_no_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, passing)
+    gpu.main([*QUICK, "--output", str(tmp_path), "--stages", "autotune,models"])
+    ends: list[float] = []
+
+    def command(_: Stage, end: float, junit: Path, __: object) -> list[str]:
+        ends.append(end - time.time())
+        return [sys.executable, "-c", passing("blocks", junit)]
+
+    monkeypatch.setattr(gpu, "command", command)
+    gpu.main([*QUICK, "--output", str(tmp_path), "--stages", "blocks,autotune,models", "--budget", "100s"])
+    assert len(ends) == 1
+    assert ends[0] > 95
+
+
 def test_a_stage_that_is_cut_off_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     begun = scripted(
         monkeypatch,
-        lambda stage, junit: "import time; time.sleep(60)" if stage.name == "blocks" else passing(stage, junit),
+        lambda stage, path: "import time; time.sleep(60)" if stage == "blocks" else passing(stage, path),
     )
     start = time.monotonic()
     assert gpu.main([*QUICK, "--output", str(tmp_path), "--stages", "blocks,models", "--budget", "3s"]) == 0
@@ -85,6 +120,31 @@ def test_a_stage_that_is_cut_off_is_gone_on_with(
     assert scripted_again == ["blocks"]
 
 
+def test_tests_that_are_cut_off_keep_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hanging = "open({!r}, 'a').write({!r}); import time; time.sleep(60)"
+    text = "".join(json.dumps(line) + "\n" for line in FAILED)
+    scripted(monkeypatch, lambda _, path: hanging.format(str(path), text))
+    words = [*QUICK, "--output", str(tmp_path), "--stages", "tests"]
+    assert gpu.main([*words, "--budget", "2s"]) == 1
+    assert "FAILED b\n    assert 1 == 2" in capfd.readouterr().out
+    assert lane_of(tmp_path)["failures"] == {"b": "assert 1 == 2"}
+    assert log_of(tmp_path)["tests"]["complete"] is False
+    # The second call adds to it; a part whose time was over says so itself.
+    scripted(monkeypatch, lambda _, path: noting(path, PASSED, LATE))
+    assert gpu.main(words) == 1
+    assert log_of(tmp_path)["tests"]["complete"] is False
+    scripted(monkeypatch, lambda _, path: noting(path, [], 5))
+    assert gpu.main(words) == 1
+    assert log_of(tmp_path)["tests"]["complete"] is True
+    assert (lane_of(tmp_path)["passed"], lane_of(tmp_path)["failed"]) == (1, 1)
+    # A fresh one forgets it.
+    scripted(monkeypatch, passing)
+    assert gpu.main([*words, "--fresh"]) == 0
+    assert (lane_of(tmp_path)["passed"], lane_of(tmp_path)["failed"]) == (1, 0)
+
+
 def test_a_suite_that_ran_out_of_time_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     skip = JUNIT.format('<skipped message="the time limit is spent"/>')
     scripted(monkeypatch, lambda _, junit: f"open({str(junit)!r}, 'w').write({skip!r})")
@@ -93,23 +153,30 @@ def test_a_suite_that_ran_out_of_time_is_not_complete(tmp_path: Path, monkeypatc
 
 
 def test_a_failing_test_and_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failure = JUNIT.format('<failure message="assert 1 == 2&#10;more"/>')
-    program = f"open({{!r}}, 'w').write({failure!r}); raise SystemExit(1)"
-    scripted(monkeypatch, lambda _, junit: program.format(str(junit)))
+    scripted(monkeypatch, lambda _, path: noting(path, FAILED, 1))
     assert gpu.main([*QUICK, "--output", str(tmp_path / "a"), "--stages", "tests"]) == 1
-    tests = json.loads((tmp_path / "a" / "interpreter" / "tests.json").read_text())
-    assert tests["failures"] == {"a::b": "assert 1 == 2"}
+    assert lane_of(tmp_path / "a")["failures"] == {"b": "assert 1 == 2"}
     # It is complete, and stays red without being run again.
     begun = scripted(monkeypatch, passing)
     assert gpu.main([*QUICK, "--output", str(tmp_path / "a"), "--stages", "tests"]) == 1
     assert begun == []
-    # After a crash the other stages run all the same, and it is run again.
+    # What crashes is begun again a few times; then the other stages run all the same.
     begun = scripted(
-        monkeypatch, lambda stage, junit: "import os; os.abort()" if stage.name == "blocks" else passing(stage, junit)
+        monkeypatch, lambda stage, path: "import os; os.abort()" if stage != "models" else passing(stage, path)
     )
-    assert gpu.main([*QUICK, "--output", str(tmp_path / "b"), "--stages", "blocks,models"]) == 1
-    assert begun == ["blocks", "models"]
-    assert log_of(tmp_path / "b")["blocks"]["complete"] is False
+    assert gpu.main([*QUICK, "--output", str(tmp_path / "b"), "--stages", "tests,blocks,models"]) == 1
+    assert begun == ["tests", *["blocks"] * gpu.ATTEMPTS, "models"]
+    assert {name: each["complete"] for name, each in log_of(tmp_path / "b").items()} == {
+        **{"tests": False, "blocks": False},
+        "models": True,
+    }
+
+
+def test_a_suite_whose_cases_cannot_be_begun_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = JUNIT.format('<error message="failed on setup"/>')
+    scripted(monkeypatch, lambda _, junit: f"open({str(junit)!r}, 'w').write({error!r}); raise SystemExit(1)")
+    assert gpu.main([*QUICK, "--output", str(tmp_path), "--stages", "blocks"]) == 1
+    assert log_of(tmp_path)["blocks"]["complete"] is False
 
 
 def test_results_of_other_versions_and_a_broken_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +206,13 @@ def test_bad_arguments(words: list[str], message: str, capsys: pytest.CaptureFix
         gpu.main(words)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_pytest_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else name)
+    with pytest.raises(SystemExit):
+        gpu.main(QUICK)
+    assert "expected pytest and pytest-benchmark, pytest_benchmark cannot be imported" in capsys.readouterr().err
 
 
 def run(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -182,6 +256,7 @@ def test_all_of_it_without_a_gpu(tmp_path: Path) -> None:
         "models.json",
         "nonlocal.json",
         "tests.json",
+        "tests.jsonl",
         "tuned.json",
     ]
     assert list(log_of(tmp_path)) == [stage.name for stage in STAGES]
