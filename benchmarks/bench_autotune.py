@@ -112,6 +112,7 @@ class Session:
             like,
             budget=None if left is None else share * left,
             path=self.table,
+            again=True,
             skip=lambda key: str(key) in self.known,  # blocks share kernels, and so keys
             on_found=self.note,
         )

@@ -8,7 +8,7 @@ quartiles and peak memory; images per second are the batch over the median.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import triton_attn
 from benchmarks.formulas import FORMULAS
 from benchmarks.measurement import Prepared, Run
 from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
+from benchmarks.timing import quartiles
 from triton_attn import backend
 from triton_attn import resnet as networks
 from triton_attn.reference.registry import BLOCKS as PLAIN
@@ -62,6 +63,11 @@ class Case:
     layout: str
     mode: str
     compiled: bool = False  # cases of their own: to compile three networks takes minutes
+
+    @property
+    def least_seconds(self) -> float:
+        """With fewer left it is not begun."""
+        return 240.0 if self.compiled else 0.0
 
     def __str__(self) -> str:
         images = f"{self.batch}x{self.image}"
@@ -154,7 +160,16 @@ def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
         return partial(inference, model, images) if case.mode == INFERENCE else partial(train, model, images, labels)
 
     makers: dict[str, Callable[[], Run]] = {provider: partial(make, provider) for provider in chosen}
-    return Prepared(makers)
+    return Prepared(makers, lambda _, samples: {"tax": taxes(samples)})
+
+
+def taxes(samples: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Quartiles, over rounds, of what each pays over the network without attention in the same round, minus one."""
+    return {
+        who: quartiles([paid / least - 1 for paid, least in zip(samples[who], samples[plain], strict=True)])
+        for who, plain in PLAIN_OF.items()
+        if who in samples and plain in samples
+    }
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

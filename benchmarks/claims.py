@@ -7,39 +7,26 @@ Triton's interpreter took is no speed, and is not looked at.
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ceilings import CEILINGS, over
+from benchmarks.evidence import OPEN, PASS, SHORT, SO_FAR, Claim, Evidence, at_least, at_most, listed
+from benchmarks.measurement import ENDED, LATE
 
-PASS, SHORT, OPEN = "pass", "falls short", "not measured"
 SPEEDUP = 1.3  # over eager PyTorch and torch.compile, forward and backward together
 SHARE_OF_COPY = 0.85
 CPU_AT_MOST = 1.05  # of what timm's block or the plain formula takes
 RULE_AT_MOST = 1.10  # of what the tuned config takes
 NO_GPU = ("cpu", "interpreter")
 APPLY = ("apply_gate", "spatial_apply", "map_gate", "position_gate_fwd")
-RIVALS = ("sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flex", "eager", "compile")
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 class ResultError(ValueError):
     """A result file that cannot be read; the message names it."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One line of the table."""
-
-    name: str
-    goal: str
-    measured: str
-    verdict: str
-    source: str
-    kind: str = "measured"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -109,10 +96,20 @@ def judged_file(results: Path, path: Path, judged: Judge) -> list[Claim]:
         ) from error
 
 
-def cases_of(content: Mapping[str, Any], **wanted: Any) -> list[dict[str, Any]]:
-    """The cases of a file that are timed and have these values."""
+def records_of(content: Mapping[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    """The cases of a file that have these values."""
     found = content["cases"].values() if content else ()
-    return [case for case in found if case["seconds"] and all(case[key] == value for key, value in wanted.items())]
+    return [case for case in found if all(case[key] == value for key, value in wanted.items())]
+
+
+def record_of(content: Mapping[str, Any], **wanted: Any) -> dict[str, Any] | None:
+    """The case that has these values, or None."""
+    return next(iter(records_of(content, **wanted)), None)
+
+
+def cases_of(content: Mapping[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    """Those in which anybody was timed."""
+    return [case for case in records_of(content, **wanted) if case["seconds"]]
 
 
 def medians(case: Mapping[str, Any]) -> dict[str, float]:
@@ -120,18 +117,25 @@ def medians(case: Mapping[str, Any]) -> dict[str, float]:
     return {provider: each["median"] for provider, each in case["seconds"].items()}
 
 
+def times_as_fast(case: Mapping[str, Any], rival: str) -> float:
+    """A rival's time over ours."""
+    taken = medians(case)
+    return taken[rival] / taken["ours"]
+
+
 def blocks_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """Every block ahead of eager PyTorch and of ``torch.compile``; applying at the speed of a copy."""
-    for block in ("se", "eca", "cbam", "coordinate", "dual", "nonlocal", "gate", "pixel"):
+    from benchmarks.bench_blocks import GOAL_BLOCKS, GOAL_SITES
+
+    rivals = ("eager", "compile")
+    for block in GOAL_BLOCKS:
         wanted = {"dtype": "bfloat16", "layout": "channels_last", "direction": "training", "block": block}
-        ratios: dict[str, float] = {}
-        for case in cases_of(content, **wanted):
-            taken = medians(case)
-            for rival in ("eager", "compile"):
-                if rival in taken and "ours" in taken:
-                    ratios[f"{case['site']}, {rival}"] = taken[rival] / taken["ours"]
+        evidence = Evidence()
+        for site in GOAL_SITES:
+            evidence.add_ratios(site, record_of(content, site=site, **wanted), rivals, times_as_fast)
+        evidence.note_never_timed(rivals)
         goal = f"{SPEEDUP} times as fast as eager PyTorch and torch.compile"
-        yield at_least(f"{block}, forward + backward", goal, ratios, SPEEDUP, source, "times")
+        yield at_least(f"{block}, forward + backward", goal, evidence, SPEEDUP, source, "times")
     shares: dict[str, float] = {}
     for case in cases_of(content, dtype="bfloat16", layout="channels_last"):
         for launch in case["launches"]:
@@ -139,75 +143,60 @@ def blocks_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
                 what = f"{case['block']}, {case['site']}, {launch['kernel'].removesuffix('_kernel')}"
                 shares[what] = min(launch["share_of_copy"], shares.get(what, float("inf")))
     goal = f"{SHARE_OF_COPY:.0%} of what a copy on the device moves in the same time"
-    yield at_least("apply kernels", goal, shares, SHARE_OF_COPY, source, "of a copy")
-
-
-def at_least(name: str, goal: str, values: Mapping[str, float], least: float, source: str, unit: str) -> Claim:
-    """A claim that the least of some values decides."""
-    return _decided(name, goal, values, min, source, unit, lambda worst: worst >= least)
-
-
-def at_most(name: str, goal: str, values: Mapping[str, float], most: float, source: str, unit: str) -> Claim:
-    """A claim that the greatest of some values decides."""
-    return _decided(name, goal, values, max, source, unit, lambda worst: worst <= most)
-
-
-def _decided(
-    name: str,
-    goal: str,
-    values: Mapping[str, float],
-    pick: Callable[..., str],
-    source: str,
-    unit: str,
-    passes: Callable[[float], bool],
-) -> Claim:
-    if not values:
-        return Claim(name, goal, "", OPEN, source)
-    worst = pick(values, key=lambda what: values[what])
-    middle, bound = statistics.median(values.values()), "at least" if pick is min else "at most"
-    measured = f"{bound} {values[worst]:.2f} {unit} ({worst}), median {middle:.2f}, of {len(values)}"
-    return Claim(name, goal, measured, PASS if passes(values[worst]) else SHORT, source)
+    yield at_least("apply kernels", goal, Evidence(shares), SHARE_OF_COPY, source, "of a copy")
 
 
 def nonlocal_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """Never behind another attention on the same q, k and v."""
+    from benchmarks.bench_nonlocal import cases, rivals
+
     for direction in ("forward", "backward"):
-        ratios = {}
-        for case in cases_of(content, dtype="bfloat16", direction=direction):
-            taken = medians(case)
-            for rival in RIVALS:
-                if rival in taken and "ours" in taken:
-                    where = f"{case['site']} at {case['image']}², batch {case['batch']}, {rival}"
-                    ratios[where] = taken[rival] / taken["ours"]
+        evidence, every = Evidence(), set()
+        for case in cases("goal"):
+            if case.direction == direction:
+                every |= {*rivals(case)}
+                where = f"{case.site} at {case.image}², batch {case.batch}"
+                evidence.add_ratios(where, record_of(content, **asdict(case)), rivals(case), times_as_fast)
+        evidence.note_never_timed(sorted(every))
         goal = "ahead of scaled_dot_product_attention, FlexAttention, eager and compiled"
-        yield at_least(f"non-local attention, {direction}", goal, ratios, 1.0, source, "times")
+        yield at_least(f"non-local attention, {direction}", goal, evidence, 1.0, source, "times")
 
 
 def taxes(case: Mapping[str, Any]) -> dict[str, float]:
     """By provider, what attention adds to the time of the same kind of network without, as a share of it."""
-    from benchmarks.bench_models import PLAIN_OF
-
-    taken = medians(case)
-    return {who: taken[who] / taken[plain] - 1 for who, plain in PLAIN_OF.items() if who in taken and plain in taken}
+    return {who: each["median"] for who, each in case["tax"].items()}
 
 
 def tax_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """The tax of each attention in every block is the least of all."""
     for attention in ("se", "eca", "cbam"):
         for mode in ("training", "inference"):
-            name = f"the tax of {attention} in every block, {mode}"
-            goal = "less than eager PyTorch's, torch.compile's and timm's"
-            paid: dict[str, float] = {}  # the compiled networks are cases of their own
-            for case in cases_of(content, attention=attention, where="block", mode=mode, layout="channels_last"):
-                paid |= taxes(case)
-            ours = min((paid[who] for who in ("ours", "ours-compile") if who in paid), default=None)
-            others = {who: tax for who, tax in paid.items() if who in ("eager", "compile", "timm")}
-            if ours is None or not others:
-                yield Claim(name, goal, "", OPEN, source)
-                continue
-            least = min(others, key=lambda who: others[who])
-            measured = f"{ours:.1%}, the least of the others {others[least]:.1%} ({least})"
-            yield Claim(name, goal, measured, PASS if ours < others[least] else SHORT, source)
+            evidence, ours = Evidence(), []
+            for compiled, own, rivals in ((False, "ours", ("eager", "timm")), (True, "ours-compile", ("compile",))):
+                wanted = {"attention": attention, "where": "block", "mode": mode, "compiled": compiled}
+                case = record_of(content, layout="channels_last", **wanted)
+                paid = taxes(case) if case else {}
+                refused = case["not_timed"] if case else {}
+                ours += [paid[own]] if own in paid else []
+                evidence.values |= {who: paid[who] for who in rivals if who in paid}
+                evidence.missing += [who for who in rivals if who not in paid]
+                if (why := refused.get(own, LATE)) not in (LATE, ENDED):
+                    evidence.failed.append(f"{own}: {why}")
+            yield _least_tax(f"the tax of {attention} in every block, {mode}", evidence, ours, source)
+
+
+def _least_tax(name: str, evidence: Evidence, ours: list[float], source: str) -> Claim:
+    goal = "less than eager PyTorch's, torch.compile's and timm's"
+    others = evidence.values
+    if evidence.failed:
+        return Claim(name, goal, f"ours failed: {listed(evidence.failed)}", SHORT, source)
+    if not ours or not others:
+        return Claim(name, goal, "", OPEN, source)
+    least = min(others, key=lambda who: others[who])
+    measured = f"{min(ours):.1%}, the least of the others {others[least]:.1%} ({least})"
+    measured += f"; not measured: {listed(evidence.missing)}" if evidence.missing else ""
+    passes = SO_FAR if evidence.missing else PASS
+    return Claim(name, goal, measured, passes if min(ours) < others[least] else SHORT, source)
 
 
 def tuning_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
@@ -217,10 +206,12 @@ def tuning_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
         for name, case in (content or {"cases": {}})["cases"].items()
     }
     goal = f"within {RULE_AT_MOST - 1:.0%} of the tuned config on every shape"
-    yield at_most("configs by rule", goal, ratios, RULE_AT_MOST, source, "times its time")
+    yield at_most("configs by rule", goal, Evidence(ratios), RULE_AT_MOST, source, "times its time")
     name, goal = "a first call", "as long with a table as without: nothing is searched"
     first = (content or {}).get("first_call") or {}
-    if first.get("with_table") is None:
+    if "failed" in first:
+        yield Claim(name, goal, first["failed"], SHORT, source)
+    elif first.get("with_table") is None:
         yield Claim(name, goal, "", OPEN, source)
     else:
         measured = f"{first['with_table']:.2f} s with, {first['without_table']:.2f} s without"
@@ -232,40 +223,47 @@ def tuning_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
 def blocks_on_cpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """No block slower than timm's counterpart or the plain formula."""
     for rival, words in (("formula", "the tutorial's plain formula"), ("timm", "timm's counterpart")):
-        ratios = {
-            f"{case['block']}, {case['site']}, {case['layout']}, {case['direction']}": ratio["median"]
-            for case in cases_of(content)
-            for label, ratio in case["ours_over"].items()
-            if label.partition(" ")[0] == rival  # timm's own formula is its counterpart, too
-        }
+        evidence = Evidence()
+        for case in records_of(content):
+            # timm's own formula is its counterpart, too.
+            labels = [label for label in (*case["seconds"], *case["not_timed"]) if label.partition(" ")[0] == rival]
+            where = f"{case['block']}, {case['site']}, {case['layout']}, {case['direction']}"
+            evidence.add_ratios(where, case, labels, ours_over)
         goal = f"at most {CPU_AT_MOST} times the time of {words}"
-        yield at_most(f"blocks on a CPU against {words}", goal, ratios, CPU_AT_MOST, source, "times")
+        yield at_most(f"blocks on a CPU against {words}", goal, evidence, CPU_AT_MOST, source, "times")
+
+
+def ours_over(case: Mapping[str, Any], rival: str) -> float:
+    """Our time over a rival's, round by round."""
+    return case["ours_over"][rival]["median"]
 
 
 def models_on_cpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """No network slower than with the plain formula, or than timm's."""
     for rival, words in (("formula", "the plain formula in the same network"), ("timm", "timm's network")):
-        ratios = {
-            f"{case['attention']}, {case['where']}, {case['mode']}": case["ours_over"][rival]["median"]
-            for case in cases_of(content)
-            if rival in case["ours_over"]
-        }
+        evidence = Evidence()
+        for case in records_of(content):
+            if rival in (*case["seconds"], *case["not_timed"]):
+                evidence.add_ratios(f"{case['attention']}, {case['where']}, {case['mode']}", case, [rival], ours_over)
         goal = f"at most {CPU_AT_MOST} times the time of {words}"
-        yield at_most(f"ResNet-50 on a CPU against {words}", goal, ratios, CPU_AT_MOST, source, "times")
+        yield at_most(f"ResNet-50 on a CPU against {words}", goal, evidence, CPU_AT_MOST, source, "times")
 
 
 def nonlocal_on_cpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """Less time and memory than the explicit matrix."""
-    found = cases_of(content)
-    times = {f"{side(case)}², {case['direction']}": case["ours_over"]["eager"]["median"] for case in found}
+    times, memory = Evidence(), Evidence()
+    for case in records_of(content):
+        where = f"{side(case)}², {case['direction']}"
+        times.add_ratios(where, case, ["eager"], ours_over)
+        memory.add_ratios(where, case, ["eager"], lambda case, rival: _bytes(case, "ours") / _bytes(case, rival))
     goal = f"at most {CPU_AT_MOST} times that of the explicit matrix"
     yield at_most("non-local attention on a CPU, time", goal, times, CPU_AT_MOST, source, "times")
-    memory = {
-        f"{side(case)}², {case['direction']}": case["peak_bytes"]["ours"] / case["peak_bytes"]["eager"]
-        for case in found
-    }
-    goal = "no more than the explicit matrix, and linear in H·W"
+    goal = "no more than the explicit matrix"
     yield at_most("non-local attention on a CPU, memory", goal, memory, 1.0, source, "times")
+
+
+def _bytes(case: Mapping[str, Any], who: str) -> int:
+    return case["peak_bytes"][who]
 
 
 def side(case: Mapping[str, Any]) -> int:
@@ -276,9 +274,12 @@ def side(case: Mapping[str, Any]) -> int:
 def traffic(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """Passes over the map and launches, counted."""
     for name, ceiling in CEILINGS.items():
-        rows = [row for row in (content or {"rows": []})["rows"] if row["case"] == name and row["ours"]]
-        forward, backward = ceiling.forward, ceiling.backward
-        goal = f"{forward:g} + {backward:g} passes over the map, and a shortcut's; few launches"
+        rows = [row for row in (content or {"rows": []})["rows"] if row["case"] == name]
+        goal = f"{ceiling.forward:g} + {ceiling.backward:g} passes over the map, and a shortcut's"
+        goal += "; at most {} + {} launches".format(*ceiling.launches) if ceiling.launches else ""
+        if any(row["ours"] is None for row in rows):
+            yield Claim(f"{name}, traffic", goal, "Triton does not serve it", SHORT, source, "counted")
+            continue
         if not rows:
             yield Claim(f"{name}, traffic", goal, "", OPEN, source, "counted")
             continue
@@ -306,7 +307,9 @@ def machine_code(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
         return
     spilling = [row for row in rows if row.spilled and not may_spill(row)]
     programs = sum(row.programs for row in rows)
-    measured = f"{len(spilling)} of {len(rows)} kinds of programs spill, {programs} programs in all"
+    others = sum(row.spilled > 0 for row in rows) - len(spilling)
+    measured = f"of {programs} programs of {len(rows)} kinds, {len(spilling)} kinds spill where none may"
+    measured += f", {others} where nothing is promised"
     yield Claim(name, goal, measured, SHORT if spilling else PASS, source, "counted")
 
 
@@ -316,5 +319,5 @@ def as_text(claims: list[Claim]) -> str:
     rows += [(each.name, each.goal, each.measured or "—", each.verdict) for each in claims]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    counted = {verdict: sum(each.verdict == verdict for each in claims) for verdict in (PASS, SHORT, OPEN)}
+    counted = {verdict: sum(each.verdict == verdict for each in claims) for verdict in (PASS, SO_FAR, SHORT, OPEN)}
     return "\n".join([*lines, "", ", ".join(f"{count} {verdict}" for verdict, count in counted.items())])

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.files import RESULTS, versions, write
+from benchmarks.files import RESULTS, today, versions, write
 from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, Report, block_launches, compiled, served_blocks
 
 # Where ResNet-50 takes attention, at 224² and batch 64.
@@ -232,7 +232,8 @@ Programs that came out alike are one line.
 def as_json(rows: Iterable[Row]) -> str:
     """The same for machines, a row a line."""
     lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
-    return f'{{\n "versions": {json.dumps(versions())},\n "rows": [\n{lines}\n ]\n}}\n'
+    head = f' "versions": {json.dumps(versions())},\n "date": "{today()}",'
+    return f'{{\n{head}\n "rows": [\n{lines}\n ]\n}}\n'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

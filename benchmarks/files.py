@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 from triton_attn import info
@@ -14,6 +15,11 @@ def versions(*more: str) -> dict[str, str]:
     """The versions of this library, Python, PyTorch and Triton, and of ``more`` that ``triton-attn info`` knows."""
     found = info.versions()
     return {name: found[name] for name in ("triton_attn", "Python", "torch", "triton", *more)}
+
+
+def today() -> str:
+    """The date in UTC, for files that have one for all of them."""
+    return datetime.now(timezone.utc).date().isoformat()
 
 
 def write(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.ceilings import CEILINGS, over
-from benchmarks.files import versions, write
+from benchmarks.files import today, versions, write
 from benchmarks.meter import ROLES, Traffic, count
 
 SHAPE = (2, 64, 28, 28)
@@ -196,6 +196,7 @@ def as_json(rows: list[Row]) -> str:
 
     found = {
         "versions": versions(),
+        "date": today(),
         "dtype": str(DTYPE).removeprefix("torch."),
         "rows": [
             {
