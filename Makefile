@@ -11,6 +11,7 @@ LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --lane
 HERE := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 BUDGET ?= 8m
 OUTPUT ?= benchmarks/results
+PAGE = $(if $(filter benchmarks/results,$(OUTPUT)),docs,$(OUTPUT))
 QUICK ?=
 
 .PHONY: demo test lint plain interpreter compile gpu-tests guard traffic compile-report baseline bench gpu report docs clean
@@ -76,14 +77,20 @@ compile-report: $(INSTALLED)
 
 # On the CPU, also where there is a GPU: in seven to ten minutes on two cores.
 bench: $(INSTALLED)
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
-	$(BIN)/python -m benchmarks.traffic --check --output benchmarks/results/traffic.json
-	$(BIN)/python -m benchmarks.report
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds \
+	  --benchmark-sort=name; status=$$?; \
+	$(BIN)/python -m benchmarks.traffic --check --output benchmarks/results/traffic.json || status=$$?; \
+	$(BIN)/python -m benchmarks.report && exit $$status
 
+# The page is written whatever failed: losses are shown.
 gpu:
-	$(HERE) -m benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT) $(if $(QUICK),--device cpu --quick)
-	@$(HERE) -c 'import matplotlib' 2>/dev/null && $(HERE) -m benchmarks.report || \
-	  echo 'Without matplotlib no page is written: python -m benchmarks.report does so from the result files.'
+	$(HERE) -m benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT) $(if $(QUICK),--device cpu --quick); status=$$?; \
+	if $(HERE) -c 'import matplotlib' 2>/dev/null; then \
+	  $(HERE) -m benchmarks.report --results $(OUTPUT) --output $(PAGE) || exit; \
+	else \
+	  echo 'Without matplotlib no page is written: python -m benchmarks.report does so from the result files.'; \
+	fi; \
+	exit $$status
 
 # docs/performance.md and its pictures, from benchmarks/results.
 report: $(INSTALLED)
