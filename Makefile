@@ -10,6 +10,7 @@ LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --lane
 # What the GPU's command runs with: what is there, for it installs nothing.
 HERE := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 BUDGET ?= 8m
+STAGES ?=
 OUTPUT ?= benchmarks/results
 PAGE = $(if $(filter benchmarks/results,$(OUTPUT)),docs,$(OUTPUT))
 QUICK ?=
@@ -84,7 +85,8 @@ bench: $(INSTALLED)
 
 # The page is written whatever failed: losses are shown.
 gpu:
-	$(HERE) -m benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT) $(if $(QUICK),--device cpu --quick); status=$$?; \
+	$(HERE) -m benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT) $(if $(STAGES),--stages $(STAGES)) \
+	  $(if $(QUICK),--device cpu --quick); status=$$?; \
 	if $(HERE) -c 'import matplotlib' 2>/dev/null; then \
 	  $(HERE) -m benchmarks.report --results $(OUTPUT) --output $(PAGE) || exit; \
 	else \

@@ -30,7 +30,6 @@ from benchmarks.measurement import (
     DeviceLost,
     NotServed,
     Prepared,
-    Run,  # noqa: F401
     measure_case,
     not_measured,
     words,
