@@ -174,9 +174,12 @@ def run(stage: Stage, seconds: float, log: Log, arguments: argparse.Namespace) -
         print(f"\n== {stage.name}: not begun, {max(seconds, 0):.0f} s are left for it", flush=True)
         return True
     print(f"\n== {stage.name}, {seconds:.0f} s", flush=True)
-    begun = time.time()
+    begun, anew = time.time(), stage.name not in log.stages
     end = begun + seconds
-    ending = run_suite(stage, end, arguments) if stage.is_suite else run_tests(end, log)
+    log.note(stage.name, complete=False, exit=0)  # what an interruption leaves
+    if arguments.fresh:
+        (log.path.parent / f"{stage.name}.json").unlink(missing_ok=True)
+    ending = run_suite(stage, end, arguments) if stage.is_suite else run_tests(end, log, anew)
     taken = time.time() - begun
     log.note(stage.name, complete=ending.complete, exit=ending.status, seconds=round(taken, 1))
     if not ending.complete:
@@ -214,13 +217,16 @@ def run_suite(stage: Stage, end: float, arguments: argparse.Namespace) -> Ending
     return ending
 
 
-def run_tests(end: float, log: Log) -> Ending:
-    """Run the gpu lane in parts side by side: most of its time it compiles, on one core each."""
+def run_tests(end: float, log: Log, anew: bool) -> Ending:
+    """Run the gpu lane in parts side by side: most of its time it compiles, on one core each.
+
+    ``anew`` is that what earlier calls found is of other versions, or not wanted.
+    """
     from benchmarks.suite import on_gpu
 
     path = log.path.parent / "tests.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if "tests" not in log.stages:  # nothing, or of other versions, or --fresh
+    if anew:
         path.unlink(missing_ok=True)
     parts = max(1, min(MOST_PARTS, (os.cpu_count() or 1) // 2)) if on_gpu() else 1
     with tempfile.TemporaryDirectory() as folder:
@@ -269,8 +275,7 @@ def command(stage: Stage, end: float, junit: Path, arguments: argparse.Namespace
     suite = [*PYTEST, f"--junit-xml={junit}", f"benchmarks/bench_{stage.name}.py"]
     suite += ["--results", str(arguments.output.resolve()), f"--until={end}"]
     suite += ["--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
-    # What is complete was not begun; what is not goes on.
-    suite += [] if arguments.fresh else ["--keep"]
+    suite += ["--keep"]  # it goes on behind what is there
     return [*suite, "--size", "tiny", "--rounds", "2"] if arguments.quick else [*suite, "--size", "goal"]
 
 

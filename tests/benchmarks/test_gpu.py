@@ -83,8 +83,10 @@ def test_stages_in_order_and_going_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert gpu.main([*QUICK, "--output", str(tmp_path)]) == 0
     assert begun == ["nonlocal", "models", "autotune"]
     begun.clear()
+    (tmp_path / "interpreter" / "blocks.json").write_text("of before")
     assert gpu.main([*QUICK, "--output", str(tmp_path), "--fresh"]) == 0
     assert begun == [stage.name for stage in STAGES]
+    assert not (tmp_path / "interpreter" / "blocks.json").exists()
 
 
 def test_what_is_complete_takes_no_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +141,19 @@ def test_tests_that_are_cut_off_keep_what_failed(
     assert gpu.main(words) == 1
     assert log_of(tmp_path)["tests"]["complete"] is True
     assert (lane_of(tmp_path)["passed"], lane_of(tmp_path)["failed"]) == (1, 1)
-    # A fresh one forgets it.
+    # So does one behind an interruption. A fresh one forgets it.
+    scripted(monkeypatch, lambda _, path: noting(path, PASSED))
+
+    def interrupted(*_: object) -> None:
+        raise gpu.Interrupted
+
+    with monkeypatch.context() as context:
+        context.setattr(gpu, "side_by_side", interrupted)
+        gpu.main([*words, "--fresh"])
+    assert log_of(tmp_path)["tests"]["complete"] is False
+    (tmp_path / "interpreter" / "tests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in FAILED))
+    assert gpu.main(words) == 1
+    assert (lane_of(tmp_path)["passed"], lane_of(tmp_path)["failed"]) == (1, 1)
     scripted(monkeypatch, passing)
     assert gpu.main([*words, "--fresh"]) == 0
     assert (lane_of(tmp_path)["passed"], lane_of(tmp_path)["failed"]) == (1, 0)
