@@ -187,7 +187,8 @@ def on_cpu(page: Page) -> None:
             page.add(
                 "Here and in networks the process keeps the memory that it frees. Left to itself, glibc's allocator "
                 "gives maps of some ten megabytes back to the system and takes them anew, or does not, by chance: "
-                "up to half of the time, to whoever is at work."
+                "up to half of the time, to whoever is at work. Non-local attention is timed with the allocator as it "
+                "is: matrices of its size it never keeps."
             )
         if data := worst_on_cpu(found):
             size = (9.0, 1.2 + 0.16 * max(map(len, data.values())))
