@@ -84,7 +84,7 @@ def cases(size: str) -> Iterator[Case]:
     every = [(attention, where) for where in reversed(WHERE) for attention in triton_attn.list_attention()]
     if size == "small":
         for attention, where in every:
-            for mode in (TRAINING, INFERENCE) if where == "block" else (TRAINING,):
+            for mode in (TRAINING, INFERENCE):
                 yield Case("resnet50", attention, where, 2, 112, "float32", "contiguous", mode)
         return
     rest = [each for each in every if each not in GOAL]
