@@ -111,7 +111,8 @@ def measure_case(
             except Exception as error:  # out of memory, refused or wrong: the others are measured all the same
                 refused[label] = words(error)
             free(device)
-        samples = _timed(runs, clock, rounds, peaks, refused)
+        least = getattr(case, "least_rounds", LEAST_ROUNDS)
+        samples = _timed(runs, clock, rounds, least, peaks, refused)
         record = {**_record(case, samples, peaks, refused), **prepared.extra(runs, samples)}
         runs.clear()
         free(device)
@@ -128,6 +129,7 @@ def _timed(
     runs: dict[str, Run],
     clock: CpuClock,
     rounds: int | None,
+    least: int,
     peaks: Mapping[str, int | None],
     refused: dict[str, str],
 ) -> dict[str, list[float]]:
@@ -137,9 +139,9 @@ def _timed(
             if rounds is not None:
                 return measure(runs, clock, rounds)
             first = sum(map(min, measure(runs, clock, 1, warm_up=1).values()))
-            fitting = min(max(int(SECONDS_A_CASE / first), LEAST_ROUNDS), MOST_ROUNDS)
+            fitting = min(max(int(SECONDS_A_CASE / first), least), MOST_ROUNDS)
             # What takes so long that few rounds fit is warm by now.
-            return measure(runs, clock, fitting, warm_up=1 if fitting == LEAST_ROUNDS else WARM_UP)
+            return measure(runs, clock, fitting, warm_up=1 if fitting == least else WARM_UP)
         except torch.OutOfMemoryError as error:
             largest = max(runs, key=lambda label: peaks[label] or 0)
             del runs[largest]
