@@ -27,7 +27,8 @@ import torch
 import triton_attn
 from benchmarks.bench_blocks import SHAPES
 from benchmarks.files import versions, write
-from benchmarks.suite import REPLAY, device, device_name, on_gpu, slug
+from benchmarks.measurement import LATE
+from benchmarks.suite import REPLAY, device, device_name, earlier, on_gpu, slug
 from triton_attn.tune import Call, tune_calls
 from triton_attn.tuning.keys import Key
 from triton_attn.tuning.search import Found
@@ -82,11 +83,9 @@ class Session:
         self.path, self.table = results / slug() / "autotune.json", results / slug() / "tuned.json"
         self.head = {"suite": "autotune", "device": device_name(), "versions": versions("CUDA", "ROCm")}
         self.keep, self.end = keep, end
-        self.file: dict[str, Any] = {"first_call": {}, "searched": [], "cases": {}}
-        if self.path.exists():
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            if all(found.get(key) == value for key, value in self.head.items()):
-                self.file = {key: found[key] for key in self.file}
+        found = earlier(self.path, self.head)
+        nothing: dict[str, Any] = {"first_call": {}, "searched": [], "cases": {}}
+        self.file = {key: found.get(key, empty) for key, empty in nothing.items()}
         if not keep:  # everything is searched again; what this session does not come to stays as it is
             self.file["searched"] = []
         self.known = set(self.file["cases"]) if keep else set()
@@ -101,7 +100,7 @@ class Session:
             return
         left = self.left()
         if left is not None and left <= 0:
-            pytest.skip("the time limit is spent")
+            pytest.skip(LATE)
         block: Any = triton_attn.create_attention(case.block, case.shape[1], dtype=getattr(torch, case.dtype))
         x = torch.empty(case.shape, dtype=getattr(torch, case.dtype), device="meta")
         if case.layout == "channels_last":

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.ceilings import CEILINGS, over
 from benchmarks.evidence import OPEN, PASS, SHORT, SO_FAR, Claim, Evidence, at_least, at_most, listed
-from benchmarks.measurement import ENDED, LATE
+from benchmarks.measurement import LATE, NOT_YET
 
 SPEEDUP = 1.3  # over eager PyTorch and torch.compile, forward and backward together
 SHARE_OF_COPY = 0.85
@@ -180,7 +180,7 @@ def tax_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
                 ours += [paid[own]] if own in paid else []
                 evidence.values |= {who: paid[who] for who in rivals if who in paid}
                 evidence.missing += [who for who in rivals if who not in paid]
-                if (why := refused.get(own, LATE)) not in (LATE, ENDED):
+                if (why := refused.get(own, LATE)) not in NOT_YET:
                     evidence.failed.append(f"{own}: {why}")
             yield _least_tax(f"the tax of {attention} in every block, {mode}", evidence, ours, source)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.measurement import ENDED, LATE
+from benchmarks.measurement import LATE, NOT_YET
 
 PASS, SO_FAR, SHORT, OPEN = "pass", "passes so far", "falls short", "not measured"
 NAMED = 3  # of what is missing
@@ -48,7 +48,7 @@ class Evidence:
         refused = case["not_timed"]
         if "ours" not in case["seconds"]:
             why = refused.get("ours", LATE)
-            if why in (LATE, ENDED):
+            if why in NOT_YET:
                 self.missing.append(where)
             else:
                 self.failed.append(f"{where}: {why}")
@@ -56,7 +56,7 @@ class Evidence:
         for rival in rivals:
             if rival in case["seconds"]:
                 self.values[f"{where}, {rival}"] = of(case, rival)
-            elif refused.get(rival, LATE) in (LATE, ENDED):
+            elif refused.get(rival, LATE) in NOT_YET:
                 self.missing.append(f"{where}, {rival}")
 
     def note_never_timed(self, rivals: Iterable[str]) -> None:

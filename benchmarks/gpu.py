@@ -26,8 +26,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from benchmarks import measurement
 from benchmarks.claims import ResultError, as_text, judge, load
 from benchmarks.files import RESULTS, versions, write
 from benchmarks.lane import LATE, Record
@@ -36,7 +37,7 @@ from triton_attn.tune_command import duration
 from triton_attn.tuning import tables
 
 ROOT = Path(__file__).resolve().parents[1]
-GRACE = 30.0  # seconds that a stage has, behind its limit, for the case at work
+GRACE = 45.0  # seconds that a stage has, behind its limit, for the case at work; a first call takes 30 of them
 LEAST = 10.0  # seconds with which a stage is begun
 ATTEMPTS = 4  # at a stage that crashes
 MOST_PARTS = 8  # of the test lane: each holds a few GB of the GPU's memory
@@ -235,16 +236,21 @@ def run_tests(end: float, log: Log, anew: bool) -> Ending:
         record = Record(path)
         outcome = record.outcome()
         for status, said in zip(statuses, logs, strict=True):
-            if status not in (None, *WELL, FAILED, LATE):
+            if has_crashed(status):
                 print(f"... {said.read_text()[-3000:]}")
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write(log.path.parent / "tests.json", json.dumps({**log.head, "date": date, **outcome}, indent=1) + "\n")
     print(f"{outcome['passed']} passed, {outcome['failed']} failed, {outcome['skipped']} skipped")
     for test, text in outcome["failures"].items():
         print(f"FAILED {test}\n{textwrap.indent(text[-SHOWN:], '    ')}")
-    crashes = [status for status in statuses if status not in (None, *WELL, FAILED, LATE)]
+    crashes = [status for status in statuses if has_crashed(status)]
     status = crashes[0] if crashes else FAILED if outcome["failures"] else 0
     return Ending(status, late=any(status in (None, LATE) for status in statuses))
+
+
+def has_crashed(status: int | None) -> TypeGuard[int]:
+    """Whether a part of the lane ended otherwise than by its tests or its time."""
+    return status not in (None, *WELL, FAILED, LATE)
 
 
 def lane_command(record: Path, part: int, parts: int, end: float) -> list[str]:
@@ -261,8 +267,7 @@ def side_by_side(commands: Sequence[tuple[list[str], Path]], end: float) -> list
         while any(each.poll() is None for each in running) and time.time() < end + GRACE:
             time.sleep(0.1)
             for i, (words, output) in enumerate(commands):
-                crashed = running[i].poll() not in (None, *WELL, FAILED, LATE)
-                if crashed and attempts[i] < ATTEMPTS and time.time() < end:
+                if has_crashed(running[i].poll()) and attempts[i] < ATTEMPTS and time.time() < end:
                     running[i], attempts[i] = start(words, output), attempts[i] + 1
         return [each.poll() for each in running]
     finally:
@@ -313,7 +318,7 @@ def ending_of(status: int | None, junit: Path) -> Ending:
         found = ElementTree.parse(junit).getroot()
     except (OSError, ElementTree.ParseError):
         return Ending(status or 0, late=status is None)
-    late = any("time limit is spent" in (each.get("message") or "") for each in found.iter("skipped"))
+    late = any(measurement.LATE in (each.get("message") or "") for each in found.iter("skipped"))
     errors = status == FAILED and any(True for _ in found.iter("error"))
     return Ending(ERRORS if errors else status or 0, late=late or status is None)
 

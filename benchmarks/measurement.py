@@ -25,6 +25,7 @@ SECONDS_A_CASE = 1.0  # of timing; a case with long runs gets fewer rounds
 LEAST_ROUNDS, MOST_ROUNDS = 7, 200
 LATE = "the time limit is spent"
 ENDED = "the process ended while it was measured"
+NOT_YET = (LATE, ENDED)  # reasons that say nothing of a provider
 
 
 class NotServed(Exception):

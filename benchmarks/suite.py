@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.claims import ResultError, load
 from benchmarks.files import versions, write
+from benchmarks.lane import LOST
 from benchmarks.measurement import (
     ENDED,
     LATE,
@@ -40,7 +41,6 @@ from triton_attn import backend
 
 REPLAY = Replay()
 ATTEMPTS = 2  # at a case during which the process ended
-LOST = 3  # the exit status where the GPU answers no more
 
 
 class Session:
@@ -65,22 +65,11 @@ class Session:
             "versions": versions("timm", "CUDA", "ROCm"),
             "freed_memory_is_kept": freed_memory_is_kept,
         }
-        self.cases: dict[str, dict[str, Any]] = self._earlier()
+        self.cases: dict[str, dict[str, Any]] = earlier(self.path, self.head).get("cases", {})
         self.clock = GpuClock(device()) if device().type == "cuda" else CpuClock()
         self.rounds, self.end = rounds, end
         self.longest = 0.0  # seconds that a case took in this session
         self.measured: dict[str, tuple[dict[str, Any], dict[str, list[float]]]] = {}
-
-    def _earlier(self) -> dict[str, dict[str, Any]]:
-        """Cases of earlier sessions on this device with these versions; others would be of another library."""
-        if not self.path.exists():
-            return {}
-        try:
-            found = load(self.path)
-        except ResultError as error:
-            print(f"made anew: {error}")
-            return {}
-        return found["cases"] if all(found.get(key) == value for key, value in self.head.items()) else {}
 
     def samples_of(self, case: Any, providers: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
         """The record of a case and its samples by label, measured if that is to be done."""
@@ -155,6 +144,18 @@ class Session:
         benchmark.extra_info["peak_bytes"] = record["peak_bytes"].get(label)
         REPLAY.load(samples[label])
         benchmark.pedantic(lambda: None, rounds=len(samples[label]), iterations=1)
+
+
+def earlier(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """What earlier sessions left, on this device with these versions; what others left would be of another library."""
+    if not path.exists():
+        return {}
+    try:
+        found = load(path)
+    except ResultError as error:
+        print(f"made anew: {error}")
+        return {}
+    return found if all(found.get(key) == value for key, value in head.items()) else {}
 
 
 def _labels(record: dict[str, Any]) -> set[str]:
