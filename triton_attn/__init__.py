@@ -1,6 +1,7 @@
 """Attention blocks for convolutional networks as fused Triton kernels, with a plain PyTorch twin for each."""
 
-from . import functional, reference
+# _checkout says where the others find `reference`, and so comes first.
+from . import _checkout, functional, reference  # noqa: F401
 from .backend import BackendError, use_backend
 from .blocks import (
     CBAM,
