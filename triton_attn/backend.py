@@ -21,6 +21,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # Looking for the package does not import it.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_default = "auto"
 _requested: str | None = None
 _heard: list[Choice] | None = None
 
@@ -95,6 +96,11 @@ def use_triton(x: Tensor) -> bool:
     if _heard is not None:
         _heard.append(choice)
     return choice.backend == "triton"
+
+
+def is_open() -> bool:
+    """Whether a call that Triton served before may be served again unasked: nobody chose otherwise, or listens."""
+    return _requested != "reference" and _heard is None and (_requested is not None or _default != "reference")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ see which kernels run, and with what. Where there are configs to choose from it 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,36 @@ def start(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments:
     if 0 in grid:
         return
     with current(device):
-        kernel[grid](**arguments, **limits(device, arguments.get("num_warps", 4)))
+        options = limits(device, arguments.get("num_warps", 4))
+        if _here.recorder is None:
+            kernel[grid](**arguments, **options)
+        else:
+            _here.recorder.start(kernel, grid, arguments, options)
+
+
+class _Here(threading.local):
+    recorder: Any = None
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def recording(recorder: Any) -> Iterator[None]:
+    """Within this, in this thread, launches are handed to ``recorder`` and none is started."""
+    outer, _here.recorder = _here.recorder, recorder
+    try:
+        yield
+    finally:
+        _here.recorder = outer
+
+
+_unwatched = start
+
+
+def is_direct() -> bool:
+    """Whether nobody sees launches that :func:`start` would make, or takes its place: then a plan may make them."""
+    return start is _unwatched and _watcher is None
 
 
 def current(device: torch.device) -> Any:

@@ -11,19 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import backend
 from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
-from .gating import in_units
+from .gating import in_units, unpacked
 from .layout import empty_map, row_stride, rows, served
-from .library import below_autograd, register
+from .library import Launcher, Op, Results
 from .map_gate import map_gate
 from .partial_sums import partial_sums
-
-Tensors = tuple[Tensor, ...]
 
 
 def pixel_attention(
@@ -85,9 +82,7 @@ def position_gate(
         return map_gate(x, torch.conv2d(torch.relu(hidden), weight2, bias2), shortcut)
     signal = None if signal is None else served(signal, channels_last)[0]
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    arguments = (x, weight1, bias1, weight2, bias2, signal, shortcut)
-    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    return _forward_op(*arguments, saves)[0]
+    return POSITION_GATE(x, weight1, bias1, weight2, bias2, signal, shortcut)
 
 
 def forward(
@@ -99,15 +94,14 @@ def forward(
     signal: Tensor | None,
     shortcut: Tensor | None,
     saves: bool,
-) -> Tensors:
+) -> Results:
     """The output, and the bits of ReLU's mask for the backward."""
     from ..kernels.position_gate import position_gate_fwd_kernel
 
     x, channels_last = served(x)
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     y = empty_map(x, channels_last)
-    save_bits = saves and shortcut is not None
-    bits = _empty_bits(x, save_bits)
+    bits = _empty_bits(x) if saves and shortcut is not None else None
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -121,7 +115,7 @@ def forward(
         x_ptr=x,
         shortcut_ptr=shortcut,
         HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=save_bits,
+        SAVE_BITS=bits is not None,
         WIDE=_is_wide(x, y, shortcut, signal),
         **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
         **_map_strides(channels_last, y=y, x=x, s=shortcut),
@@ -138,9 +132,9 @@ def _forward_fake(
     signal: Tensor | None,
     shortcut: Tensor | None,
     saves: bool,
-) -> Tensors:
+) -> Results:
     x, channels_last = served(x)
-    return empty_map(x, channels_last), _empty_bits(x, saves and shortcut is not None)
+    return empty_map(x, channels_last), _empty_bits(x) if saves and shortcut is not None else None
 
 
 def backward(
@@ -155,10 +149,10 @@ def backward(
     needs_map: bool,
     needs_signal: bool,
     needs_weights: bool,
-) -> Tensors:
+) -> Results:
     """The gradients of x, of signal, of shortcut, and of weight1, bias1, weight2 and bias2 in one flat tensor.
 
-    Empty tensors stand for those that are not needed, and for that of a shortcut that there is not (no bits).
+    None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
     """
     from ..kernels.position_gate import position_gate_bwd_kernel
 
@@ -200,9 +194,7 @@ def backward(
         **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
         **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
     )
-    dparameters = weight1.new_empty(0) if partials is None else partial_sums(partials, weight1.dtype)
-    dx, dsignal, dshortcut = (x.new_empty(0) if t is None else t for t in (dx, dsignal, dshortcut))
-    return dx, dsignal, dshortcut, dparameters
+    return dx, dsignal, dshortcut, None if partials is None else partial_sums(partials, weight1.dtype)
 
 
 def _backward_fake(
@@ -217,21 +209,26 @@ def _backward_fake(
     needs_map: bool,
     needs_signal: bool,
     needs_weights: bool,
-) -> Tensors:
+) -> Results:
     x, channels_last = served(x)
     return (
-        empty_map(x, channels_last) if needs_map else x.new_empty(0),
-        empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else x.new_empty(0),
-        empty_map(x, channels_last) if needs_map and bits is not None else x.new_empty(0),
-        weight1.new_empty(_parameters(weight1, weight2) if needs_weights else 0),
+        empty_map(x, channels_last) if needs_map else None,
+        empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else None,
+        empty_map(x, channels_last) if needs_map and bits is not None else None,
+        weight1.new_empty(_parameters(weight1, weight2)) if needs_weights else None,
     )
 
 
-def _empty_bits(x: Tensor, wanted: bool) -> Tensor:
-    """Room for the mask of a map, eight channels of a position to a byte in both layouts, or an empty tensor."""
+def _empty_bits(x: Tensor) -> Tensor:
+    """Room for the mask of a map, eight channels of a position to a byte in both layouts."""
     batch, channels, height, width = x.shape
-    shape = (batch, height * width, rules.cdiv(channels, 8)) if wanted else (0,)
-    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+    return torch.empty((batch, height * width, rules.cdiv(channels, 8)), dtype=torch.uint8, device=x.device)
+
+
+def _mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """What these bits say, as booleans ``(N, C, H, W)``."""
+    batch, channels, height, width = x.shape
+    return unpacked(bits)[..., :channels].reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _parameters(weight1: Tensor, weight2: Tensor) -> int:
@@ -285,48 +282,41 @@ def _is_wide(*maps: Tensor | None) -> bool:
     return any(sum((size - 1) * stride for size, stride in zip(*each, strict=True)) >= 2**31 for each in shapes)
 
 
-class _PositionGate(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Tensors:
-        return below_autograd(_forward_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        *saved, shortcut, _ = inputs
-        bits = output[1]
-        ctx.mark_non_differentiable(bits)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*saved, None if shortcut is None else bits)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        x, *_, signal, shortcut, _ = ctx.needs_input_grad
-        needs = (x or shortcut, signal, any(ctx.needs_input_grad[1:5]))
-        if grad is None or not any(needs):
-            return (None,) * 8
-        dx, dsignal, dshortcut, dparameters = _backward_op(grad, *ctx.saved_tensors, *needs)
-        parameters = (None,) * 4
-        if needs[2]:
-            shapes = [t.shape for t in ctx.saved_tensors[1:5]]
-            flat = dparameters.split([shape.numel() for shape in shapes])
-            parameters = tuple(each.view(shape) for each, shape in zip(flat, shapes, strict=True))
-        grads = (dx, *parameters, dsignal, dshortcut)
-        # What was not asked for came back empty.
-        return *(each if needed else None for each, needed in zip(grads, ctx.needs_input_grad[:7], strict=True)), None
+def _gradients(found: Results, tensors: Results) -> Results:
+    dx, dsignal, dshortcut, flat = found
+    parameters: list[Tensor | None] = [None] * 4
+    if flat is not None:
+        shapes = [t.shape for t in tensors[1:5] if t is not None]
+        pieces = flat.split([shape.numel() for shape in shapes])
+        parameters = [each.view(shape) for each, shape in zip(pieces, shapes, strict=True)]
+    return dx, *parameters, dsignal, dshortcut
 
 
-_forward_op = register(
-    "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? signal,"
-    " Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
-    forward,
-    _forward_fake,
-    _PositionGate,
-)
-_backward_op = register(
-    "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
-    " Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    backward,
-    _backward_fake,
+def _formula(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, signal: Tensor | None
+) -> Tensor:
+    hidden = torch.conv2d(x, weight1, bias1)
+    hidden = hidden if signal is None else hidden + signal
+    return x * torch.sigmoid(torch.conv2d(torch.relu(hidden), weight2, bias2))
+
+
+POSITION_GATE = Op(
+    Launcher(
+        "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? signal,"
+        " Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
+        forward,
+        _forward_fake,
+    ),
+    Launcher(
+        "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
+        " Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        _backward_fake,
+    ),
+    tensors=7,
+    formula=_formula,
+    needs=lambda needs: (needs[0] or needs[6], needs[5], any(needs[1:5])),
+    gradients=_gradients,
+    mask=_mask,
 )
