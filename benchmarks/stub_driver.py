@@ -1,11 +1,12 @@
 """A CUDA driver that does nothing: Triton's own launcher runs all the way down to it, on a machine without a GPU.
 
-What is compiled is for a GPU that is not there, what is started is nothing, and the tensors lie on the CPU. So what is
-left of a call is its host time, and what it hands over can be looked at. One process, from its beginning, and for good.
+No kernel is compiled, since none is run, and the tensors lie on the CPU. So what is left of a call is its host time,
+and what it hands over can be looked at. It is for a process of its own, from its beginning, and for good.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import shutil
@@ -68,17 +69,36 @@ def install() -> ctypes.CDLL:
     if compiler is None:
         raise NoCompilerError("expected a C compiler (cc, gcc or clang, or one named by CC), found none")
     folder = Path(tempfile.mkdtemp(prefix="stub-driver-"))
-    try:
-        (folder / "stub.c").write_text(SOURCE)
-        path = folder / "libcuda.so.1"
-        words = [compiler, "-shared", "-fPIC", "-w", f"-Wl,-soname,{path.name}", "-o", str(path), "stub.c"]
-        subprocess.run(words, cwd=folder, check=True)
-        # By its name the loader finds it again for whatever is linked against the driver.
-        stub = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        _use(folder)
-    finally:
-        shutil.rmtree(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "stub.c").write_text(SOURCE)
+    path = folder / "libcuda.so.1"
+    words = [compiler, "-shared", "-fPIC", "-w", f"-Wl,-soname,{path.name}", "-o", str(path), "stub.c"]
+    subprocess.run(words, cwd=folder, check=True)
+    # By its name the loader finds it again for whatever is linked against the driver.
+    stub = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    _use(folder)
+    _compile_nothing(folder)
     return stub
+
+
+def _compile_nothing(folder: Path) -> None:
+    """Kernels become nothing, with what their launch must know of them; no cache but our own is to see them."""
+    from triton import knobs
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.compiler import ASTSource
+
+    def binary(_: Any, metadata: dict[str, Any]) -> bytes:
+        metadata |= {"name": "stub", "shared": 0, "tmem_size": 0, "cluster_dims": (1, 1, 1), "tensordesc_meta": None}
+        for kind in ("global", "profile"):
+            metadata |= {f"{kind}_scratch_size": 0, f"{kind}_scratch_align": 1}
+        return b"nothing"
+
+    def add_stages(_: Any, stages: dict[str, Any], *__: Any) -> None:
+        stages |= {"ttir": lambda *_: "", "cubin": binary}
+
+    knobs.cache.dir = str(folder / "cache")
+    ASTSource.make_ir = lambda *_, **__: ""
+    CUDABackend.add_stages = add_stages
 
 
 def _use(folder: Path) -> None:
@@ -99,12 +119,12 @@ def _use(folder: Path) -> None:
 
         def __init__(self) -> None:
             self.utils = CudaUtils()
-            self.utils.get_device_properties = lambda device: PROPERTIES
+            self.utils.get_device_properties = lambda _: PROPERTIES
 
         def get_current_device(self) -> int:
             return 0
 
-        def get_current_stream(self, device: int) -> int:
+        def get_current_stream(self, _: int) -> int:
             return 0
 
         def get_current_target(self) -> Any:
@@ -117,5 +137,5 @@ def _use(folder: Path) -> None:
             return None
 
     driver.set_active(Driver())
-    launch.limits = lambda device, num_warps: {"maxnreg": launch.register_limit(num_warps)}
+    launch.limits = lambda _, num_warps: {"maxnreg": launch.register_limit(num_warps)}
     backend.interpreting = lambda: True

@@ -114,7 +114,7 @@ def test_opcheck() -> None:
     x, shortcut = draw((2, 64, 9, 7), torch.float32, torch.channels_last, 2)
     weights = [w.detach().requires_grad_() for w in block.weights()]
     x, shortcut = x.requires_grad_(), shortcut.requires_grad_()
-    for network in (("mean", True, "sigmoid"), ("both", False, "none")):
+    for network in (("mean", "relu", "sigmoid"), ("both", "none", "none")):
         torch.library.opcheck(torch.ops.triton_attn.channel_gate.default, (x, *weights, shortcut, *network, True))
     weight = torch.randn(1, 1, 3, device="cuda", requires_grad=True)
     torch.library.opcheck(torch.ops.triton_attn.eca.default, (x, weight, shortcut, "mean", "sigmoid", True))

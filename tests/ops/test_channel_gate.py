@@ -16,6 +16,7 @@ import triton_attn
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
 from triton_attn import functional, reference
+from triton_attn.ops.library import or_none
 
 pytestmark = pytest.mark.interpreter
 
@@ -43,7 +44,7 @@ def arguments_of(block: nn.Module, x: Tensor, shortcut: Tensor | None, saves: bo
     if isinstance(block, triton_attn.ECABlock):
         return torch.ops.triton_attn.eca, (x, *weights, shortcut, "mean", "sigmoid", saves)
     linear = isinstance(block, triton_attn.CoordinateAttention)
-    network = ("both", False, "none") if linear else ("mean", True, "sigmoid")
+    network = ("both", "none", "none") if linear else ("mean", "relu", "sigmoid")
     return torch.ops.triton_attn.channel_gate, (x, *weights, shortcut, *network, saves)
 
 
@@ -409,11 +410,10 @@ def test_opcheck(layout: str, saves: bool, name: str, monkeypatch: pytest.Monkey
         torch.library.opcheck(op.default, arguments)
         if not saves:
             continue
-        _, *saved = (t.detach() for t in op(*arguments))
+        _, *saved = (or_none(t.detach()) for t in op(*arguments))
         grad = lay_out(torch.randn(2, 8, 5, 3), "contiguous")
         weights = [w.detach() for w in weights_of(block)]
-        weights = weights if name == "eca" else weights[:3]
-        network = [each for each in arguments[:-1] if isinstance(each, (str, bool))]
+        network = [each for each in arguments[:-1] if isinstance(each, str)]
         backward = getattr(torch.ops.triton_attn, f"{op.__name__}_backward").default
         for needs in ((True, True), (True, False), (False, True)):
             torch.library.opcheck(backward, (grad, x.detach(), *weights, *saved, *network, *needs))

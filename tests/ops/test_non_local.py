@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import triton_attn
 from tests.parity import DTYPES, assert_within, check_block, largest_error, lay_out, run, twins
 from triton_attn import functional, reference
+from triton_attn.ops.library import or_none
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
 from triton_attn.tuning import attention_rules, chips
 
@@ -457,13 +458,13 @@ def test_opcheck(channels: int, layout: str, saves: bool, monkeypatch: pytest.Mo
     torch.library.opcheck(op, (x, packed, None, None, None, 1.0, saves))
     torch.library.opcheck(op, (None, q, k, v, None, 0.5, saves))
     if saves:
-        _, kept, lse, bits = (t.detach() for t in op(x, packed, None, None, shortcut, 1.0, True))
+        _, kept, lse, bits = (or_none(t.detach()) for t in op(x, packed, None, None, shortcut, 1.0, True))
         grad = lay_out(draw(2, channels, 4, 5, seed=3), layout)
         last = (channels, layout == "channels_last")
         saved = (packed.detach(), None, None, kept, lse, bits)
         torch.library.opcheck(backward, (grad, *saved, 1.0, *last, True, False, False))
-        y, kept, lse, bits = (t.detach() for t in op(None, q, k, v, None, 0.5, True))
-        saved = (q.detach(), k.detach(), v.detach(), y if lse.numel() else kept, lse, bits)
+        y, kept, lse, bits = (or_none(t.detach()) for t in op(None, q, k, v, None, 0.5, True))
+        saved = (q.detach(), k.detach(), v.detach(), y if kept is None else kept, lse, bits)
         for needs in ((True, True, True), (False, True, False), (False, False, True)):
             torch.library.opcheck(backward, (torch.ones_like(y), *saved, 0.5, *last, *needs))
 

@@ -144,13 +144,13 @@ def test_the_rule_bites(name: str, fault: str, dtype: torch.dtype, monkeypatch: 
     """A gradient that is a fifth too small does not pass, in any dtype."""
     from triton_attn.ops import position_gate
 
-    right = position_gate._backward_op
+    right = position_gate.POSITION_GATE.backward
     index = ["dx", "dsignal", "dshortcut", "dparameters"].index(fault)
 
     def wrong(*arguments: object) -> list[Tensor]:
-        return [each * 0.8 if i == index else each for i, each in enumerate(right(*arguments))]
+        return [each * 0.8 if i == index and each is not None else each for i, each in enumerate(right(*arguments))]
 
-    monkeypatch.setattr(position_gate, "_backward_op", wrong)
+    monkeypatch.setattr(position_gate.POSITION_GATE, "backward", wrong)
     with pytest.raises(AssertionError, match="over the bound"):
         check_block(builder(name, 16, dtype), (2, 16, 3, 4), dtype, "contiguous", with_shortcut=True)
 

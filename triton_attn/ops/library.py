@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import backend
+from ..tuning import selection
 from . import launch, plan
 
 NAMESPACE = "triton_attn"
@@ -35,6 +36,9 @@ def forget() -> None:
     """Make all plans anew: launches would choose otherwise now."""
     for each in _CACHES:
         each.clear()
+
+
+selection.on_change.append(forget)
 
 
 def is_eager() -> bool:
@@ -122,7 +126,7 @@ def look_up(arguments: Sequence[Any]) -> Found | None:
     addresses: list[int] = []
     for each in arguments:
         kind = type(each)
-        if kind is Tensor or kind is _Parameter:
+        if kind is _Parameter or (kind is Tensor and not each.is_neg()):
             address = each.data_ptr()
             addresses.append(address)
             key += (each.shape, each.stride(), each.dtype, each.get_device(), address % plan.MULTIPLE)
@@ -247,7 +251,7 @@ class Op:
 
     def _backward(self, ctx: Any, grad: Tensor, saved: Results, needs: tuple[bool, ...]) -> Results:
         """What the backward returns. Behind a forward that was played, a plan is found by the gradient alone."""
-        if ctx.known is None or type(grad) is not Tensor or not is_eager():
+        if ctx.known is None or type(grad) is not Tensor or grad.is_neg() or not is_eager():
             return self.backward(grad, *saved, *ctx.constants, *needs)
         address = grad.data_ptr()
         key = grad.shape, grad.stride(), grad.dtype, grad.get_device(), address % plan.MULTIPLE, _precision(), needs

@@ -8,6 +8,7 @@ PyTorch's that computes, a copy) is not planned, and its launcher runs at every 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
@@ -54,9 +55,11 @@ class Recorder(TorchDispatchMode):
         return self._places[id(t)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            raise NotPlannedError(f"it calls {func}")
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and id(out) in self._places:
-            return out
+        if not isinstance(out, (Tensor, list, tuple)) or id(out) in self._places:
+            return out  # a question, or what was given
         name, source = func._schema.name.partition("::")[2], args[0] if args else None
         if name in ALLOCATIONS:
             self._put(out, ("new", len(self.new), 0))
@@ -245,8 +248,13 @@ def make(run: Callable[..., Results], arguments: Sequence[Any]) -> Plan | None:
     inputs = [each for each in aliases if isinstance(each, Tensor)]
     recorder = Recorder(inputs)
     try:
-        with torch.no_grad(), launch.recording(recorder), recorder:
+        # One at a time: a kernel that two threads load at once is handed to one of them half loaded.
+        with _making, torch.no_grad(), launch.recording(recorder), recorder:
             results = run(*aliases)
-        return Plan(recorder, len(inputs), results, inputs[0].device)
+        with _making:
+            return Plan(recorder, len(inputs), results, inputs[0].device)
     except NotPlannedError:
         return None
+
+
+_making = threading.RLock()

@@ -18,6 +18,8 @@ from .tables import Entry, NoTableError, Table, TableError
 Entries = Mapping[Key, Entry]
 _forced: Entries | None = None
 _chosen: dict[Any, spaces.Config] = {}
+on_change: list[Callable[[], None]] = []
+"""Called when launches may choose otherwise than before."""
 
 
 def choose(kernel: Any, shape: Shape, rule: spaces.Config, device: torch.device) -> spaces.Config:
@@ -45,18 +47,24 @@ def use_entries(entries: Entries) -> Iterator[None]:
     """Within this, these entries stand for all tables, on every device; with none, launches go by their rules."""
     global _forced
     outer, _forced = _forced, entries
-    _chosen.clear()
+    _choose_anew()
     try:
         yield
     finally:
         _forced = outer
-        _chosen.clear()
+        _choose_anew()
 
 
 def forget() -> None:
     """Read the tables again at the next launch."""
     _entries.cache_clear()
+    _choose_anew()
+
+
+def _choose_anew() -> None:
     _chosen.clear()
+    for each in on_change:
+        each()
 
 
 @cache
