@@ -343,7 +343,7 @@ def test_inference_saves_nothing_for_a_backward() -> None:
         y = block(x, torch.randn_like(x))
     assert y.grad_fn is None
     weights = [w.detach() for w in block.weights()]
-    _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, torch.randn_like(x), False)
+    _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, None, None, torch.randn_like(x), False)
     assert bits.numel() == 0
 
 
@@ -433,13 +433,14 @@ def op_arguments(name: str, layout: str, with_signal: bool, requires_grad: bool)
     signal = lay_out(torch.randn(2, 3, 5, 3), layout) if with_signal else None
     outputs = 6 if name == "pixel" else 1
     weights = torch.randn(3, 6, 1, 1), torch.randn(3), torch.randn(outputs, 3, 1, 1), torch.randn(outputs)
-    arguments = [x, *weights, signal, shortcut]
+    more = (torch.randn(3, 6, 1, 1), torch.randn(3)) if name == "gate" and not with_signal else (None, None)
+    arguments = [x, *weights, *more, signal, shortcut]
     return [None if t is None else t.detach().requires_grad_(requires_grad) for t in arguments]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
 @pytest.mark.parametrize("saves", [False, True])
-@pytest.mark.parametrize(("name", "with_signal"), [("pixel", False), ("gate", True)])
+@pytest.mark.parametrize(("name", "with_signal"), [("pixel", False), ("gate", True), ("gate", False)])
 def test_opcheck(name: str, with_signal: bool, layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
     *inputs, shortcut = op_arguments(name, layout, with_signal, saves)

@@ -13,7 +13,7 @@ class AttentionModule(reference.AttentionModule):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         weights = self.weights()
-        if (y := ops.POSITION_GATE.again(x, *weights, None, shortcut)) is not None:
+        if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut)) is not None:
             return y
         if not backend.use_triton(x):
             return super().forward(x, shortcut)

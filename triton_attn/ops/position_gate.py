@@ -27,7 +27,7 @@ def pixel_attention(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shortcut: Tensor | None = None
 ) -> Tensor:
     """:func:`triton_attn.functional.pixel_attention` on Triton, for arguments that were checked."""
-    return position_gate(x, weight1, bias1, weight2, bias2, None, shortcut)
+    return position_gate(x, weight1, bias1, weight2, bias2, shortcut=shortcut)
 
 
 def attention_gate(
@@ -45,11 +45,11 @@ def attention_gate(
     if gating is None:
         # Two convolutions of the same map are one; PyTorch adds in float32. Where x is infinite and they would cancel
         # to NaN, their sum is infinite: the one place where a value goes elsewhere than in the reference.
-        return position_gate(x, weight1 + weight2, bias1 + bias2, psi_weight, psi_bias, None, shortcut)
+        return position_gate(x, weight1, bias1, psi_weight, psi_bias, weight2, bias2, None, shortcut)
     signal = torch.conv2d(gating, weight2, bias2)
     if signal.shape[2:] != x.shape[2:]:
         signal = torch.ops.aten.upsample_bilinear2d.vec(signal, x.shape[2:], False, None)
-    return position_gate(x, weight1, bias1, psi_weight, psi_bias, signal, shortcut)
+    return position_gate(x, weight1, bias1, psi_weight, psi_bias, None, None, signal, shortcut)
 
 
 def position_gate(
@@ -58,31 +58,50 @@ def position_gate(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None = None,
+    more_bias: Tensor | None = None,
     signal: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
     """``x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2)``, and ``relu(… + shortcut)`` with a shortcut.
 
     ``weight1`` ``(m, C, 1, 1)``; ``weight2`` ``(C, m, 1, 1)`` for a gate per element, or ``(1, m, 1, 1)`` for one per
-    position; ``signal`` ``(N, m, H, W)``.
+    position; ``more_weight`` and ``more_bias`` are added to weight1 and bias1; ``signal`` ``(N, m, H, W)``.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # The gates would come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
+    network = (weight1, bias1, weight2, bias2, more_weight, more_bias)
     if shortcut is not None and shortcut.dtype != x.dtype:
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(position_gate(x, weight1, bias1, weight2, bias2, signal) + shortcut)
+        return torch.relu(position_gate(x, *network, signal) + shortcut)
     x, channels_last = served(x)
     sizes = x.shape[1], weight1.shape[0], weight2.shape[0]
     if not position_rules.position_gate_is_fused(
         *sizes, x.itemsize, rows(x, channels_last)[1], has_signal=signal is not None
     ):
-        hidden = torch.conv2d(x, weight1, bias1)
-        hidden = hidden if signal is None else hidden + signal
-        return map_gate(x, torch.conv2d(torch.relu(hidden), weight2, bias2), shortcut)
+        return map_gate(x, _logits(x, *network, signal), shortcut)
     signal = None if signal is None else served(signal, channels_last)[0]
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    return POSITION_GATE(x, weight1, bias1, weight2, bias2, signal, shortcut)
+    return POSITION_GATE(x, *network, signal, shortcut)
+
+
+def _logits(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
+    signal: Tensor | None,
+) -> Tensor:
+    """What the gate is the sigmoid of, in plain PyTorch."""
+    if more_weight is not None and more_bias is not None:
+        weight1, bias1 = weight1 + more_weight, bias1 + more_bias
+    hidden = torch.conv2d(x, weight1, bias1)
+    hidden = hidden if signal is None else hidden + signal
+    return torch.conv2d(torch.relu(hidden), weight2, bias2)
 
 
 def forward(
@@ -91,6 +110,8 @@ def forward(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     shortcut: Tensor | None,
     saves: bool,
@@ -117,7 +138,7 @@ def forward(
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=bits is not None,
         WIDE=_is_wide(x, y, shortcut, signal),
-        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
+        **_network(x, channels_last, weight1, bias1, weight2, bias2, more_weight, more_bias, signal),
         **_map_strides(channels_last, y=y, x=x, s=shortcut),
     )
     return y, bits
@@ -129,6 +150,8 @@ def _forward_fake(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     shortcut: Tensor | None,
     saves: bool,
@@ -144,6 +167,8 @@ def backward(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     bits: Tensor | None,
     needs_map: bool,
@@ -191,7 +216,7 @@ def backward(
         NEEDS_SIGNAL=dsignal is not None,
         NEEDS_WEIGHTS=needs_weights,
         WIDE=_is_wide(x, grad, dx, dshortcut, signal, dsignal),
-        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
+        **_network(x, channels_last, weight1, bias1, weight2, bias2, more_weight, more_bias, signal),
         **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
     )
     return dx, dsignal, dshortcut, None if partials is None else partial_sums(partials, weight1.dtype)
@@ -204,6 +229,8 @@ def _backward_fake(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     bits: Tensor | None,
     needs_map: bool,
@@ -242,6 +269,8 @@ def _network(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
 ) -> dict[str, Any]:
     """The launch arguments of the gate network, and how it multiplies."""
@@ -257,12 +286,15 @@ def _network(
         "bias1_ptr": bias1.contiguous(),
         "weight2_ptr": weight2.contiguous(),
         "bias2_ptr": bias2.contiguous(),
+        "more_weight_ptr": None if more_weight is None else more_weight.contiguous(),
+        "more_bias_ptr": None if more_bias is None else more_bias.contiguous(),
         "signal_ptr": signal,
         "stride_hn": 0 if signal is None else signal.stride(0),
         "stride_ho": 0 if signal is None else row_stride(signal, channels_last),
         "CHANNELS": weight1.shape[1],
         "HIDDEN": weight1.shape[0],
         "PER_CHANNEL": weight2.shape[0] > 1,
+        "HAS_MORE": more_weight is not None,
         "HAS_SIGNAL": signal is not None,
         "DOT": dot,
         "PRECISION": chips.precision(x.dtype, chips.chip_of(x.device)),
@@ -289,34 +321,32 @@ def _gradients(found: Results, tensors: Results) -> Results:
         shapes = [t.shape for t in tensors[1:5] if t is not None]
         pieces = flat.split([shape.numel() for shape in shapes])
         parameters = [each.view(shape) for each, shape in zip(pieces, shapes, strict=True)]
-    return dx, *parameters, dsignal, dshortcut
+    # What was added has the gradient of the sum.
+    return dx, *parameters, *parameters[:2], dsignal, dshortcut
 
 
-def _formula(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, signal: Tensor | None
-) -> Tensor:
-    hidden = torch.conv2d(x, weight1, bias1)
-    hidden = hidden if signal is None else hidden + signal
-    return x * torch.sigmoid(torch.conv2d(torch.relu(hidden), weight2, bias2))
+def _formula(x: Tensor, *network: Any) -> Tensor:
+    return x * torch.sigmoid(_logits(x, *network))
 
 
 POSITION_GATE = Op(
     Launcher(
-        "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? signal,"
+        "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? more_weight,"
+        " Tensor? more_bias, Tensor? signal,"
         " Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
         forward,
         _forward_fake,
     ),
     Launcher(
         "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
-        " Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
+        " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,
     ),
-    tensors=7,
+    tensors=9,
     formula=_formula,
-    needs=lambda needs: (needs[0] or needs[6], needs[5], any(needs[1:5])),
+    needs=lambda needs: (needs[0] or needs[8], needs[7], any(needs[1:7])),
     gradients=_gradients,
     mask=_mask,
 )
