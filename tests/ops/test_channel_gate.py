@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
 from triton_attn import functional, reference
@@ -426,7 +427,8 @@ def test_compiles_as_one_graph(dynamic: bool, name: str, monkeypatch: pytest.Mon
     torch.manual_seed(0)
     torch.compiler.reset()
     block = block_of(name, 16, 4)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     for shape in ((2, 16, 5, 6), (3, 16, 7, 7)):
         x, shortcut, grad = (torch.randn(shape) for _ in range(3))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -438,6 +440,7 @@ def test_compiles_as_one_graph(dynamic: bool, name: str, monkeypatch: pytest.Mon
         assert all(torch.equal(a, b) for a, b in zip(compiled_grads, grads, strict=True))
     with torch.no_grad():
         assert torch.equal(compiled(x), block(x))
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("name", BLOCKS)

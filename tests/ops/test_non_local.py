@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests.parity import DTYPES, assert_within, check_block, largest_error, lay_out, run, twins
 from triton_attn import functional, reference
 from triton_attn.ops.library import or_none
@@ -475,7 +476,8 @@ def test_compiles_as_one_graph(channels: int, dynamic: bool, monkeypatch: pytest
     monkeypatch.undo()
     torch.compiler.reset()
     block = triton_attn.NonLocalBlock(channels)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     for shape in ((2, channels, 4, 5), (3, channels, 5, 6)):
         x, shortcut, grad = (draw(*shape, seed=i) for i in range(3))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -488,6 +490,7 @@ def test_compiles_as_one_graph(channels: int, dynamic: bool, monkeypatch: pytest
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), block(x))
+    assert graphs.all_served()
 
 
 def test_a_training_step_through_a_network() -> None:

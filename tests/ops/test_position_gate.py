@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, largest_error, lay_out, run
 from triton_attn import functional, reference
@@ -485,12 +486,14 @@ def test_compiles_as_one_graph(name: str, channels: int, dynamic: bool, monkeypa
     torch.manual_seed(0)
     torch.compiler.reset()
     block = builder(name, channels)(triton_attn)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     for shape in ((2, channels, 5, 6), (3, channels, 7, 7)):
         x, shortcut = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
         compiled_and_not(block, compiled, [x, shortcut], ["shortcut"], same_bits)
     with torch.no_grad():
         assert torch.equal(compiled(x), block(x))
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -499,13 +502,15 @@ def test_compiles_with_a_gating_signal_and_autocast(dynamic: bool, monkeypatch: 
     torch.manual_seed(0)
     torch.compiler.reset()
     block = triton_attn.AttentionGate(16, 12)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     inputs = [torch.randn(2, 16, 6, 8), torch.randn(2, 12, 3, 4)]
     # The compiler resizes by a decomposition of its own.
     compiled_and_not(block, compiled, inputs, ["gating"], torch.testing.assert_close)
     with torch.autocast("cpu", torch.bfloat16):
         x, gating = torch.randn(2, 16, 6, 8), torch.randn(2, 12, 3, 4)
         torch.testing.assert_close(compiled(x, gating=gating), block(x, gating=gating))
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
