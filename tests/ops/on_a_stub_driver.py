@@ -151,10 +151,10 @@ MODES = ("inference", "training", "weights alone", "map alone")
 def same_launches(name: str, channels_last: bool, dtype: torch.dtype, size: tuple[int, int], tail: str, mode: str,
                   cut: str = "") -> None:  # fmt: skip
     """A plan starts, to the pointer, what the launcher starts."""
-    block = block_of(name, dtype)
-    x = draw((2, CHANNELS, *size), dtype, channels_last, cut)
-    grad = draw((2, CHANNELS, *size), dtype, channels_last, cut)
-    other = draw((2, CHANNELS, *size), dtype, channels_last, cut)
+    # Of more, a gate at every position is the library's business in float32.
+    channels = 48 if name in ("gate", "pixel") and dtype == torch.float32 else CHANNELS
+    block = block_of(name, dtype, channels)
+    x, grad, other = (draw((2, channels, *size), dtype, channels_last, cut) for _ in range(3))
     for p in block.parameters():
         p.requires_grad_(mode in ("training", "weights alone"))
     x.requires_grad_(mode in ("training", "map alone"))
@@ -179,7 +179,8 @@ def same_launches(name: str, channels_last: bool, dtype: torch.dtype, size: tupl
     with plays() as seen:
         short = spy.trace(run, inputs)
     assert seen, "nothing was played"
-    assert short[1] == long_way[1], (short[1], long_way[1])
+    if name != "nonlocal":  # the library's products return what may lie where something of ours lay before
+        assert short[1] == long_way[1], (short[1], long_way[1])
     assert len(short[0]) == len(long_way[0]) > 0
     for a, b in zip(short[0], long_way[0], strict=True):
         assert a == b, f"{a}\n{b}"
@@ -425,11 +426,9 @@ def check_plans_are_bounded_and_forgotten() -> None:
     selection.forget()
     assert not ops_plans("channel_gate")
     block(x)
-    with selection.use_entries({}):
-        assert not ops_plans("channel_gate")
-        block(x)
-        assert ops_plans("channel_gate")
-    assert not ops_plans("channel_gate")
+    with selection.use_entries({}):  # in this thread, whose launches may choose otherwise meanwhile
+        assert played(lambda: block(x)) == 0
+    assert played(lambda: block(x)) == 1
 
 
 def check_hooks_see_launches() -> None:

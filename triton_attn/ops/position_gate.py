@@ -339,7 +339,8 @@ POSITION_GATE = Op(
     ),
     Launcher(
         "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
-        " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
+        " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? bits,"
+        " bool needs_map, bool needs_signal, bool needs_weights)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,
