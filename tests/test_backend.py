@@ -46,12 +46,12 @@ def test_contexts_nest_and_end() -> None:
 
 
 def test_the_environment_sets_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_ATTN_BACKEND", "triton")
+    monkeypatch.setattr(backend, "_default", "triton")
     with pytest.raises(triton_attn.BackendError):
         backend.use_triton(torch.randn(1, 2, 3, 4))
     with triton_attn.use_backend("auto"):
         assert not backend.use_triton(torch.randn(1, 2, 3, 4))
-    monkeypatch.setenv("TRITON_ATTN_BACKEND", "cuda")
+    monkeypatch.setattr(backend, "_default", "cuda")
     with pytest.raises(ValueError, match=r"TRITON_ATTN_BACKEND: unknown backend 'cuda', expected one of auto"):
         backend.use_triton(torch.randn(1, 2, 3, 4))
 

@@ -316,3 +316,20 @@ def test_no_environment_is_written(folder):
                     target = [node.func.value]
             for each in target or []:
                 assert not ast.unparse(each).endswith("environ"), f"{path}: line {node.lineno} writes the environment"
+
+
+def test_the_environment_chooses_the_backend_of_all_threads():
+    found = python(
+        """
+        import json, threading
+        import triton_attn
+        from triton_attn import backend
+        seen = [backend.requested_backend()]
+        thread = threading.Thread(target=lambda: seen.append(backend.requested_backend()))
+        thread.start()
+        thread.join()
+        print(json.dumps(seen))
+        """,
+        TRITON_ATTN_BACKEND="reference",
+    )
+    assert found == ["reference", "reference"]

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import Parameter
 
-from .per_thread import PerThread
+from .per_thread import PerThread, nothing_is_set
 
 Backend = Literal["auto", "triton", "reference"]
 BACKENDS = ("auto", "triton", "reference")
@@ -26,6 +26,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # Looking for the package does not import it.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Of all threads; read once, for a look into the environment takes as long as a kernel's start.
+_default = os.environ.get(VARIABLE, "auto")
 _requested: PerThread[str] = PerThread()
 _heard: PerThread[list[Choice]] = PerThread()
 
@@ -65,10 +67,7 @@ def use_backend(name: Backend) -> Iterator[None]:
 def requested_backend() -> str:
     """What this thread's innermost :func:`use_backend`, or else the environment, asks for."""
     requested = _requested.value
-    if requested is not None:
-        return requested
-    # Looking first: os.environ.get raises and catches two errors inside for a variable that is not there.
-    return _checked(os.environ[VARIABLE], VARIABLE) if VARIABLE in os.environ else "auto"
+    return _checked(_default, VARIABLE) if requested is None else requested
 
 
 def _checked(name: str, source: str) -> str:
@@ -102,6 +101,8 @@ def use_triton(x: Tensor, *others: Tensor | None) -> bool:
 
 def is_open() -> bool:
     """Whether a call that Triton served before may be served again unasked: nobody chose otherwise, or listens."""
+    if nothing_is_set():
+        return _default != "reference"
     return _heard.value is None and requested_backend() != "reference"
 
 

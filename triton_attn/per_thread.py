@@ -16,6 +16,20 @@ import torch
 T = TypeVar("T")
 
 
+class _Set(threading.local):
+    """How many values are set in this thread."""
+
+    count = 0
+
+
+_set = _Set()
+
+
+def nothing_is_set() -> bool:
+    """Whether no value of any kind is set in this thread: one look in place of one at each."""
+    return not _set.count
+
+
 class PerThread(threading.local, Generic[T]):
     """A value that every thread has of its own; at first it is None."""
 
@@ -26,10 +40,12 @@ class PerThread(threading.local, Generic[T]):
     def set(self, value: T) -> Iterator[T]:
         """Within this, in this thread, it is ``value``."""
         outer, self.value = self.value, value
+        _set.count += 1
         try:
             yield value
         finally:
             self.value = outer
+            _set.count -= 1
 
     @contextlib.contextmanager
     def set_and_backwards(self, value: T) -> Iterator[T]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..per_thread import PerThread
+from ..per_thread import PerThread, nothing_is_set
 from ..tuning import chips, selection
 from ..tuning.keys import Shape
 from ..tuning.spaces import Config
@@ -89,7 +89,11 @@ def is_direct() -> bool:
 
     Not where somebody sees them or takes its place, nor where they are made otherwise than in other threads.
     """
-    return start is _unwatched and _watcher.value is None and not selection.is_forced() and not chips.is_assumed()
+    if start is not _unwatched:
+        return False
+    if nothing_is_set():
+        return True
+    return _watcher.value is None and not selection.is_forced() and not chips.is_assumed()
 
 
 def current(device: torch.device) -> Any:
