@@ -33,6 +33,7 @@ from benchmarks.sections import (
     tax_section,
     tuning_section,
 )
+from benchmarks.traffic import held
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -126,6 +127,7 @@ def counted(page: Page) -> None:
         size = (9.0, 3.6)
         source = f"with shortcut and ReLU, channels_last, {content['dtype']}; {page.source(path, content)}"
         page.figure("traffic", "traffic by block", data, plots.traffic(data), size, source)
+        kept_table(page, path, content)
     else:
         page.add("Traffic is not counted: `make traffic` counts it.")
     path = page.results / "compile" / "report.json"
@@ -154,6 +156,23 @@ def counted(page: Page) -> None:
         page.add(f"*{page.source(path, content)}. {spilling(content['rows'])}*")
     else:
         page.add("Machine code is not read: `make compile-report` does.")
+
+
+def kept_table(page: Page, path: Path, content: Mapping[str, Any]) -> None:
+    """What every block keeps between its two directions."""
+    page.add(
+        "### Kept for the backward",
+        "",
+        "What autograd saves in a block's forward, in T: every storage once, x among them, parameters left out. An "
+        "output that is saved costs nothing more where the layer behind keeps it too, as a convolution does.",
+    )
+    rows: dict[str, list[str]] = {}
+    for row in content["rows"]:
+        if row["layout"] == "channels_last" and row["ours"]:  # without the tail, then with it
+            rows.setdefault(row["case"], []).extend(held(row[who]["kept"]) for who in ("ours", "eager"))
+    head = ["block", "ours, T", "eager PyTorch, T", "with shortcut and ReLU: ours, T", "eager PyTorch, T"]
+    page.table(head, [[case, *cells] for case, cells in rows.items()])
+    page.add(f"*channels_last, {content['dtype']}; {page.source(path, content)}*")
 
 
 def spilling(rows: Sequence[Mapping[str, Any]]) -> str:
