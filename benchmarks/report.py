@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.claims import (
     CPU_AT_MOST,
+    SUITES,
     ResultError,
     cases_of,
     gpu_folders,
@@ -29,6 +30,7 @@ from benchmarks.sections import (
     GATES,
     attention_section,
     block_table,
+    calls_section,
     roofline_section,
     tax_section,
     tuning_section,
@@ -87,7 +89,7 @@ def verdicts(page: Page, claims: Sequence[Claim]) -> None:
 
 def on_gpu(page: Page, folder: Path) -> None:
     """What was measured on one GPU."""
-    contents = {suite: read(folder / f"{suite}.json") for suite in ("blocks", "nonlocal", "models", "autotune")}
+    contents = {suite: read(folder / f"{suite}.json") for suite in SUITES}
     device = next(each["device"] for each in contents.values() if each)
     page.add(f"## On {device}")
     if found := contents["models"]:
@@ -95,6 +97,8 @@ def on_gpu(page: Page, folder: Path) -> None:
     if found := contents["blocks"]:
         roofline_section(page, folder / "blocks.json", found)
         block_table(page, folder / "blocks.json", found, dtype="bfloat16", layout="channels_last", direction="training")
+    if found := contents["calls"]:
+        calls_section(page, folder / "calls.json", found)
     if found := contents["nonlocal"]:
         attention_section(page, folder / "nonlocal.json", found)
     if found := contents["autotune"]:

@@ -36,3 +36,28 @@ def test_the_gpu_lane_needs_pytest_alone() -> None:
     collected = re.findall(r"^(tests/\S+?)::", done.stdout, re.MULTILINE)
     assert {Path(name).parts[1] for name in collected} == {"gpu"}
     assert {Path(name).name for name in collected} == {path.name for path in ROOT.glob("tests/gpu/test_*.py")}
+
+
+PRETENDING = """
+import sys
+import pytest
+import torch
+
+torch.cuda.is_available = lambda: True
+torch.cuda.empty_cache = lambda: print("freed")
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_the_gpu_lane_frees_memory_behind_every_test() -> None:
+    # None of its tests passes without a GPU: what ends a test is to free all the same.
+    done = subprocess.run(
+        [sys.executable, "-c", PRETENDING, "--lane", "gpu", "-sq", "-p", "no:cacheprovider", "--tb=no"]
+        + ["tests/gpu/test_tuning_on_gpu.py", "-k", "tuned_network or (se and 256)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.search(r"^5 failed", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert done.stdout.count("freed") == 5
