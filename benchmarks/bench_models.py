@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 import triton_attn
 from benchmarks.formulas import FORMULAS
+from benchmarks.graphs import Graphs
 from benchmarks.measurement import Prepared, Run
 from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
 from benchmarks.timing import quartiles
 from triton_attn import backend
 from triton_attn import resnet as networks
+from triton_attn.explain import outermost_blocks
 from triton_attn.reference.registry import BLOCKS as PLAIN
 from triton_attn.reference.resnet import build_resnet
 
@@ -160,9 +162,14 @@ def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
         model = build(case, provider, state)
         if provider in ("ours", "formula"):
             check(model, images, expected)
+        graphs, blocks = Graphs(), len(list(outermost_blocks(model)))
         if provider.endswith("compile"):
-            model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-        return partial(inference, model, images) if case.mode == INFERENCE else partial(train, model, images, labels)
+            model = torch.compile(model, backend=graphs, dynamic=False)  # type: ignore[assignment]
+        timed = partial(inference, model, images) if case.mode == INFERENCE else partial(train, model, images, labels)
+        if provider == "ours-compile" and (on_gpu() or backend.interpreting()):
+            timed()
+            check_graphs(graphs, blocks)
+        return timed
 
     makers: dict[str, Callable[[], Run]] = {provider: partial(make, provider) for provider in chosen}
     return Prepared(makers, lambda _, samples: {"tax": taxes(samples)})
@@ -205,6 +212,17 @@ def check(model: nn.Module, images: Tensor, expected: Tensor) -> None:
     error = (logits.float() - expected).abs().max().item()
     if not error <= bound:
         raise ValueError(f"the logits are off by {error:.3g}, allowed are {bound:.3g}")
+
+
+def check_graphs(graphs: Graphs, blocks: int) -> None:
+    """Hold a compiled network of ours to having an op of ours for every block.
+
+    Raises:
+        ValueError: it runs plain twins.
+    """
+    found = sum(map(len, graphs.ops))
+    if found < blocks:
+        raise ValueError(f"of {blocks} blocks {found} were compiled with an op of ours, the others as plain twins")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from .common import (
     check_pointwise_weight,
     hidden_channels,
     positive,
+    weight_and_bias,
 )
 
 
@@ -123,9 +124,7 @@ class AttentionGate(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""
-        convolutions = self.conv1, self.conv2, self.psi
-        # PyTorch declares a bias that may be missing.
-        return tuple(t for conv in convolutions for t in (conv.weight, conv.bias))  # type: ignore[return-value]
+        return *weight_and_bias(self, "conv1"), *weight_and_bias(self, "conv2"), *weight_and_bias(self, "psi")
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The gate where the map gates itself."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .channel_gate import channel_gate
-from .common import AttentionBlock, add_shortcut, check_map
+from .common import AttentionBlock, add_shortcut, check_map, weight_and_bias
 from .se import SEBlock
 
 
@@ -85,9 +85,7 @@ class CBAM(AttentionBlock):
 
     def spatial_weights(self) -> tuple[Tensor, Tensor]:
         """The spatial gate's parameters, in the order the functions take them."""
-        bias = self.spatial_attention.bias
-        assert bias is not None
-        return self.spatial_attention.weight, bias
+        return weight_and_bias(self, "spatial_attention")
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         channel = self.channel_attention.attention_maps(x)["channel"]

@@ -21,6 +21,16 @@ class AttentionBlock(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define attention_maps")
 
 
+def weight_and_bias(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Those of a module's layer ``name``, a small part of what looking at two attributes after two others costs."""
+    layer = module._modules[name]
+    assert layer is not None
+    own = layer._parameters
+    if "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]  # type: ignore[return-value]
+    return layer.weight, layer.bias  # type: ignore[return-value]  # parametrised, pruned, and the like
+
+
 def hidden_channels(channels: int, reduction: int) -> int:
     """``channels // reduction``, or a ValueError where that leaves nothing.
 

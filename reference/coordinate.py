@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .channel_gate import bottleneck_gate, channel_gate
-from .common import AttentionBlock, check_map, hidden_channels
+from .common import AttentionBlock, check_map, hidden_channels, weight_and_bias
 
 LINEAR: dict[str, Any] = {"pool": "both", "hidden_activation": "none", "activation": "none"}
 
@@ -54,7 +54,9 @@ class CoordinateAttention(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters as matrices and vectors, in the order the functions take them."""
-        bias1, bias2 = self.fc.bias, self.fc_out.bias
-        assert bias1 is not None
-        assert bias2 is not None
-        return self.fc.weight.flatten(1), bias1, self.fc_out.weight.flatten(1), bias2
+        weight1, bias1, weight2, bias2 = self.parameters_as_they_are()
+        return weight1.flatten(1), bias1, weight2.flatten(1), bias2
+
+    def parameters_as_they_are(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same with weights of four dimensions, as 1×1 convolutions have them."""
+        return *weight_and_bias(self, "fc"), *weight_and_bias(self, "fc_out")

@@ -13,6 +13,7 @@ from .common import (
     check_parameter,
     check_pointwise_weight,
     hidden_channels,
+    weight_and_bias,
 )
 
 
@@ -71,5 +72,4 @@ class AttentionModule(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""
-        # PyTorch declares a bias that may be missing.
-        return self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias  # type: ignore[return-value]
+        return *weight_and_bias(self, "conv1"), *weight_and_bias(self, "conv2")

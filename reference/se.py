@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .channel_gate import bottleneck_gate, channel_gate
-from .common import AttentionBlock, check_map, hidden_channels
+from .common import AttentionBlock, check_map, hidden_channels, weight_and_bias
 
 
 class SEBlock(AttentionBlock):
@@ -49,5 +49,4 @@ class SEBlock(AttentionBlock):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""
-        fc1, fc2 = self.fc1, self.fc2
-        return fc1.weight, fc1.bias, fc2.weight, fc2.bias
+        return *weight_and_bias(self, "fc1"), *weight_and_bias(self, "fc2")

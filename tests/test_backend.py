@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
 import triton_attn
-from triton_attn import backend, reference
+from benchmarks.graphs import Graphs
+from triton_attn import backend
 
 
 def reason(x: torch.Tensor) -> backend.Choice:
@@ -69,13 +74,60 @@ def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.interpreter
-def test_an_exporter_gets_plain_operators() -> None:
-    block, x = triton_attn.SEBlock(8, 2).eval(), torch.randn(1, 8, 3, 3)
-    exported = torch.export.export(block, (x,))
+@pytest.mark.parametrize(("name", "strict"), [*((name, False) for name in triton_attn.list_attention()), ("se", True)])
+def test_export_gets_plain_operators(name: str, strict: bool) -> None:
+    torch.compiler.reset()
+    block, x = triton_attn.create_attention(name, 16).eval(), torch.randn(1, 16, 3, 3)
+    exported = torch.export.export(block, (x,), strict=strict)
     assert not any("triton_attn" in str(node.target) for node in exported.graph.nodes)
-    torch.testing.assert_close(exported.module()(x), reference.SEBlock.forward(block, x))
-    traced = torch.jit.trace(block, x)
-    assert "triton_attn::" not in str(traced.graph)
+    with triton_attn.use_backend("reference"):
+        torch.testing.assert_close(exported.module()(x), block(x))
+
+
+@pytest.mark.interpreter
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and warns of every look at a shape
+def test_tracing_gets_plain_operators() -> None:
+    block, x = triton_attn.SEBlock(8, 2).eval(), torch.randn(1, 8, 3, 3)
+    assert "triton_attn::" not in str(torch.jit.trace(block, x).graph)
+
+
+@pytest.mark.interpreter
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [False, True], ids=["tracing", "exporting"])
+def test_onnx_gets_plain_operators(dynamo: bool, tmp_path: Path) -> None:
+    """Both of its exporters; without its packages the older one fails at the end, and the other at once."""
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    block, x = triton_attn.SEBlock(8, 2).eval(), torch.randn(1, 8, 3, 3)
+    complete = importlib.util.find_spec("onnx") is not None
+    expected = contextlib.nullcontext() if complete else pytest.raises(torch.onnx.OnnxExporterError)
+    with backend.listen() as heard, expected:
+        torch.onnx.export(block, (x,), tmp_path / "block.onnx", dynamo=dynamo)
+    assert {choice.backend for choice in heard} == {"reference"}
+    assert "exporter" in heard[0].reason
+
+
+@pytest.mark.interpreter
+def test_a_compiler_is_no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on PyTorch 2.11, whose compiler takes ``is_exporting`` to be true."""
+    torch.compiler.reset()
+    x = torch.randn(1, 8, 3, 3)
+    torch.compile(lambda t: -t, backend="eager")(x)  # from now on the compiler knows the function of that name
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: torch.compiler.is_dynamo_compiling())
+    graphs = Graphs("aot_eager")
+    torch.compile(triton_attn.SEBlock(8, 2), backend=graphs, fullgraph=True)(x)
+    assert graphs.all_served()
+
+
+@pytest.mark.interpreter
+def test_what_is_compiled_goes_by_the_choice_too() -> None:
+    torch.compiler.reset()
+    graphs = Graphs("aot_eager")
+    block, x = torch.compile(triton_attn.SEBlock(8, 2), backend=graphs, fullgraph=True), torch.randn(1, 8, 3, 3)
+    for name in ("auto", "reference", "triton", "auto"):
+        with triton_attn.use_backend(name):
+            block(x)
+    assert [bool(ops) for ops in graphs.ops] == [True, False, True]
 
 
 @pytest.mark.interpreter
@@ -94,6 +146,42 @@ def test_torch_func_and_forward_mode_get_plain_operators() -> None:
     assert tangent.shape == x.shape
     assert "torch.func" in reason_within_func(x)
     assert reason(x).backend == "triton"
+
+
+TRANSFORMED = {
+    "vmap": lambda f: lambda x: torch.func.vmap(lambda t: f(t))(x.unflatten(0, (2, 1))),
+    "grad": lambda f: torch.func.grad(lambda x: f(x).sum()),
+    "jvp": lambda f: lambda x: torch.func.jvp(lambda t: f(t), (x,), (x,)),
+    "grad by parameters": lambda f: (
+        lambda x: torch.func.grad(lambda parameters: torch.func.functional_call(f, parameters, (x,)).sum())(
+            dict(f.named_parameters())
+        )
+    ),
+    "grad by image": lambda f: torch.func.vmap(torch.func.grad(lambda x: f(x[None]).sum())),
+}
+
+
+@pytest.mark.interpreter
+@pytest.mark.filterwarnings("ignore")  # forward mode scripts its formulas, which is deprecated
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [
+        *(("se", each) for each in TRANSFORMED),
+        *((each, "vmap") for each in triton_attn.list_attention() if each != "se"),
+    ],
+)
+def test_compiled_transforms_get_plain_operators(name: str, transform: str) -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    block, x = triton_attn.create_attention(name, 16), torch.randn(2, 16, 3, 3)
+    with triton_attn.use_backend("reference"):
+        right = TRANSFORMED[transform](block)(x)
+    graphs = Graphs("aot_eager")
+    # The block by itself, in the same graph, is served all the same.
+    ours, itself = torch.compile(lambda x: (TRANSFORMED[transform](block)(x), block(x)), backend=graphs)(x)
+    torch.testing.assert_close(ours, right)
+    torch.testing.assert_close(itself, block(x))
+    assert sum(map(len, graphs.ops)) == 1
 
 
 def reason_within_func(x: torch.Tensor) -> str:

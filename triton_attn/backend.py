@@ -12,6 +12,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn import Parameter
+
+from .per_thread import PerThread
 
 Backend = Literal["auto", "triton", "reference"]
 BACKENDS = ("auto", "triton", "reference")
@@ -21,8 +26,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # Looking for the package does not import it.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_requested: str | None = None
-_heard: list[Choice] | None = None
+_requested: PerThread[str] = PerThread()
+_heard: PerThread[list[Choice]] = PerThread()
 
 
 class BackendError(RuntimeError):
@@ -39,28 +44,29 @@ class Choice:
 
 @contextlib.contextmanager
 def use_backend(name: Backend) -> Iterator[None]:
-    """Choose the backend for the calls within, process-wide: from one thread at a time.
+    """Choose the backend for the calls within, in this thread.
+
+    Other threads go by contexts of their own, or by the default. So does what PyTorch computes in a thread of its own:
+    a backward on a GPU, and with it a forward that ``torch.utils.checkpoint`` computes again there. Have that one
+    chosen by ``checkpoint(…, context_fn=lambda: (nullcontext(), use_backend(name)))``, or set the default.
 
     Args:
         name: ``"auto"`` takes Triton where it can serve and the reference elsewhere; ``"triton"`` takes Triton or
             raises :class:`BackendError`; ``"reference"`` takes the plain PyTorch twins. Outside of any such context
-            the environment variable ``TRITON_ATTN_BACKEND`` decides, and without it ``"auto"``.
+            the environment variable ``TRITON_ATTN_BACKEND`` decides for all threads, and without it ``"auto"``.
 
     Raises:
         ValueError: an unknown name.
     """
-    global _requested
-    outer, _requested = _requested, _checked(name, "use_backend")
-    try:
+    with _requested.set(_checked(name, "use_backend")):
         yield
-    finally:
-        _requested = outer
 
 
 def requested_backend() -> str:
-    """What the innermost :func:`use_backend`, or else the environment, asks for."""
-    if _requested is not None:
-        return _requested
+    """What this thread's innermost :func:`use_backend`, or else the environment, asks for."""
+    requested = _requested.value
+    if requested is not None:
+        return requested
     # Looking first: os.environ.get raises and catches two errors inside for a variable that is not there.
     return _checked(os.environ[VARIABLE], VARIABLE) if VARIABLE in os.environ else "auto"
 
@@ -71,41 +77,37 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def use_triton(x: Tensor) -> bool:
-    """Whether Triton serves a block's call on ``x``; asked once per call, in the block's forward.
+def use_triton(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether Triton serves a call on ``x`` and these others; asked once per call, in a block's forward.
 
     Args:
-        x: the block's input.
+        x: the map.
+        others: whatever else takes part: weights, a shortcut.
 
     Raises:
         BackendError: Triton was asked for and cannot serve.
     """
     if not isinstance(x, Tensor):
         return False  # the reference says what is wrong with it
-    request = requested_backend()
-    if _heard is None and request == "auto" and x.is_cpu and not interpreting():
+    request, heard = requested_backend(), _heard.value
+    if heard is None and request == "auto" and x.is_cpu and not interpreting():
         return False  # at once: a small block on a CPU takes little longer than finding out why
-    if request == "reference":
-        choice = Choice("reference", "asked for")
-    else:
-        obstacle = _obstacle(x)
-        choice = Choice("reference", obstacle) if obstacle else Choice("triton", _served_by(x))
-        if request == "triton" and obstacle and _heard is None:
-            raise BackendError(f"backend 'triton' was asked for, but cannot serve: {obstacle}")
-    if _heard is not None:
-        _heard.append(choice)
-    return choice.backend == "triton"
+    obstacle = "asked for" if request == "reference" else _obstacle(x, *others)
+    if heard is not None:
+        heard.append(Choice("reference", obstacle) if obstacle else Choice("triton", _served_by(x)))
+    elif obstacle and request == "triton":
+        raise BackendError(f"backend 'triton' was asked for, but cannot serve: {obstacle}")
+    return not obstacle
 
 
-@contextlib.contextmanager
-def listen() -> Iterator[list[Choice]]:
-    """Collect the choices made within, in order; nothing raises for lack of Triton meanwhile."""
-    global _heard
-    outer, _heard = _heard, []
-    try:
-        yield _heard
-    finally:
-        _heard = outer
+def is_open() -> bool:
+    """Whether a call that Triton served before may be served again unasked: nobody chose otherwise, or listens."""
+    return _heard.value is None and requested_backend() != "reference"
+
+
+def listen() -> contextlib.AbstractContextManager[list[Choice]]:
+    """Collect the choices made within by this thread, in order; nothing raises for lack of Triton meanwhile."""
+    return _heard.set([])
 
 
 def interpreting() -> bool:
@@ -117,23 +119,30 @@ def _served_by(x: Tensor) -> str:
     return "Triton's interpreter (TRITON_INTERPRET=1)" if interpreting() else f"a GPU and {_short(x.dtype)}"
 
 
-def _obstacle(x: Tensor) -> str | None:
-    """Why Triton cannot serve ``x``, or None."""
+def _obstacle(x: Tensor, *others: Tensor | None) -> str | None:
+    """Why Triton cannot serve ``x`` with these others, or None."""
     if not _HAS_TRITON:
         return "Triton is not installed"
     if x.dtype not in DTYPES:
         return f"{_short(x.dtype)} (Triton serves float16, bfloat16 and float32)"
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+    # Not torch.compiler.is_exporting(): on PyTorch 2.11 that is true in every compilation. ONNX exports by either way.
+    if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
         return "an exporter is at work, which needs plain PyTorch operators"
-    if not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    ):
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func or forward-mode differentiation is at work, which needs plain PyTorch operators"
+    for t in (x, *others):
+        if type(t) is not Tensor and type(t) is not Parameter and _is_foreign(t):
+            return f"{type(t).__name__} is a subclass of torch.Tensor (Triton serves plain tensors)"
     if interpreting():
         return None if x.device.type == "cpu" else f"the interpreter serves CPU tensors, x is on {x.device}"
     if x.device.type != "cuda":
         return f"x is on {x.device}, not on a GPU"
     return _gpu_obstacle(x.device)
+
+
+def _is_foreign(t: object) -> bool:
+    """Whether this is a tensor of a kind that only its own library knows, unlike those that PyTorch traces with."""
+    return isinstance(t, Tensor) and type(t) not in (Tensor, Parameter, FakeTensor, FunctionalTensor)
 
 
 def _gpu_obstacle(device: torch.device) -> str | None:

@@ -60,7 +60,8 @@ def channel_gate(
     plain.check_choice("hidden_activation", hidden_activation, plain.HIDDEN_ACTIVATIONS)
     plain.check_choice("activation", activation, plain.ACTIVATIONS)
     check_map(x, weight1.shape[1], weight1, shortcut)
-    serve = ops.channel_gate if backend.use_triton(x) else plain.channel_gate
+    served = backend.use_triton(x, weight1, bias1, weight2, bias2, shortcut)
+    serve = ops.channel_gate if served else plain.channel_gate
     return serve(
         x,
         weight1,
@@ -126,7 +127,7 @@ def eca(
     plain.check_choice("pool", pool, plain.POOLS)
     plain.check_choice("activation", activation, plain.ACTIVATIONS)
     check_map(x, x.shape[1] if isinstance(x, Tensor) and x.dim() == 4 else 1, weight, shortcut)
-    serve = ops.eca if backend.use_triton(x) else plain.eca
+    serve = ops.eca if backend.use_triton(x, weight, shortcut) else plain.eca
     return serve(x, weight, shortcut, pool=pool, activation=activation)
 
 
@@ -159,7 +160,7 @@ def cbam(
     plain.check_bottleneck(weight1, bias1, weight2, bias2)
     check_spatial_gate(conv_weight, conv_bias, weight1)
     check_map(x, weight1.shape[1], weight1, shortcut)
-    if backend.use_triton(x):
+    if backend.use_triton(x, weight1, bias1, weight2, bias2, conv_weight, conv_bias, shortcut):
         return ops.cbam(x, (weight1, bias1, weight2, bias2), None, conv_weight, conv_bias, shortcut)
     return plain_cbam(x, weight1, bias1, weight2, bias2, conv_weight, conv_bias, shortcut)
 
@@ -203,7 +204,7 @@ def dual(
             )
     check_spatial_gate(conv_weight, conv_bias, weight1)
     check_map(x, weight1.shape[1], weight1, shortcut)
-    if backend.use_triton(x):
+    if backend.use_triton(x, *first, *second, conv_weight, conv_bias, shortcut):
         return ops.cbam(x, first, second, conv_weight, conv_bias, shortcut)
     return plain_dual(x, *first, *second, conv_weight, conv_bias, shortcut)
 
@@ -226,7 +227,7 @@ def pixel_attention(
     """
     check_pixel_network(weight1, bias1, weight2, bias2)
     check_map(x, weight1.shape[1], weight1, shortcut)
-    if backend.use_triton(x):
+    if backend.use_triton(x, weight1, bias1, weight2, bias2, shortcut):
         return ops.pixel_attention(x, weight1, bias1, weight2, bias2, shortcut)
     return plain_pixel_attention(x, weight1, bias1, weight2, bias2, shortcut)
 
@@ -261,7 +262,7 @@ def attention_gate(
     check_attention_gate_network(*weights)
     check_map(x, weight1.shape[1], weight1, shortcut)
     check_gating(x, gating, weight2)
-    if backend.use_triton(x):
+    if backend.use_triton(x, *weights, gating, shortcut):
         return ops.attention_gate(x, *weights, gating, shortcut)
     return plain_attention_gate(x, *weights, gating, shortcut)
 
@@ -287,6 +288,6 @@ def nonlocal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mode
     plain_non_local.check_attention(q, k, v, scale, mode)
     if torch.is_autocast_enabled(q.device.type) and torch.float64 not in (q.dtype, k.dtype, v.dtype):
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
-    if mode == "softmax" and backend.use_triton(q):
+    if mode == "softmax" and backend.use_triton(q, k, v):
         return ops.non_local(q, k, v, scale=scale)
     return plain_non_local.nonlocal_attention(q, k, v, scale, mode)

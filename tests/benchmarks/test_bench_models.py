@@ -22,6 +22,7 @@ from benchmarks.bench_models import (
     prepare,
     taxes,
 )
+from benchmarks.graphs import Graphs
 
 CASE = Case("resnet18", "se", "block", 2, 32, "float32", "channels_last", TRAINING)
 
@@ -96,3 +97,16 @@ def test_a_tax_is_against_the_like() -> None:
     assert {who: each["median"] for who, each in paid.items()} == pytest.approx(
         {"ours": 0.04, "compile": 0.2, "timm": 0.2}
     )
+
+
+@pytest.mark.interpreter
+def test_a_compiled_network_is_timed_with_our_ops_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Graphs, "compiler", "eager")
+    case = replace(CASE, compiled=True, mode=INFERENCE)
+    makers = prepare(case, ["plain-compile", "ours-compile", "compile"]).makers
+    for make in makers.values():
+        torch.compiler.reset()
+        assert make()().shape == (2, 1000)
+    torch.compiler.reset()
+    with triton_attn.use_backend("reference"), pytest.raises(ValueError, match="of 8 blocks 0 were compiled with an"):
+        makers["ours-compile"]()

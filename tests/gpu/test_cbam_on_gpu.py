@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests.parity import assert_within, away_from_the_kink, largest_error, run, twins
 from triton_attn import reference
 
@@ -123,7 +124,8 @@ def test_compiles_as_one_graph(dynamic: bool, name: str) -> None:
     torch.manual_seed(0)
     torch.compiler.reset()
     block, _ = make(name, 64, torch.float32)
-    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    graphs = Graphs()
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     x, shortcut, grad = draw((4, 64, 28, 28), torch.float32, torch.channels_last, 3)
     y, grads = run(block, [x, shortcut], grad, ["shortcut"])
     leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
@@ -131,6 +133,7 @@ def test_compiles_as_one_graph(dynamic: bool, name: str) -> None:
     torch.testing.assert_close(compiled_y, y)
     for ours, right in zip(torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad), grads, strict=True):
         torch.testing.assert_close(ours, right)
+    assert graphs.all_served()
 
 
 @both_blocks

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests.parity import assert_within, away_from_the_kink, largest_error, run
 from triton_attn import reference
 
@@ -99,7 +100,8 @@ def test_compiles_as_one_graph(name: str, dynamic: bool) -> None:
     torch.manual_seed(0)
     torch.compiler.reset()
     block = triton_attn.create_attention(name, 64, device="cuda")
-    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    graphs = Graphs()
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     x, shortcut, grad = draw((4, 64, 28, 28), torch.float32, torch.channels_last, 3)
     y, grads = run(block, [x, shortcut], grad, ["shortcut"])
     leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
@@ -107,6 +109,7 @@ def test_compiles_as_one_graph(name: str, dynamic: bool) -> None:
     torch.testing.assert_close(compiled_y, y)
     for ours, right in zip(torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad), grads, strict=True):
         torch.testing.assert_close(ours, right)
+    assert graphs.all_served()
 
 
 def test_opcheck() -> None:
@@ -114,7 +117,7 @@ def test_opcheck() -> None:
     x, shortcut = draw((2, 64, 9, 7), torch.float32, torch.channels_last, 2)
     weights = [w.detach().requires_grad_() for w in block.weights()]
     x, shortcut = x.requires_grad_(), shortcut.requires_grad_()
-    for network in (("mean", True, "sigmoid"), ("both", False, "none")):
+    for network in (("mean", "relu", "sigmoid"), ("both", "none", "none")):
         torch.library.opcheck(torch.ops.triton_attn.channel_gate.default, (x, *weights, shortcut, *network, True))
     weight = torch.randn(1, 1, 3, device="cuda", requires_grad=True)
     torch.library.opcheck(torch.ops.triton_attn.eca.default, (x, weight, shortcut, "mean", "sigmoid", True))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests.parity import assert_within, away_from_the_kink, largest_error, run
 from triton_attn import functional, reference
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
@@ -162,7 +163,8 @@ def test_compiles_as_one_graph(dynamic: bool, channels: int) -> None:
     torch.manual_seed(0)
     torch.compiler.reset()
     block = triton_attn.NonLocalBlock(channels, device="cuda")
-    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    graphs = Graphs()
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     x, shortcut, grad = draw((4, channels, 14, 14), torch.float32, torch.channels_last, 3)
     y, grads = run(block, [x, shortcut], grad, ["shortcut"])
     leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
@@ -170,6 +172,7 @@ def test_compiles_as_one_graph(dynamic: bool, channels: int) -> None:
     torch.testing.assert_close(compiled_y, y, atol=1e-4, rtol=1e-4)
     for ours, right in zip(torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad), grads, strict=True):
         torch.testing.assert_close(ours, right, atol=1e-2, rtol=1e-3)
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("channels", [64, 1024])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests.parity import assert_within, away_from_the_kink, largest_error, run
 from triton_attn import reference
 
@@ -136,7 +137,8 @@ def test_compiles_as_one_graph(name: str, channels: int, dynamic: bool) -> None:
     torch.manual_seed(0)
     torch.compiler.reset()
     block = builder(name, channels)(triton_attn).cuda()
-    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    graphs = Graphs()
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     x, shortcut, grad = draw((4, channels, 28, 28), torch.float32, torch.channels_last, 3)
     y, grads = run(block, [x, shortcut], grad, ["shortcut"])
     leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
@@ -144,6 +146,7 @@ def test_compiles_as_one_graph(name: str, channels: int, dynamic: bool) -> None:
     torch.testing.assert_close(compiled_y, y, atol=1e-5, rtol=1e-4)
     for ours, right in zip(torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad), grads, strict=True):
         torch.testing.assert_close(ours, right, atol=1e-4, rtol=1e-3)
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("name", ["pixel", "gate"])

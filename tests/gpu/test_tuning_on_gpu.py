@@ -80,3 +80,13 @@ def test_a_tuned_network_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest
         again = block(seen[0])
     assert torch.equal(again, seen[1])
     selection.forget()
+
+
+def test_a_watcher_sees_the_launches_of_a_backward() -> None:
+    """PyTorch runs it in a thread of its own, but not while somebody watches."""
+    seen: list[str] = []
+    x = torch.randn(2, 64, 8, 8, device="cuda", requires_grad=True)
+    y = triton_attn.SEBlock(64, device="cuda")(x)
+    with launch.watch(lambda given: seen.append(given.kernel.fn.__name__)):
+        y.sum().backward()
+    assert "apply_gate_bwd_kernel" in seen

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
 from triton_attn import reference
@@ -402,10 +403,10 @@ def test_opcheck(name: str, layout: str, saves: bool, monkeypatch: pytest.Monkey
     torch.library.opcheck(op, (x, *weights, shortcut, saves))
     torch.library.opcheck(op, (x, *weights, None, saves))
     if saves:
-        _, *saved, bits = op(x, *weights, shortcut, True)
+        _, *saved, bits = (t.detach() for t in op(x, *weights, shortcut, True))
         backward = torch.ops.triton_attn.cbam_backward.default
         grad = lay_out(torch.randn(2, 8, 5, 3), "contiguous")
-        kept = [None if w is None else w.detach() for w in (*weights[0:8:2], weights[8])]
+        kept = [None if w is None else w.detach() for w in weights]
         for needs in ((True, True), (True, False), (False, True)):
             torch.library.opcheck(backward, (grad, x.detach(), *kept, *saved, bits, *needs))
         torch.library.opcheck(backward, (grad, x.detach(), *kept, *saved, None, True, True))
@@ -418,7 +419,8 @@ def test_compiles_as_one_graph(name: str, dynamic: bool, monkeypatch: pytest.Mon
     torch.manual_seed(0)
     torch.compiler.reset()
     block = make(name, 16, 4)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     for shape in ((2, 16, 5, 6), (3, 16, 7, 7)):
         x, shortcut, grad = (torch.randn(shape) for _ in range(3))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -430,6 +432,7 @@ def test_compiles_as_one_graph(name: str, dynamic: bool, monkeypatch: pytest.Mon
         assert all(torch.equal(a, b) for a, b in zip(compiled_grads, grads, strict=True))
     with torch.no_grad():
         assert torch.equal(compiled(x), block(x))
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("name", ["cbam", "dual"])

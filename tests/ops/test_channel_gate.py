@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
 from triton_attn import functional, reference
+from triton_attn.ops.library import or_none
 
 pytestmark = pytest.mark.interpreter
 
@@ -43,7 +45,7 @@ def arguments_of(block: nn.Module, x: Tensor, shortcut: Tensor | None, saves: bo
     if isinstance(block, triton_attn.ECABlock):
         return torch.ops.triton_attn.eca, (x, *weights, shortcut, "mean", "sigmoid", saves)
     linear = isinstance(block, triton_attn.CoordinateAttention)
-    network = ("both", False, "none") if linear else ("mean", True, "sigmoid")
+    network = ("both", "none", "none") if linear else ("mean", "relu", "sigmoid")
     return torch.ops.triton_attn.channel_gate, (x, *weights, shortcut, *network, saves)
 
 
@@ -409,11 +411,10 @@ def test_opcheck(layout: str, saves: bool, name: str, monkeypatch: pytest.Monkey
         torch.library.opcheck(op.default, arguments)
         if not saves:
             continue
-        _, *saved = (t.detach() for t in op(*arguments))
+        _, *saved = (or_none(t.detach()) for t in op(*arguments))
         grad = lay_out(torch.randn(2, 8, 5, 3), "contiguous")
         weights = [w.detach() for w in weights_of(block)]
-        weights = weights if name == "eca" else weights[:3]
-        network = [each for each in arguments[:-1] if isinstance(each, (str, bool))]
+        network = [each for each in arguments[:-1] if isinstance(each, str)]
         backward = getattr(torch.ops.triton_attn, f"{op.__name__}_backward").default
         for needs in ((True, True), (True, False), (False, True)):
             torch.library.opcheck(backward, (grad, x.detach(), *weights, *saved, *network, *needs))
@@ -426,7 +427,8 @@ def test_compiles_as_one_graph(dynamic: bool, name: str, monkeypatch: pytest.Mon
     torch.manual_seed(0)
     torch.compiler.reset()
     block = block_of(name, 16, 4)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     for shape in ((2, 16, 5, 6), (3, 16, 7, 7)):
         x, shortcut, grad = (torch.randn(shape) for _ in range(3))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -438,6 +440,7 @@ def test_compiles_as_one_graph(dynamic: bool, name: str, monkeypatch: pytest.Mon
         assert all(torch.equal(a, b) for a, b in zip(compiled_grads, grads, strict=True))
     with torch.no_grad():
         assert torch.equal(compiled(x), block(x))
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests.parity import DTYPES, assert_within, check_block, largest_error, lay_out, run, twins
 from triton_attn import functional, reference
+from triton_attn.ops.library import or_none
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
 from triton_attn.tuning import attention_rules, chips
 
@@ -457,13 +459,13 @@ def test_opcheck(channels: int, layout: str, saves: bool, monkeypatch: pytest.Mo
     torch.library.opcheck(op, (x, packed, None, None, None, 1.0, saves))
     torch.library.opcheck(op, (None, q, k, v, None, 0.5, saves))
     if saves:
-        _, kept, lse, bits = (t.detach() for t in op(x, packed, None, None, shortcut, 1.0, True))
+        _, kept, lse, bits = (or_none(t.detach()) for t in op(x, packed, None, None, shortcut, 1.0, True))
         grad = lay_out(draw(2, channels, 4, 5, seed=3), layout)
         last = (channels, layout == "channels_last")
         saved = (packed.detach(), None, None, kept, lse, bits)
         torch.library.opcheck(backward, (grad, *saved, 1.0, *last, True, False, False))
-        y, kept, lse, bits = (t.detach() for t in op(None, q, k, v, None, 0.5, True))
-        saved = (q.detach(), k.detach(), v.detach(), y if lse.numel() else kept, lse, bits)
+        y, kept, lse, bits = (or_none(t.detach()) for t in op(None, q, k, v, None, 0.5, True))
+        saved = (q.detach(), k.detach(), v.detach(), y if kept is None else kept, lse, bits)
         for needs in ((True, True, True), (False, True, False), (False, False, True)):
             torch.library.opcheck(backward, (torch.ones_like(y), *saved, 0.5, *last, *needs))
 
@@ -474,7 +476,8 @@ def test_compiles_as_one_graph(channels: int, dynamic: bool, monkeypatch: pytest
     monkeypatch.undo()
     torch.compiler.reset()
     block = triton_attn.NonLocalBlock(channels)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     for shape in ((2, channels, 4, 5), (3, channels, 5, 6)):
         x, shortcut, grad = (draw(*shape, seed=i) for i in range(3))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -487,6 +490,7 @@ def test_compiles_as_one_graph(channels: int, dynamic: bool, monkeypatch: pytest
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), block(x))
+    assert graphs.all_served()
 
 
 def test_a_training_step_through_a_network() -> None:

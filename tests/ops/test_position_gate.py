@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
+from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, largest_error, lay_out, run
 from triton_attn import functional, reference
@@ -144,13 +145,13 @@ def test_the_rule_bites(name: str, fault: str, dtype: torch.dtype, monkeypatch: 
     """A gradient that is a fifth too small does not pass, in any dtype."""
     from triton_attn.ops import position_gate
 
-    right = position_gate._backward_op
+    right = position_gate.POSITION_GATE.backward
     index = ["dx", "dsignal", "dshortcut", "dparameters"].index(fault)
 
     def wrong(*arguments: object) -> list[Tensor]:
-        return [each * 0.8 if i == index else each for i, each in enumerate(right(*arguments))]
+        return [each * 0.8 if i == index and each is not None else each for i, each in enumerate(right(*arguments))]
 
-    monkeypatch.setattr(position_gate, "_backward_op", wrong)
+    monkeypatch.setattr(position_gate.POSITION_GATE, "backward", wrong)
     with pytest.raises(AssertionError, match="over the bound"):
         check_block(builder(name, 16, dtype), (2, 16, 3, 4), dtype, "contiguous", with_shortcut=True)
 
@@ -343,7 +344,7 @@ def test_inference_saves_nothing_for_a_backward() -> None:
         y = block(x, torch.randn_like(x))
     assert y.grad_fn is None
     weights = [w.detach() for w in block.weights()]
-    _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, torch.randn_like(x), False)
+    _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, None, None, torch.randn_like(x), False)
     assert bits.numel() == 0
 
 
@@ -433,13 +434,14 @@ def op_arguments(name: str, layout: str, with_signal: bool, requires_grad: bool)
     signal = lay_out(torch.randn(2, 3, 5, 3), layout) if with_signal else None
     outputs = 6 if name == "pixel" else 1
     weights = torch.randn(3, 6, 1, 1), torch.randn(3), torch.randn(outputs, 3, 1, 1), torch.randn(outputs)
-    arguments = [x, *weights, signal, shortcut]
+    more = (torch.randn(3, 6, 1, 1), torch.randn(3)) if name == "gate" and not with_signal else (None, None)
+    arguments = [x, *weights, *more, signal, shortcut]
     return [None if t is None else t.detach().requires_grad_(requires_grad) for t in arguments]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
 @pytest.mark.parametrize("saves", [False, True])
-@pytest.mark.parametrize(("name", "with_signal"), [("pixel", False), ("gate", True)])
+@pytest.mark.parametrize(("name", "with_signal"), [("pixel", False), ("gate", True), ("gate", False)])
 def test_opcheck(name: str, with_signal: bool, layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
     *inputs, shortcut = op_arguments(name, layout, with_signal, saves)
@@ -484,12 +486,14 @@ def test_compiles_as_one_graph(name: str, channels: int, dynamic: bool, monkeypa
     torch.manual_seed(0)
     torch.compiler.reset()
     block = builder(name, channels)(triton_attn)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     for shape in ((2, channels, 5, 6), (3, channels, 7, 7)):
         x, shortcut = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
         compiled_and_not(block, compiled, [x, shortcut], ["shortcut"], same_bits)
     with torch.no_grad():
         assert torch.equal(compiled(x), block(x))
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -498,13 +502,15 @@ def test_compiles_with_a_gating_signal_and_autocast(dynamic: bool, monkeypatch: 
     torch.manual_seed(0)
     torch.compiler.reset()
     block = triton_attn.AttentionGate(16, 12)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = Graphs("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
     inputs = [torch.randn(2, 16, 6, 8), torch.randn(2, 12, 3, 4)]
     # The compiler resizes by a decomposition of its own.
     compiled_and_not(block, compiled, inputs, ["gating"], torch.testing.assert_close)
     with torch.autocast("cpu", torch.bfloat16):
         x, gating = torch.randn(2, 16, 6, 8), torch.randn(2, 12, 3, 4)
         torch.testing.assert_close(compiled(x, gating=gating), block(x, gating=gating))
+    assert graphs.all_served()
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -13,8 +13,13 @@ class AttentionGate(reference.AttentionGate):
     __doc__ = reference.AttentionGate.__doc__
 
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+        weights = self.weights()
+        if gating is None:
+            weight1, bias1, weight2, bias2, *psi = weights
+            if (y := ops.POSITION_GATE.again(x, weight1, bias1, *psi, weight2, bias2, None, shortcut)) is not None:
+                return y
         if not backend.use_triton(x):
             return super().forward(x, gating, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         check_gating(x, gating, self.conv2.weight)
-        return ops.attention_gate(x, *self.weights(), gating, shortcut)
+        return ops.attention_gate(x, *weights, gating, shortcut)

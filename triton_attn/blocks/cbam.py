@@ -12,7 +12,10 @@ class CBAM(reference.CBAM):
     __doc__ = reference.CBAM.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        channel, spatial = self.channel_attention.weights(), self.spatial_weights()
+        if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut)) is not None:
+            return y
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
         check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
-        return ops.cbam(x, self.channel_attention.weights(), None, *self.spatial_weights(), shortcut)
+        return ops.cbam(x, channel, None, *spatial, shortcut)

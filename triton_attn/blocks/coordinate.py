@@ -13,7 +13,10 @@ class CoordinateAttention(reference.CoordinateAttention):
     __doc__ = reference.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        weights = self.parameters_as_they_are()
+        if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *LINEAR.values())) is not None:
+            return y
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
         check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
-        return ops.channel_gate(x, *self.weights(), shortcut, **LINEAR)
+        return ops.channel_gate(x, *weights, shortcut, **LINEAR)

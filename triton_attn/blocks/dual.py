@@ -12,8 +12,11 @@ class DualAttentionBlock(reference.DualAttentionBlock):
     __doc__ = reference.DualAttentionBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        first, second = self.channel_attention.weights(), self.spatial_attention.channel_attention.weights()
+        spatial = self.spatial_attention.spatial_weights()
+        if (y := ops.CBAM.again(x, *first, *second, *spatial, shortcut)) is not None:
+            return y
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
         check_map(x, self.channel_attention.fc1.in_features, self.channel_attention.fc1.weight, shortcut)
-        first, second = self.channel_attention.weights(), self.spatial_attention.channel_attention.weights()
-        return ops.cbam(x, first, second, *self.spatial_attention.spatial_weights(), shortcut)
+        return ops.cbam(x, first, second, *spatial, shortcut)

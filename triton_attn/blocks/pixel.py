@@ -12,7 +12,10 @@ class AttentionModule(reference.AttentionModule):
     __doc__ = reference.AttentionModule.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        weights = self.weights()
+        if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut)) is not None:
+            return y
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        return ops.pixel_attention(x, *self.weights(), shortcut)
+        return ops.pixel_attention(x, *weights, shortcut)

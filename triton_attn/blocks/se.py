@@ -7,12 +7,17 @@ from torch import Tensor
 from .. import backend, ops, reference
 from ..reference.common import check_map
 
+SIGMOID = ("mean", "relu", "sigmoid")
+
 
 class SEBlock(reference.SEBlock):
     __doc__ = reference.SEBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        weights = self.weights()
+        if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *SIGMOID)) is not None:
+            return y
         if not backend.use_triton(x):
             return super().forward(x, shortcut)
         check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
-        return ops.channel_gate(x, *self.weights(), shortcut)
+        return ops.channel_gate(x, *weights, shortcut)

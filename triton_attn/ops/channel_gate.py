@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..reference import channel_gate as plain
 from ..tuning import rules
 from . import gating, launch
-from .gating import Network, Pooled, or_empty, or_none
+from .gating import Network, Pooled
 from .layout import empty_map, served
-from .library import below_autograd, register
-
-Tensors = tuple[Tensor, ...]
+from .library import Launcher, Op, Results
 
 
 def channel_gate(
@@ -37,19 +35,18 @@ def channel_gate(
     hidden_activation: str = "relu",
     activation: str = "sigmoid",
 ) -> Tensor:
-    """:func:`triton_attn.functional.channel_gate` on Triton, for arguments that were checked."""
+    """:func:`triton_attn.functional.channel_gate` on Triton, for arguments that were checked.
+
+    The weights may also be those of 1×1 convolutions, ``(m, C, 1, 1)`` and ``(C, m, 1, 1)``.
+    """
     x, channels_last = served(x)
+    network = pool, hidden_activation, activation
     if shortcut is not None and shortcut.dtype != x.dtype:
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        y = channel_gate(
-            x, weight1, bias1, weight2, bias2, pool=pool, hidden_activation=hidden_activation, activation=activation
-        )
-        return torch.relu(y + shortcut)
+        return torch.relu(CHANNEL_GATE(x, weight1, bias1, weight2, bias2, None, *network) + shortcut)
     if shortcut is not None:
         shortcut, _ = served(shortcut, channels_last)
-    tensors = (x, weight1, bias1, weight2, bias2, shortcut)
-    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return _forward_op(*tensors, pool, hidden_activation == "relu", activation, saves)[0]
+    return CHANNEL_GATE(x, weight1, bias1, weight2, bias2, shortcut, *network)
 
 
 def forward(
@@ -60,22 +57,21 @@ def forward(
     bias2: Tensor,
     shortcut: Tensor | None,
     pool: str,
-    hidden_relu: bool,
+    hidden_activation: str,
     activation: str,
     saves: bool,
-) -> Tensors:
+) -> Results:
     """The output, and what the backward needs: the pooled vectors, the hidden units, the gate, ReLU's mask as bits."""
     x, channels_last = served(x)
     if shortcut is not None:
         shortcut, _ = served(shortcut, channels_last)
-    network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
+    network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_activation == "relu")
     weight1 = weight1.contiguous()
     pooled, hidden = gating.squeeze(x, channels_last, network, weight=weight1 if network.fused else None, saves=saves)
     hidden = first_layer(pooled, weight1, x.shape[2] * x.shape[3], network) if hidden is None else hidden
     weights = {"bias1_ptr": bias1.contiguous(), "weight_ptr": weight2.contiguous(), "bias2_ptr": bias2.contiguous()}
     y, gate, bits = gating.apply_fwd(x, channels_last, network, weights, hidden=hidden, shortcut=shortcut, saves=saves)
-    kept = (pooled.sums, pooled.peak, pooled.winner, hidden, gate, bits) if saves else (None,) * 6
-    return y, *(or_empty(x, each) for each in kept)
+    return (y, pooled.sums, pooled.peak, pooled.winner, hidden, gate, bits) if saves else (y, *(None,) * 6)
 
 
 def first_layer(pooled: Pooled, weight1: Tensor, positions: int, network: Network) -> Tensor:
@@ -115,22 +111,22 @@ def _forward_fake(
     bias2: Tensor,
     shortcut: Tensor | None,
     pool: str,
-    hidden_relu: bool,
+    hidden_activation: str,
     activation: str,
     saves: bool,
-) -> Tensors:
+) -> Results:
     x, channels_last = served(x)
-    network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
+    network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_activation == "relu")
     y = empty_map(x, channels_last)
     if not saves:
-        return y, *(x.new_empty(0) for _ in range(6))
+        return y, *(None,) * 6
     rows = gating.parts(x, channels_last) if network.fused else network.pools
     return (
         y,
-        *(or_empty(x, each) for each in gating.empty_pooled(x, network)),
+        *gating.empty_pooled(x, network),
         x.new_empty((x.shape[0], rows, network.size), dtype=torch.float32),
         x.new_empty(x.shape[:2], dtype=torch.float32),
-        x.new_empty(0) if shortcut is None else gating.empty_bits(x, channels_last),
+        None if shortcut is None else gating.empty_bits(x, channels_last),
     )
 
 
@@ -140,39 +136,37 @@ def backward(
     weight1: Tensor,
     bias1: Tensor,
     weight2: Tensor,
-    sums: Tensor,
-    peak: Tensor,
-    winner: Tensor,
+    bias2: Tensor,
+    sums: Tensor | None,
+    peak: Tensor | None,
+    winner: Tensor | None,
     hidden: Tensor,
     gate: Tensor,
-    bits: Tensor,
+    bits: Tensor | None,
     pool: str,
-    hidden_relu: bool,
+    hidden_activation: str,
     activation: str,
     needs_map: bool,
     needs_weights: bool,
-) -> Tensors:
-    """The gradients of x, weight1, bias1, weight2, bias2 and shortcut.
-
-    Empty tensors stand for those that are not needed, and for that of a shortcut that there is not (no bits).
-    """
+) -> Results:
+    """The gradients of x, weight1, bias1, weight2, bias2 and shortcut; None where not needed or not there (no bits)."""
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_relu)
-    pooled = Pooled(*(or_none(each) for each in (sums, peak, winner)))
-    mask = or_none(bits)
+    network = Network("bottleneck", weight1.shape[0], pool, activation, hidden_activation == "relu")
+    pooled = Pooled(sums, peak, winner)
     weight1, bias1, weight2 = weight1.contiguous(), bias1.contiguous(), weight2.contiguous()
-    dlogit, dhidden = gating.squeeze_bwd(grad, x, gate, mask, channels_last, network, weight2)
+    dlogit, dhidden = gating.squeeze_bwd(grad, x, gate, bits, channels_last, network, weight2)
     dx = dshortcut = None
     parameters: tuple[Tensor | None, ...] = (None,) * 4
     if needs_weights:
-        parameters = weights_bwd(pooled, x.shape[2] * x.shape[3], dlogit, dhidden, hidden, bias1, network)
+        shapes = weight1.shape, weight2.shape
+        parameters = weights_bwd(pooled, x.shape[2] * x.shape[3], dlogit, dhidden, hidden, bias1, network, shapes)
     if needs_map:
         weights = {"bias1_ptr": bias1, "weight_ptr": weight1}
         dx, dshortcut = gating.apply_bwd(
-            grad, x, gate, mask, channels_last, network, weights, pooled, dhidden=dhidden, hidden=hidden
+            grad, x, gate, bits, channels_last, network, weights, pooled, dhidden=dhidden, hidden=hidden
         )
-    return tuple(or_empty(x, each) for each in (dx, *parameters, dshortcut))
+    return dx, *parameters, dshortcut
 
 
 def weights_bwd(
@@ -183,14 +177,15 @@ def weights_bwd(
     hidden: Tensor,
     bias1: Tensor,
     network: Network,
-) -> Tensors:
-    """The gradients of weight1 ``(M, C)``, bias1, weight2 ``(C, M)`` and bias2, in the dtype of bias1."""
+    weights: tuple[torch.Size, torch.Size],
+) -> tuple[Tensor, ...]:
+    """The gradients of weight1 and weight2, of the shapes ``weights``, and of both biases, in the dtype of bias1."""
     from ..kernels.bottleneck import bottleneck_weights_bwd_kernel
 
     batch, splits, channels = dlogit.shape
     parts = hidden.shape[1] // network.pools
     config = rules.bottleneck_weights(channels, network.size, max(splits, parts, dhidden.shape[1]))
-    shapes = ((network.size, channels), (network.size,), (channels, network.size), (channels,))
+    shapes = (weights[0], (network.size,), weights[1], (channels,))
     dweight1, dbias1, dweight2, dbias2 = (
         torch.empty(shape, dtype=bias1.dtype, device=dlogit.device) for shape in shapes
     )
@@ -229,67 +224,52 @@ def _backward_fake(
     weight1: Tensor,
     bias1: Tensor,
     weight2: Tensor,
-    sums: Tensor,
-    peak: Tensor,
-    winner: Tensor,
+    bias2: Tensor,
+    sums: Tensor | None,
+    peak: Tensor | None,
+    winner: Tensor | None,
     hidden: Tensor,
     gate: Tensor,
-    bits: Tensor,
+    bits: Tensor | None,
     pool: str,
-    hidden_relu: bool,
+    hidden_activation: str,
     activation: str,
     needs_map: bool,
     needs_weights: bool,
-) -> Tensors:
+) -> Results:
     x, channels_last = served(x)
-    size, channels = weight1.shape
-    shapes = ((size, channels), (size,), (channels, size), (channels,))
+    shapes = weight1.shape, bias1.shape, weight2.shape, bias2.shape
     return (
-        empty_map(x, channels_last) if needs_map else x.new_empty(0),
-        *(bias1.new_empty(shape) if needs_weights else x.new_empty(0) for shape in shapes),
-        empty_map(x, channels_last) if needs_map and bits.dim() > 1 else x.new_empty(0),
+        empty_map(x, channels_last) if needs_map else None,
+        *(bias1.new_empty(shape) if needs_weights else None for shape in shapes),
+        empty_map(x, channels_last) if needs_map and bits is not None else None,
     )
 
 
-class _ChannelGate(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Tensors:
-        return below_autograd(_forward_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        x, weight1, bias1, weight2, _, _, *ctx.network, _ = inputs
-        _, *saved = output
-        ctx.mark_non_differentiable(*saved)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight1, bias1, weight2, *saved)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        needs_map = ctx.needs_input_grad[0] or ctx.needs_input_grad[5]
-        needs_weights = any(ctx.needs_input_grad[1:5])
-        if grad is None or not (needs_map or needs_weights):
-            return (None,) * 10
-        grads = _backward_op(grad, *ctx.saved_tensors, *ctx.network, needs_map, needs_weights)
-        # What was not asked for came back empty.
-        wanted = (each if needed else None for each, needed in zip(grads, ctx.needs_input_grad[:6], strict=True))
-        return *wanted, None, None, None, None
+def _formula(*arguments: Any) -> Tensor:
+    x, weight1, bias1, weight2, bias2, pool, hidden_activation, activation = arguments
+    tensors = x, weight1.flatten(1), bias1, weight2.flatten(1), bias2
+    return plain.channel_gate(*tensors, pool=pool, hidden_activation=hidden_activation, activation=activation)
 
 
-_forward_op = register(
-    "channel_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? shortcut, str pool,"
-    " bool hidden_relu, str activation, bool saves)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    forward,
-    _forward_fake,
-    _ChannelGate,
-)
-_backward_op = register(
-    "channel_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor sums,"
-    " Tensor peak, Tensor winner, Tensor hidden, Tensor gate, Tensor bits, str pool, bool hidden_relu,"
-    " str activation, bool needs_map, bool needs_weights)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    backward,
-    _backward_fake,
+CHANNEL_GATE = Op(
+    Launcher(
+        "channel_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? shortcut,"
+        " str pool, str hidden_activation, str activation, bool saves)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        forward,
+        _forward_fake,
+    ),
+    Launcher(
+        "channel_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
+        " Tensor? sums, Tensor? peak, Tensor? winner, Tensor hidden, Tensor gate, Tensor? bits, str pool,"
+        " str hidden_activation, str activation, bool needs_map, bool needs_weights)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        _backward_fake,
+    ),
+    tensors=6,
+    formula=_formula,
+    needs=lambda needs: (needs[0] or needs[5], any(needs[1:5])),
+    mask=gating.mask,
 )

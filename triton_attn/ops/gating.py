@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..tuning import rules
 from ..tuning.keys import Shape
 from . import launch
-from .layout import empty_map, row_stride, rows
+from .layout import empty_map, is_channels_last, row_stride, rows
 
 
 def in_units(channels_last: bool, inner: int, **maps: Tensor | None) -> tuple[int, dict[str, int]]:
@@ -338,18 +339,21 @@ def apply_bwd(
     return dx, dshortcut
 
 
-def empty_bits(x: Tensor, channels_last: bool, wanted: bool = True) -> Tensor:
-    """Room for the mask of a map, eight positions of a row to a byte, or an empty tensor."""
+def empty_bits(x: Tensor, channels_last: bool) -> Tensor:
+    """Room for the mask of a map, eight elements of a row to a byte."""
     outer, inner = rows(x, channels_last)
-    shape = (x.shape[0], outer, rules.cdiv(inner, 8)) if wanted else (0,)
-    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+    return torch.empty((x.shape[0], outer, rules.cdiv(inner, 8)), dtype=torch.uint8, device=x.device)
 
 
-def or_empty(like: Tensor, given: Tensor | None) -> Tensor:
-    """``given``, or in its place an empty tensor: an op's results are tensors all."""
-    return like.new_empty(0) if given is None else given
+def mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """The mask of a map like ``x``, whose bits these are, as booleans ``(N, C, H, W)``."""
+    batch, channels, height, width = x.shape
+    if is_channels_last(x):
+        return unpacked(bits)[..., :channels].reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+    return unpacked(bits)[..., : height * width].reshape(x.shape)
 
 
-def or_none(given: Tensor) -> Tensor | None:
-    """The other way round: None for the empty tensor that stood for it (a vector's have more dimensions)."""
-    return None if given.dim() == 1 else given
+def unpacked(bits: Tensor) -> Tensor:
+    """The bits of bytes ``(…, B)`` as booleans ``(…, 8 · B)``: bit i of byte b is element 8 · b + i."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(-1) >> places & 1).flatten(-2).bool()

@@ -7,13 +7,14 @@ see which kernels run, and with what. Where there are configs to choose from it 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..tuning import selection
+from ..per_thread import PerThread
+from ..tuning import chips, selection
 from ..tuning.keys import Shape
 from ..tuning.spaces import Config
 
@@ -39,18 +40,22 @@ class Launch:
         start(self.kernel, self.grid(config), self.device, **self.arguments, **config)
 
 
-_watcher: Callable[[Launch], None] | None = None
+Watcher = Callable[[Launch], None]
+_watcher: PerThread[Watcher] = PerThread()
+_recorder: PerThread[Any] = PerThread()
 
 
-@contextlib.contextmanager
-def watch(watcher: Callable[[Launch], None]) -> Iterator[None]:
-    """Within this, every launch that has configs to choose from is shown to ``watcher`` before it is started."""
-    global _watcher
-    outer, _watcher = _watcher, watcher
-    try:
-        yield
-    finally:
-        _watcher = outer
+def watch(watcher: Watcher) -> contextlib.AbstractContextManager[object]:
+    """Within this, every launch that has configs to choose from is shown to ``watcher`` before it is started.
+
+    That is, every one of this thread, and of the backwards that begin within, which run in it.
+    """
+    return _watcher.set_and_backwards(watcher)
+
+
+def recording(recorder: Any) -> contextlib.AbstractContextManager[object]:
+    """Within this, in this thread, launches are handed to ``recorder`` and none is started."""
+    return _recorder.set(recorder)
 
 
 def tuned(kernel: Any, grid: Grid, shape: Shape, rule: Config, device: torch.device, /, **arguments: Any) -> None:
@@ -58,8 +63,8 @@ def tuned(kernel: Any, grid: Grid, shape: Shape, rule: Config, device: torch.dev
 
     ``grid`` is a function of the config, which joins the arguments.
     """
-    if _watcher is not None:
-        _watcher(Launch(kernel, grid, shape, rule, device, arguments))
+    if (watcher := _watcher.value) is not None:
+        watcher(Launch(kernel, grid, shape, rule, device, arguments))
     config = selection.choose(kernel, shape, rule, device)
     start(kernel, grid(config), device, **arguments, **config)
 
@@ -69,7 +74,22 @@ def start(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments:
     if 0 in grid:
         return
     with current(device):
-        kernel[grid](**arguments, **limits(device, arguments.get("num_warps", 4)))
+        options = limits(device, arguments.get("num_warps", 4))
+        if (recorder := _recorder.value) is None:
+            kernel[grid](**arguments, **options)
+        else:
+            recorder.start(kernel, grid, arguments, options)
+
+
+_unwatched = start
+
+
+def is_direct() -> bool:
+    """Whether a plan may make the launches that :func:`start` would.
+
+    Not where somebody sees them or takes its place, nor where they are made otherwise than in other threads.
+    """
+    return start is _unwatched and _watcher.value is None and not selection.is_forced() and not chips.is_assumed()
 
 
 def current(device: torch.device) -> Any:

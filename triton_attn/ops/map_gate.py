@@ -6,20 +6,15 @@ there is a gate per element. A shortcut adds one each (and a mask of one bit per
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..tuning import position_rules, rules
 from ..tuning.keys import Shape
-from . import launch
+from . import gating, launch
 from .gating import empty_bits, in_units
 from .layout import empty_map, rows, served
-from .library import below_autograd, register
-
-Tensors = tuple[Tensor, ...]
+from .library import Launcher, Op, Results
 
 
 def map_gate(x: Tensor, logits: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -30,9 +25,7 @@ def map_gate(x: Tensor, logits: Tensor, shortcut: Tensor | None = None) -> Tenso
     x, channels_last = served(x)
     logits = _served_logits(logits, channels_last)
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    arguments = (x, logits, shortcut)
-    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    return _forward_op(*arguments, saves)[0]
+    return MAP_GATE(x, logits, shortcut)
 
 
 def _served_logits(logits: Tensor, channels_last: bool) -> Tensor:
@@ -44,7 +37,7 @@ def _empty_logits(logits: Tensor, channels_last: bool) -> Tensor:
     return empty_map(logits, channels_last and logits.shape[1] > 1)
 
 
-def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Tensors:
+def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
     """The output, and the bits of ReLU's mask for the backward."""
     from ..kernels.map_gate import map_gate_fwd_kernel
 
@@ -54,8 +47,7 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> 
     per_channel = logits.shape[1] > 1
     outer, inner = rows(x, channels_last)
     y = empty_map(x, channels_last)
-    save_bits = saves and shortcut is not None
-    bits = empty_bits(x, channels_last, save_bits)
+    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
     unit, strides = in_units(channels_last, inner, x=x, y=y, z=logits if per_channel else None, s=shortcut)
     launch.tuned(
         map_gate_fwd_kernel,
@@ -74,24 +66,24 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> 
         inner_size=inner // unit,
         PER_CHANNEL=per_channel,
         HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=save_bits,
+        SAVE_BITS=bits is not None,
         CHANNELS_LAST=channels_last,
         **strides,
     )
     return y, bits
 
 
-def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Tensors:
+def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
     x, channels_last = served(x)
-    return empty_map(x, channels_last), empty_bits(x, channels_last, saves and shortcut is not None)
+    return empty_map(x, channels_last), empty_bits(x, channels_last) if saves and shortcut is not None else None
 
 
 def backward(
     grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, needs_map: bool, needs_logits: bool
-) -> Tensors:
+) -> Results:
     """The gradients of x, logits and shortcut.
 
-    Empty tensors stand for those that are not needed, and for that of a shortcut that there is not (no bits).
+    None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
     """
     from ..kernels.map_gate import map_gate_bwd_kernel
 
@@ -133,53 +125,36 @@ def backward(
         CHANNELS_LAST=channels_last,
         **strides,
     )
-    return tuple(x.new_empty(0) if t is None else t for t in (dx, dlogits, dshortcut))
+    return dx, dlogits, dshortcut
 
 
 def _backward_fake(
     grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, needs_map: bool, needs_logits: bool
-) -> Tensors:
+) -> Results:
     x, channels_last = served(x)
     return (
-        empty_map(x, channels_last) if needs_map else x.new_empty(0),
-        _empty_logits(_served_logits(logits, channels_last), channels_last) if needs_logits else x.new_empty(0),
-        empty_map(x, channels_last) if needs_map and bits is not None else x.new_empty(0),
+        empty_map(x, channels_last) if needs_map else None,
+        _empty_logits(_served_logits(logits, channels_last), channels_last) if needs_logits else None,
+        empty_map(x, channels_last) if needs_map and bits is not None else None,
     )
 
 
-class _MapGate(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Tensors:
-        return below_autograd(_forward_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        x, logits, shortcut, _ = inputs
-        bits = output[1]
-        ctx.mark_non_differentiable(bits)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, logits, None if shortcut is None else bits)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        x, logits, shortcut, _ = ctx.needs_input_grad
-        if grad is None or not (x or logits or shortcut):
-            return (None,) * 4
-        grads = _backward_op(grad, *ctx.saved_tensors, x or shortcut, logits)
-        # What was not asked for came back empty.
-        return *(each if needed else None for each, needed in zip(grads, (x, logits, shortcut), strict=True)), None
+def _formula(x: Tensor, logits: Tensor) -> Tensor:
+    return x * torch.sigmoid(logits)
 
 
-_forward_op = register(
-    "map_gate(Tensor x, Tensor logits, Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
-    forward,
-    _forward_fake,
-    _MapGate,
-)
-_backward_op = register(
-    "map_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor? bits, bool needs_map, bool needs_logits)"
-    " -> (Tensor, Tensor, Tensor)",
-    backward,
-    _backward_fake,
+MAP_GATE = Op(
+    Launcher(
+        "map_gate(Tensor x, Tensor logits, Tensor? shortcut, bool saves) -> (Tensor, Tensor)", forward, _forward_fake
+    ),
+    Launcher(
+        "map_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor? bits, bool needs_map, bool needs_logits)"
+        " -> (Tensor, Tensor, Tensor)",
+        backward,
+        _backward_fake,
+    ),
+    tensors=3,
+    formula=_formula,
+    needs=lambda needs: (needs[0] or needs[2], needs[1]),
+    mask=gating.mask,
 )

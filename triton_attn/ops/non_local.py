@@ -13,22 +13,22 @@ Two ways, by shape (:func:`..tuning.attention_rules.keeps_rows`):
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import backend
+from ..reference import non_local as plain
 from ..tuning import attention_rules, chips, rules
 from ..tuning.keys import Shape
 from . import launch
-from .gating import or_empty, or_none
+from .gating import unpacked
 from .layout import empty_map, memory_format, served
-from .library import below_autograd, register
+from .library import Launcher, Op, Results
 
-Tensors = tuple[Tensor, ...]
 LOG2_E = math.log2(math.e)
 
 
@@ -57,9 +57,7 @@ def non_local(
             return torch.relu(non_local(q, k, v, x=x, scale=scale) + shortcut)
         if shortcut is not None:
             shortcut, _ = served(shortcut, channels_last)
-    tensors = (x, q, k, v, shortcut)
-    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return _forward_op(*tensors, float(scale), saves)[0]
+    return NON_LOCAL(x, q, k, v, shortcut, float(scale))
 
 
 @dataclass(frozen=True)
@@ -180,12 +178,12 @@ def forward(
     shortcut: Tensor | None,
     scale: float,
     saves: bool,
-) -> Tensors:
+) -> Results:
     """The output, and what the backward needs: o or the softmax, the log-sum-exp (tiled), the bits of ReLU's mask."""
     x, shortcut, given, y, kept, lse, bits = _prepare(x, q, k, v, shortcut, saves)
     run = _whole_fwd if given.keeps_rows else _tiled_fwd
     run(given, y, kept, lse, bits, x, shortcut, scale)
-    return y, *(or_empty(q, each) for each in (kept, lse, bits))
+    return y, kept, lse, bits
 
 
 def _prepare(
@@ -304,9 +302,9 @@ def _forward_fake(
     shortcut: Tensor | None,
     scale: float,
     saves: bool,
-) -> Tensors:
+) -> Results:
     *_, y, kept, lse, bits = _prepare(x, q, k, v, shortcut, saves)
-    return y, *(or_empty(q, each) for each in (kept, lse, bits))
+    return y, kept, lse, bits
 
 
 def backward(
@@ -315,18 +313,18 @@ def backward(
     k: Tensor | None,
     v: Tensor | None,
     kept: Tensor,
-    lse: Tensor,
-    bits: Tensor,
+    lse: Tensor | None,
+    bits: Tensor | None,
     scale: float,
     value_width: int,
     channels_last: bool,
     needs_q: bool,
     needs_k: bool,
     needs_v: bool,
-) -> Tensors:
+) -> Results:
     """The gradient behind ReLU's mask (with bits), and those of q (or of all three in one), k and v.
 
-    Empty tensors stand for those that are not needed.
+    None stands for those that are not needed.
     """
     given = problem(q, k, v, value_width, channels_last)
     masked, dq, dk, dv, results = _prepare_bwd(
@@ -354,18 +352,18 @@ def _prepare_bwd(
     grad: Tensor,
     q: Tensor,
     k: Tensor | None,
-    bits: Tensor,
+    bits: Tensor | None,
     given: Problem,
     value_width: int,
     channels_last: bool,
     needs_q: bool,
     needs_k: bool,
     needs_v: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensors]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Results]:
     """Room for the masked gradient and those of q, k and v, each None where not needed, and the op's results."""
     masked = dq = dk = dv = None
     results: list[Tensor | None]
-    if or_none(bits) is not None:
+    if bits is not None:
         masked = torch.empty(
             grad.shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(channels_last)
         )
@@ -380,7 +378,7 @@ def _prepare_bwd(
             for t, needed in ((given.q, needs_q), (given.k, needs_k), (given.v, needs_v))
         )
         results = [masked, dq, dk, dv]
-    return masked, dq, dk, dv, tuple(or_empty(q, each) for each in results)
+    return masked, dq, dk, dv, results
 
 
 def _delta(
@@ -389,7 +387,7 @@ def _delta(
     masked: Tensor | None,
     grad: Tensor,
     o: Tensor | None,
-    bits: Tensor,
+    bits: Tensor | None,
 ) -> None:
     """``delta = Σ_c grad · o``, and grad behind ReLU's mask; each where there is room for it."""
     from ..kernels.non_local_bwd import non_local_delta_kernel
@@ -531,73 +529,88 @@ def _backward_fake(
     k: Tensor | None,
     v: Tensor | None,
     kept: Tensor,
-    lse: Tensor,
-    bits: Tensor,
+    lse: Tensor | None,
+    bits: Tensor | None,
     scale: float,
     value_width: int,
     channels_last: bool,
     needs_q: bool,
     needs_k: bool,
     needs_v: bool,
-) -> Tensors:
+) -> Results:
     given = problem(q, k, v, value_width, channels_last)
     return _prepare_bwd(grad, q, k, bits, given, value_width, channels_last, needs_q, needs_k, needs_v)[-1]
 
 
-class _NonLocal(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Tensors:
-        return below_autograd(_forward_op, *arguments)
+class _NonLocal(Op):
+    """Of x the backward wants nothing, and where there is none y is what was attended."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        x, q, k, v, shortcut, ctx.scale, _ = inputs
-        y, *saved = output
-        ctx.mark_non_differentiable(*saved)
-        kept, lse, bits = saved
-        kept = y if or_none(kept) is None else kept
-        ctx.set_materialize_grads(False)
+    def save(self, ctx: Any, arguments: Sequence[Any], y: Tensor | None, kept: Results) -> None:
+        x, q, k, v, shortcut, ctx.scale = arguments
+        super().save(ctx, arguments, y, kept)
+        attended, lse, bits = kept
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, shortcut))
         if x is None:
             ctx.value_width, ctx.channels_last = v.shape[2], problem(q, k, v, 0, None).channels_last
         else:
             ctx.value_width, ctx.channels_last = x.shape[1], served(x)[1]
-        ctx.save_for_backward(q, k, v, kept, lse, bits)
+        ctx.save_for_backward(q, k, v, y if attended is None else attended, lse, bits)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        needs_x, needs_shortcut, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4], ctx.needs_input_grad[1:4]
-        if grad is None:
-            return (None,) * 7
-        if grad.dim() == 4:
-            # In the layout of x here already: the residual's gradient is this one too.
-            grad = served(grad, ctx.channels_last)[0]
-        masked: Tensor = grad
-        grads: list[Tensor | None] = [None] * 3
-        if any(needs) or ctx.dtypes[1] is not None:
-            masked, *grads = _backward_op(
-                grad, *ctx.saved_tensors, ctx.scale, ctx.value_width, ctx.channels_last, *needs
-            )
-            if ctx.dtypes[1] is None:
-                masked = grad  # no ReLU: the residual's gradient is that of the output
-        dx = masked.to(ctx.dtypes[0]) if needs_x else None
-        dshortcut = masked.to(ctx.dtypes[1]) if needs_shortcut else None
-        # What was not asked for came back empty.
-        return dx, *(each if needed else None for each, needed in zip(grads, needs, strict=True)), dshortcut, None, None
+    def differentiate(self, ctx: Any, grad: Tensor | None, needs: Sequence[bool]) -> Results:
+        needs_x, *needs_rows, needs_shortcut = needs
+        if grad is None or not any(needs):
+            return (None,) * 5
+        saved = ctx.saved_tensors
+        dtype_x, dtype_shortcut = ctx.dtypes
+        if torch.is_grad_enabled():  # so create_graph is True
+            masked, grads = self._rows_by_formula(ctx, grad, saved, needs_rows)
+        else:
+            if grad.dim() == 4:
+                # In the layout of x here already: the residual's gradient is this one too.
+                grad = served(grad, ctx.channels_last)[0]
+            masked, grads = grad, [None] * 3
+            if any(needs_rows) or dtype_shortcut is not None:
+                found = self.backward(grad, *saved, ctx.scale, ctx.value_width, ctx.channels_last, *needs_rows)
+                # Without ReLU the residual's gradient is that of the output.
+                masked, grads = grad if found[0] is None else found[0], found[1:]
+        dx = masked.to(dtype_x) if needs_x else None
+        dshortcut = masked.to(dtype_shortcut) if needs_shortcut else None
+        return dx, *(each if needed else None for each, needed in zip(grads, needs_rows, strict=True)), dshortcut
+
+    def _rows_by_formula(
+        self, ctx: Any, grad: Tensor, saved: Results, needs: Sequence[bool]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradient behind ReLU's mask, and those of q, k and v, to be differentiated again."""
+        *tensors, _, _, bits = saved
+        if bits is not None:
+            inner = grad.shape[1] if ctx.channels_last else grad.shape[2] * grad.shape[3]
+            flags = unpacked(bits)[..., :inner]
+            flags = flags.transpose(1, 2) if ctx.channels_last else flags
+            grad = grad * flags.reshape(grad.shape)
+        tensors = [None if t is None else t.view_as(t) for t in tensors]
+        q, k, v = tensors
+        if k is None:
+            q, k, v = q.split(split_sizes(q, ctx.value_width), dim=2)
+        y = plain.attend_explicit(q, k, v, ctx.scale)
+        wanted = [t for t, needed in zip(tensors, needs, strict=True) if needed]
+        rows = map_rows(grad).to(y.dtype)
+        found = iter(torch.autograd.grad(y, wanted, rows, create_graph=True) if wanted else ())
+        return grad, [next(found) if needed else None for needed in needs]
 
 
-_forward_op = register(
-    "non_local(Tensor? x, Tensor q, Tensor? k, Tensor? v, Tensor? shortcut, float scale, bool saves)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    forward,
-    _forward_fake,
-    _NonLocal,
-)
-_backward_op = register(
-    "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor kept, Tensor lse, Tensor bits, float scale,"
-    " int value_width, bool channels_last, bool needs_q, bool needs_k, bool needs_v)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    backward,
-    _backward_fake,
+NON_LOCAL = _NonLocal(
+    Launcher(
+        "non_local(Tensor? x, Tensor q, Tensor? k, Tensor? v, Tensor? shortcut, float scale, bool saves)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        forward,
+        _forward_fake,
+    ),
+    Launcher(
+        "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor kept, Tensor? lse, Tensor? bits,"
+        " float scale, int value_width, bool channels_last, bool needs_q, bool needs_k, bool needs_v)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        _backward_fake,
+    ),
+    tensors=5,
 )

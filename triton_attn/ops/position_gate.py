@@ -11,26 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import backend
 from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
-from .gating import in_units
+from .gating import in_units, unpacked
 from .layout import empty_map, row_stride, rows, served
-from .library import below_autograd, register
+from .library import Launcher, Op, Results
 from .map_gate import map_gate
 from .partial_sums import partial_sums
-
-Tensors = tuple[Tensor, ...]
 
 
 def pixel_attention(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shortcut: Tensor | None = None
 ) -> Tensor:
     """:func:`triton_attn.functional.pixel_attention` on Triton, for arguments that were checked."""
-    return position_gate(x, weight1, bias1, weight2, bias2, None, shortcut)
+    return position_gate(x, weight1, bias1, weight2, bias2, shortcut=shortcut)
 
 
 def attention_gate(
@@ -48,11 +45,11 @@ def attention_gate(
     if gating is None:
         # Two convolutions of the same map are one; PyTorch adds in float32. Where x is infinite and they would cancel
         # to NaN, their sum is infinite: the one place where a value goes elsewhere than in the reference.
-        return position_gate(x, weight1 + weight2, bias1 + bias2, psi_weight, psi_bias, None, shortcut)
+        return position_gate(x, weight1, bias1, psi_weight, psi_bias, weight2, bias2, None, shortcut)
     signal = torch.conv2d(gating, weight2, bias2)
     if signal.shape[2:] != x.shape[2:]:
         signal = torch.ops.aten.upsample_bilinear2d.vec(signal, x.shape[2:], False, None)
-    return position_gate(x, weight1, bias1, psi_weight, psi_bias, signal, shortcut)
+    return position_gate(x, weight1, bias1, psi_weight, psi_bias, None, None, signal, shortcut)
 
 
 def position_gate(
@@ -61,33 +58,50 @@ def position_gate(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None = None,
+    more_bias: Tensor | None = None,
     signal: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
     """``x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2)``, and ``relu(… + shortcut)`` with a shortcut.
 
     ``weight1`` ``(m, C, 1, 1)``; ``weight2`` ``(C, m, 1, 1)`` for a gate per element, or ``(1, m, 1, 1)`` for one per
-    position; ``signal`` ``(N, m, H, W)``.
+    position; ``more_weight`` and ``more_bias`` are added to weight1 and bias1; ``signal`` ``(N, m, H, W)``.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # The gates would come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
+    network = (weight1, bias1, weight2, bias2, more_weight, more_bias)
     if shortcut is not None and shortcut.dtype != x.dtype:
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(position_gate(x, weight1, bias1, weight2, bias2, signal) + shortcut)
+        return torch.relu(position_gate(x, *network, signal) + shortcut)
     x, channels_last = served(x)
     sizes = x.shape[1], weight1.shape[0], weight2.shape[0]
     if not position_rules.position_gate_is_fused(
         *sizes, x.itemsize, rows(x, channels_last)[1], has_signal=signal is not None
     ):
-        hidden = torch.conv2d(x, weight1, bias1)
-        hidden = hidden if signal is None else hidden + signal
-        return map_gate(x, torch.conv2d(torch.relu(hidden), weight2, bias2), shortcut)
+        return map_gate(x, _logits(x, *network, signal), shortcut)
     signal = None if signal is None else served(signal, channels_last)[0]
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    arguments = (x, weight1, bias1, weight2, bias2, signal, shortcut)
-    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    return _forward_op(*arguments, saves)[0]
+    return POSITION_GATE(x, *network, signal, shortcut)
+
+
+def _logits(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
+    signal: Tensor | None,
+) -> Tensor:
+    """What the gate is the sigmoid of, in plain PyTorch."""
+    if more_weight is not None and more_bias is not None:
+        weight1, bias1 = weight1 + more_weight, bias1 + more_bias
+    hidden = torch.conv2d(x, weight1, bias1)
+    hidden = hidden if signal is None else hidden + signal
+    return torch.conv2d(torch.relu(hidden), weight2, bias2)
 
 
 def forward(
@@ -96,18 +110,19 @@ def forward(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     shortcut: Tensor | None,
     saves: bool,
-) -> Tensors:
+) -> Results:
     """The output, and the bits of ReLU's mask for the backward."""
     from ..kernels.position_gate import position_gate_fwd_kernel
 
     x, channels_last = served(x)
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     y = empty_map(x, channels_last)
-    save_bits = saves and shortcut is not None
-    bits = _empty_bits(x, save_bits)
+    bits = _empty_bits(x) if saves and shortcut is not None else None
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -121,9 +136,9 @@ def forward(
         x_ptr=x,
         shortcut_ptr=shortcut,
         HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=save_bits,
+        SAVE_BITS=bits is not None,
         WIDE=_is_wide(x, y, shortcut, signal),
-        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
+        **_network(x, channels_last, weight1, bias1, weight2, bias2, more_weight, more_bias, signal),
         **_map_strides(channels_last, y=y, x=x, s=shortcut),
     )
     return y, bits
@@ -135,12 +150,14 @@ def _forward_fake(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     shortcut: Tensor | None,
     saves: bool,
-) -> Tensors:
+) -> Results:
     x, channels_last = served(x)
-    return empty_map(x, channels_last), _empty_bits(x, saves and shortcut is not None)
+    return empty_map(x, channels_last), _empty_bits(x) if saves and shortcut is not None else None
 
 
 def backward(
@@ -150,15 +167,17 @@ def backward(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     bits: Tensor | None,
     needs_map: bool,
     needs_signal: bool,
     needs_weights: bool,
-) -> Tensors:
+) -> Results:
     """The gradients of x, of signal, of shortcut, and of weight1, bias1, weight2 and bias2 in one flat tensor.
 
-    Empty tensors stand for those that are not needed, and for that of a shortcut that there is not (no bits).
+    None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
     """
     from ..kernels.position_gate import position_gate_bwd_kernel
 
@@ -197,12 +216,10 @@ def backward(
         NEEDS_SIGNAL=dsignal is not None,
         NEEDS_WEIGHTS=needs_weights,
         WIDE=_is_wide(x, grad, dx, dshortcut, signal, dsignal),
-        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
+        **_network(x, channels_last, weight1, bias1, weight2, bias2, more_weight, more_bias, signal),
         **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
     )
-    dparameters = weight1.new_empty(0) if partials is None else partial_sums(partials, weight1.dtype)
-    dx, dsignal, dshortcut = (x.new_empty(0) if t is None else t for t in (dx, dsignal, dshortcut))
-    return dx, dsignal, dshortcut, dparameters
+    return dx, dsignal, dshortcut, None if partials is None else partial_sums(partials, weight1.dtype)
 
 
 def _backward_fake(
@@ -212,26 +229,33 @@ def _backward_fake(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
     bits: Tensor | None,
     needs_map: bool,
     needs_signal: bool,
     needs_weights: bool,
-) -> Tensors:
+) -> Results:
     x, channels_last = served(x)
     return (
-        empty_map(x, channels_last) if needs_map else x.new_empty(0),
-        empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else x.new_empty(0),
-        empty_map(x, channels_last) if needs_map and bits is not None else x.new_empty(0),
-        weight1.new_empty(_parameters(weight1, weight2) if needs_weights else 0),
+        empty_map(x, channels_last) if needs_map else None,
+        empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else None,
+        empty_map(x, channels_last) if needs_map and bits is not None else None,
+        weight1.new_empty(_parameters(weight1, weight2)) if needs_weights else None,
     )
 
 
-def _empty_bits(x: Tensor, wanted: bool) -> Tensor:
-    """Room for the mask of a map, eight channels of a position to a byte in both layouts, or an empty tensor."""
+def _empty_bits(x: Tensor) -> Tensor:
+    """Room for the mask of a map, eight channels of a position to a byte in both layouts."""
     batch, channels, height, width = x.shape
-    shape = (batch, height * width, rules.cdiv(channels, 8)) if wanted else (0,)
-    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+    return torch.empty((batch, height * width, rules.cdiv(channels, 8)), dtype=torch.uint8, device=x.device)
+
+
+def _mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """What these bits say, as booleans ``(N, C, H, W)``."""
+    batch, channels, height, width = x.shape
+    return unpacked(bits)[..., :channels].reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _parameters(weight1: Tensor, weight2: Tensor) -> int:
@@ -245,6 +269,8 @@ def _network(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    more_weight: Tensor | None,
+    more_bias: Tensor | None,
     signal: Tensor | None,
 ) -> dict[str, Any]:
     """The launch arguments of the gate network, and how it multiplies."""
@@ -260,12 +286,15 @@ def _network(
         "bias1_ptr": bias1.contiguous(),
         "weight2_ptr": weight2.contiguous(),
         "bias2_ptr": bias2.contiguous(),
+        "more_weight_ptr": None if more_weight is None else more_weight.contiguous(),
+        "more_bias_ptr": None if more_bias is None else more_bias.contiguous(),
         "signal_ptr": signal,
         "stride_hn": 0 if signal is None else signal.stride(0),
         "stride_ho": 0 if signal is None else row_stride(signal, channels_last),
         "CHANNELS": weight1.shape[1],
         "HIDDEN": weight1.shape[0],
         "PER_CHANNEL": weight2.shape[0] > 1,
+        "HAS_MORE": more_weight is not None,
         "HAS_SIGNAL": signal is not None,
         "DOT": dot,
         "PRECISION": chips.precision(x.dtype, chips.chip_of(x.device)),
@@ -285,48 +314,39 @@ def _is_wide(*maps: Tensor | None) -> bool:
     return any(sum((size - 1) * stride for size, stride in zip(*each, strict=True)) >= 2**31 for each in shapes)
 
 
-class _PositionGate(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Tensors:
-        return below_autograd(_forward_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        *saved, shortcut, _ = inputs
-        bits = output[1]
-        ctx.mark_non_differentiable(bits)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*saved, None if shortcut is None else bits)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        x, *_, signal, shortcut, _ = ctx.needs_input_grad
-        needs = (x or shortcut, signal, any(ctx.needs_input_grad[1:5]))
-        if grad is None or not any(needs):
-            return (None,) * 8
-        dx, dsignal, dshortcut, dparameters = _backward_op(grad, *ctx.saved_tensors, *needs)
-        parameters = (None,) * 4
-        if needs[2]:
-            shapes = [t.shape for t in ctx.saved_tensors[1:5]]
-            flat = dparameters.split([shape.numel() for shape in shapes])
-            parameters = tuple(each.view(shape) for each, shape in zip(flat, shapes, strict=True))
-        grads = (dx, *parameters, dsignal, dshortcut)
-        # What was not asked for came back empty.
-        return *(each if needed else None for each, needed in zip(grads, ctx.needs_input_grad[:7], strict=True)), None
+def _gradients(found: Results, tensors: Results) -> Results:
+    dx, dsignal, dshortcut, flat = found
+    parameters: list[Tensor | None] = [None] * 4
+    if flat is not None:
+        shapes = [t.shape for t in tensors[1:5] if t is not None]
+        pieces = flat.split([shape.numel() for shape in shapes])
+        parameters = [each.view(shape) for each, shape in zip(pieces, shapes, strict=True)]
+    # What was added has the gradient of the sum.
+    return dx, *parameters, *parameters[:2], dsignal, dshortcut
 
 
-_forward_op = register(
-    "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? signal,"
-    " Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
-    forward,
-    _forward_fake,
-    _PositionGate,
-)
-_backward_op = register(
-    "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
-    " Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    backward,
-    _backward_fake,
+def _formula(x: Tensor, *network: Any) -> Tensor:
+    return x * torch.sigmoid(_logits(x, *network))
+
+
+POSITION_GATE = Op(
+    Launcher(
+        "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? more_weight,"
+        " Tensor? more_bias, Tensor? signal,"
+        " Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
+        forward,
+        _forward_fake,
+    ),
+    Launcher(
+        "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
+        " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        _backward_fake,
+    ),
+    tensors=9,
+    formula=_formula,
+    needs=lambda needs: (needs[0] or needs[8], needs[7], any(needs[1:7])),
+    gradients=_gradients,
+    mask=_mask,
 )

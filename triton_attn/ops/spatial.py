@@ -61,17 +61,16 @@ def apply_fwd(
     channels_last: bool,
     shortcut: Tensor | None,
     saves: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``x · gate · σ(conv(pooled))``, or ``relu(… + shortcut)``.
 
-    With ``saves`` the spatial gate ``(N, 1, HW)`` float32 and the bits of ReLU's mask come with it, else empty tensors.
+    With ``saves`` the spatial gate ``(N, 1, HW)`` float32 and the bits of ReLU's mask come with it, else None.
     """
     from ..kernels.spatial_apply import spatial_apply_fwd_kernel
 
     y = empty_map(x, channels_last)
-    spatial = empty_pooled(x, 1) if saves else x.new_empty(0, dtype=torch.float32)
-    save_bits = saves and shortcut is not None
-    bits = empty_bits(x, channels_last, save_bits)
+    spatial = empty_pooled(x, 1) if saves else None
+    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
     _start(
         spatial_apply_fwd_kernel,
         x,
@@ -89,7 +88,7 @@ def apply_fwd(
         height=x.shape[2],
         width=x.shape[3],
         HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=save_bits,
+        SAVE_BITS=bits is not None,
         SAVE_GATE=saves,
     )
     return y, spatial, bits
@@ -163,8 +162,8 @@ def apply_bwd(
     winner: Tensor,
     channels_last: bool,
     bits: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The gradient of x, of which only the layout is looked at, and with ``bits`` that of the shortcut, else empty."""
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of x, of which only the layout is looked at, and with ``bits`` that of the shortcut, else None."""
     from ..kernels.spatial_apply import spatial_apply_bwd_kernel
 
     dx = empty_map(x, channels_last)
@@ -185,4 +184,4 @@ def apply_bwd(
         winner_ptr=winner,
         HAS_SHORTCUT=bits is not None,
     )
-    return dx, x.new_empty(0) if dshortcut is None else dshortcut
+    return dx, dshortcut

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import torch
+
+from ..per_thread import PerThread
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,23 @@ CHIPS = {
     "gfx942": Chip(64 * 1024, amd=True),
 }
 """What the tiles were chosen on, by the compiler's names."""
-_assumed: Chip | None = None
+_assumed: PerThread[Chip] = PerThread()
 
 
-@contextlib.contextmanager
-def assume(chip: Chip) -> Iterator[None]:
-    """Within this, launches are for ``chip``, whatever device they are on: for compiling without a GPU."""
-    global _assumed
-    outer, _assumed = _assumed, chip
-    try:
-        yield
-    finally:
-        _assumed = outer
+def assume(chip: Chip) -> contextlib.AbstractContextManager[object]:
+    """Within this, this thread's launches are for ``chip``, whatever device they are on: to compile without a GPU."""
+    return _assumed.set_and_backwards(chip)
+
+
+def is_assumed() -> bool:
+    """Whether that is so here."""
+    return _assumed.value is not None
 
 
 def chip_of(device: torch.device) -> Chip:
     """The chip that ``device`` is; asked for at a launch, never at import."""
-    if _assumed is not None:
-        return _assumed
+    if (assumed := _assumed.value) is not None:
+        return assumed
     # A tensor on no GPU is being looked at, or the interpreter's.
     return _queried(device) if device.type == "cuda" else CHIPS["sm_80"]
 

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..per_thread import PerThread
 from . import spaces, tables
 from .keys import Key, Shape
 from .tables import Entry, NoTableError, Table, TableError
 
 Entries = Mapping[Key, Entry]
-_forced: Entries | None = None
-_chosen: dict[Any, spaces.Config] = {}
+# Entries, and what was chosen by them so far.
+Source = tuple[Entries, dict[Any, spaces.Config]]
+_forced: PerThread[Source] = PerThread()
+on_change: list[Callable[[], None]] = []
+"""Called when launches may choose otherwise than before."""
 
 
 def choose(kernel: Any, shape: Shape, rule: spaces.Config, device: torch.device) -> spaces.Config:
     """The config for a launch of ``kernel``: a table's, where one has it and it lies in the space around ``rule``."""
-    entries = _forced if _forced is not None else _entries(device)
+    entries, chosen = _forced.value or _by_tables(device)
     if not entries:
         return rule
     asked = kernel.fn, shape, device, *rule.values()
-    if asked not in _chosen:
-        _chosen[asked] = _from(entries, kernel, shape, rule)
-    return _chosen[asked]
+    config = chosen.get(asked)
+    if config is None:
+        config = chosen[asked] = _from(entries, kernel, shape, rule)
+    return config
 
 
 def _from(entries: Entries, kernel: Any, shape: Shape, rule: spaces.Config) -> spaces.Config:
@@ -40,32 +45,33 @@ def _from(entries: Entries, kernel: Any, shape: Shape, rule: spaces.Config) -> s
     return config if config in spaces.configs(spaces.space_of(kernel), rule) else rule
 
 
-@contextlib.contextmanager
-def use_entries(entries: Entries) -> Iterator[None]:
-    """Within this, these entries stand for all tables, on every device; with none, launches go by their rules."""
-    global _forced
-    outer, _forced = _forced, entries
-    _chosen.clear()
-    try:
-        yield
-    finally:
-        _forced = outer
-        _chosen.clear()
+def use_entries(entries: Entries) -> contextlib.AbstractContextManager[object]:
+    """Within this, these entries stand for all tables, on every device; with none, launches go by their rules.
+
+    That holds for this thread, and for the backwards that begin within, which run in it.
+    """
+    return _forced.set_and_backwards((entries, {}))
+
+
+def is_forced() -> bool:
+    """Whether that is so here: what other threads' launches go by says nothing of this one's then."""
+    return _forced.value is not None
 
 
 def forget() -> None:
     """Read the tables again at the next launch."""
-    _entries.cache_clear()
-    _chosen.clear()
+    _by_tables.cache_clear()
+    for each in on_change:
+        each()
 
 
 @cache
-def _entries(device: torch.device) -> Entries:
+def _by_tables(device: torch.device) -> Source:
     """The entries for a device, read once. Tensors on no GPU are the interpreter's, for which nothing is tuned."""
     if device.type != "cuda":
-        return {}
+        return {}, {}
     name, architecture = device_names(device)
-    return {**_read(tables.shipped_path, architecture=architecture), **_read(tables.user_path, device=name)}
+    return {**_read(tables.shipped_path, architecture=architecture), **_read(tables.user_path, device=name)}, {}
 
 
 def _read(path_of: Callable[[str], Path], **wanted: str) -> Entries:
