@@ -14,8 +14,9 @@ STAGES ?=
 OUTPUT ?= benchmarks/results
 PAGE = $(if $(filter benchmarks/results,$(OUTPUT)),docs,$(OUTPUT))
 QUICK ?=
+ENVIRONMENTS ?= build/compat
 
-.PHONY: demo test lint plain interpreter compile gpu-tests guard traffic compile-report baseline bench gpu report docs clean
+.PHONY: demo test lint plain interpreter compile gpu-tests compat guard traffic compile-report baseline bench gpu report docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
@@ -60,6 +61,10 @@ compile: $(INSTALLED)
 
 gpu-tests: $(INSTALLED)
 	$(LANE) gpu
+
+# Other versions of PyTorch and Triton, in environments of 5 GB each that are built once: benchmarks/results/compat.json.
+compat: $(INSTALLED)
+	$(BIN)/python -m benchmarks.compat --folder $(ENVIRONMENTS)
 
 # Traffic, launches, registers and spills against what is committed; `make baseline` puts the new ones in its place.
 guard: $(INSTALLED)

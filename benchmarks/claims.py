@@ -21,6 +21,7 @@ SHARE_OF_COPY = 0.85
 CPU_AT_MOST = 1.05  # of what timm's block or the plain formula takes
 RULE_AT_MOST = 1.10  # of what the tuned config takes
 NO_GPU = ("cpu", "interpreter")
+SUITES = ("blocks", "calls", "nonlocal", "models", "autotune")
 APPLY = ("apply_gate", "spatial_apply", "map_gate", "position_gate_fwd")
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -49,8 +50,7 @@ def gpu_folders(results: Path) -> list[Path]:
     return sorted(
         path
         for path in results.glob("*/")
-        if path.name not in NO_GPU
-        and any((path / f"{suite}.json").exists() for suite in ("blocks", "nonlocal", "models", "autotune"))
+        if path.name not in NO_GPU and any((path / f"{suite}.json").exists() for suite in SUITES)
     )
 
 
@@ -65,6 +65,7 @@ def judge(results: Path, counted: Path | None = None) -> list[Claim]:
     for folder in folders:
         for suite, judged in (
             ("blocks", blocks_on_gpu),
+            ("calls", calls_on_gpu),
             ("nonlocal", nonlocal_on_gpu),
             ("models", tax_on_gpu),
             ("autotune", tuning_on_gpu),
@@ -144,6 +145,21 @@ def blocks_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
                 shares[what] = min(launch["share_of_copy"], shares.get(what, float("inf")))
     goal = f"{SHARE_OF_COPY:.0%} of what a copy on the device moves in the same time"
     yield at_least("apply kernels", goal, Evidence(shares), SHARE_OF_COPY, source, "of a copy")
+
+
+def calls_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
+    """By the clock on the wall no block takes longer than the one that it replaces, where Python's time decides."""
+    from benchmarks.bench_calls import cases
+
+    for direction, words in (("forward", "inference"), ("training", "training")):
+        evidence = Evidence()
+        for case in cases("goal"):
+            if case.direction == direction:
+                found = record_of(content, **{**asdict(case), "shape": [*case.shape]})
+                where = f"{case.block}, {case.site}, batch {case.shape[0]}"
+                evidence.add_ratios(where, found and {**found, **found.get("wall", {})}, ("eager",), ours_over)
+        goal = "no longer than eager PyTorch's, by the clock on the wall"
+        yield at_most(f"a call at batch 1 and 16, {words}", goal, evidence, 1.0, source, "times")
 
 
 def nonlocal_on_gpu(content: Mapping[str, Any], source: str) -> Iterator[Claim]:

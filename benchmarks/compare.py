@@ -7,8 +7,8 @@ seconds       (suites) The ratio of the medians, new over old, stands beside wha
               old q3 to new q3 / old q1. A case is worse where even the least of that is above the threshold; where the
               ratio alone is above it the two spreads overlap, which is said ("maybe") and fails nothing. So is a ratio
               of numbers that have no spread. Only --provider's can fail; a case that only one file has is listed.
-traffic       (traffic.json) Any byte, sector or launch more of ours, and a case that is not there any more. What eager
-              PyTorch moves is its own affair.
+traffic       (traffic.json) Any byte, sector or launch more of ours, any byte more that is kept for the backward, and a
+              case that is not there any more. What eager PyTorch moves is its own affair.
 machine code  (report.json) For every kernel, target, block, dtype and layout the worst of its programs: a spill more, 9
               registers more, any fall of the occupancy bound, more than 1 KB of shared memory more, narrower loads or
               stores, tensor cores that are not used any more; and a group that is not there any more. Compared only
@@ -211,7 +211,7 @@ def _judged(
 
 
 def compare_traffic(old: Mapping[str, Any], new: Mapping[str, Any], _: Rule) -> Comparison:
-    """What ours moves and launches, exactly."""
+    """What ours moves, keeps and launches, exactly."""
     found = Comparison(notes=_versions(old, new))
     if old["dtype"] != new["dtype"]:
         raise ResultError(f"expected what was counted in {old['dtype']}, as OLD was, got {new['dtype']}")
@@ -226,7 +226,7 @@ def compare_traffic(old: Mapping[str, Any], new: Mapping[str, Any], _: Rule) -> 
 
 
 def _traffic(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """By case, of what Triton serves: T, T in whole sectors, and launches, forward and backward."""
+    """By case, of what Triton serves: T, T in whole sectors, and launches, forward and backward; and what is kept."""
     found = {}
     for row in content["rows"]:
         if row["ours"] is not None:
@@ -243,6 +243,7 @@ def _traffic(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
                     ("launches over the map", each["map_launches"]),
                 )
             }
+            found[name]["kept, T"] = row["ours"]["kept"]["total"]
     return found
 
 

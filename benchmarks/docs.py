@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.files import RESULTS, write
+from benchmarks.traffic import held
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "blocks"
 SECTION = re.compile(r"(<!-- traffic: (\w+) -->\n).*?(<!-- end of traffic -->)", re.DOTALL)
 
 
 def table(counted: dict[str, Any], block: str) -> str:
-    """What a block moves, ours and eager, as Markdown."""
+    """What a block moves and keeps, ours and eager, as Markdown."""
     rows = [row for row in counted["rows"] if row["block"] == block and row["ours"]]
     if not rows:
         raise ValueError(f"no traffic of {block!r} has been counted")
@@ -29,10 +30,11 @@ def table(counted: dict[str, Any], block: str) -> str:
     found = counted["versions"]
     lines = [
         f"One T is one pass over the map. Small tensors are included; counted at {shape}, {counted['dtype']}, "
-        f"torch {found['torch']}, Triton {found['triton']}.",
+        f"torch {found['torch']}, Triton {found['triton']}. Kept for the backward is what autograd saves but for "
+        "parameters, x among it. An output that is saved costs nothing more where the layer behind keeps it too.",
         "",
-        "| | forward, T | backward, T | launches | eager PyTorch, T | its launches |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| | forward, T | backward, T | launches | kept, T | eager PyTorch, T | its launches | it keeps, T |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         parts = (
@@ -43,8 +45,8 @@ def table(counted: dict[str, Any], block: str) -> str:
         what = ", ".join(part for part in parts if part)
         ours, eager = ([row[who][way] for way in ("forward", "backward")] for who in ("ours", "eager"))
         cells = [what, *(f"{each['total']:.2f}" for each in ours), " + ".join(str(each["launches"]) for each in ours)]
-        cells += [" + ".join(f"{each['total']:.1f}" for each in eager)]
-        cells += [" + ".join(str(each["launches"]) for each in eager)]
+        cells += [held(row["ours"]["kept"]), " + ".join(f"{each['total']:.1f}" for each in eager)]
+        cells += [" + ".join(str(each["launches"]) for each in eager), held(row["eager"]["kept"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -1,9 +1,10 @@
 """Everything that only a GPU can tell, in one command: ``python -m benchmarks.gpu --budget 8m --output DIR``.
 
-Runs the gpu test lane, in several processes, then the suites of blocks, non-local, networks and tuning at what the
-claims are about, each in a process of its own, and ends with the claims: goal, measured, pass or fall short. Every
+Runs the gpu test lane, in several processes, then the suites of blocks, calls, non-local, networks and tuning at what
+the claims are about, each in a process of its own, and ends with the claims: goal, measured, pass or fall short. Every
 stage writes its file as it goes, ``DIR/<device>/<stage>.json``; one that was cut off, or that crashed, is gone on with
-by a second call, one that was finished with these versions is not run again. Nothing is installed or fetched.
+by a second call, one that was finished with these versions is not run again. Behind every stage, and however all of it
+ends, the files are there as one, too: ``DIR/<device>.tar.gz``. Nothing is installed or fetched.
 
 ``--device cpu --quick`` takes the same way under Triton's interpreter, at tiny sizes: what it times is no speed.
 """
@@ -18,11 +19,12 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import textwrap
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +35,7 @@ from benchmarks.claims import ResultError, as_text, judge, load
 from benchmarks.files import RESULTS, versions, write
 from benchmarks.lane import LATE, Record
 from triton_attn import backend
+from triton_attn.files import new_file
 from triton_attn.tune_command import duration
 from triton_attn.tuning import tables
 
@@ -62,6 +65,7 @@ class Stage:
 STAGES = (
     Stage("tests", 2.0),
     Stage("blocks", 3.0),
+    Stage("calls", 1.0),
     Stage("nonlocal", 1.5),
     Stage("models", 2.0),
     Stage("autotune", 1.5),
@@ -88,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [stage for stage in STAGES if stage.name in arguments.stages]
     left = [stage for stage in wanted if not log.is_complete(stage.name)]
     failed = False
-    with contextlib.suppress(Interrupted), until_told():
+    with archived(log.path.parent) as archive, contextlib.suppress(Interrupted), until_told():
         for stage in wanted:
             if stage not in left:
                 print(f"\n== {stage.name}: complete, not run again (--fresh does)", flush=True)
@@ -97,15 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             share = (end - time.time()) * stage.weight / sum(each.weight for each in left)
             failed |= not run(stage, share, log, arguments)
             left.remove(stage)
+            archive()
     print("\n== claims", flush=True)
     try:
         print(as_text(judge(arguments.output, counted=RESULTS)))
     except ResultError as error:
         print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
         failed = True
+    print(f"\nAll of it in one file: {archive_of(log.path.parent)}")
     incomplete = [name for name in arguments.stages if not log.is_complete(name)]
     if incomplete:
-        print(f"\nNot complete: {', '.join(incomplete)}. The same command goes on from here.")
+        print(f"Not complete: {', '.join(incomplete)}. The same command goes on from here.")
     return int(failed)
 
 
@@ -321,6 +327,26 @@ def ending_of(status: int | None, junit: Path) -> Ending:
     late = any(measurement.LATE in (each.get("message") or "") for each in found.iter("skipped"))
     errors = status == FAILED and any(True for _ in found.iter("error"))
     return Ending(ERRORS if errors else status or 0, late=late or status is None)
+
+
+def archive_of(folder: Path) -> Path:
+    """The file that holds a folder."""
+    return folder.with_name(f"{folder.name}.tar.gz")
+
+
+@contextlib.contextmanager
+def archived(folder: Path) -> Iterator[Callable[[], None]]:
+    """Within this, what is given puts all of a folder into its archive; so does the end, whatever ended it."""
+
+    def archive() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with new_file(archive_of(folder)) as file, tarfile.open(file, "w:gz") as packed:
+            packed.add(folder, folder.name)
+
+    try:
+        yield archive
+    finally:
+        archive()
 
 
 @contextlib.contextmanager

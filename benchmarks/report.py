@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.claims import (
     CPU_AT_MOST,
+    SUITES,
     ResultError,
     cases_of,
     gpu_folders,
@@ -29,10 +30,12 @@ from benchmarks.sections import (
     GATES,
     attention_section,
     block_table,
+    calls_section,
     roofline_section,
     tax_section,
     tuning_section,
 )
+from benchmarks.traffic import held
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -86,7 +89,7 @@ def verdicts(page: Page, claims: Sequence[Claim]) -> None:
 
 def on_gpu(page: Page, folder: Path) -> None:
     """What was measured on one GPU."""
-    contents = {suite: read(folder / f"{suite}.json") for suite in ("blocks", "nonlocal", "models", "autotune")}
+    contents = {suite: read(folder / f"{suite}.json") for suite in SUITES}
     device = next(each["device"] for each in contents.values() if each)
     page.add(f"## On {device}")
     if found := contents["models"]:
@@ -94,6 +97,8 @@ def on_gpu(page: Page, folder: Path) -> None:
     if found := contents["blocks"]:
         roofline_section(page, folder / "blocks.json", found)
         block_table(page, folder / "blocks.json", found, dtype="bfloat16", layout="channels_last", direction="training")
+    if found := contents["calls"]:
+        calls_section(page, folder / "calls.json", found)
     if found := contents["nonlocal"]:
         attention_section(page, folder / "nonlocal.json", found)
     if found := contents["autotune"]:
@@ -126,6 +131,7 @@ def counted(page: Page) -> None:
         size = (9.0, 3.6)
         source = f"with shortcut and ReLU, channels_last, {content['dtype']}; {page.source(path, content)}"
         page.figure("traffic", "traffic by block", data, plots.traffic(data), size, source)
+        kept_table(page, path, content)
     else:
         page.add("Traffic is not counted: `make traffic` counts it.")
     path = page.results / "compile" / "report.json"
@@ -154,6 +160,23 @@ def counted(page: Page) -> None:
         page.add(f"*{page.source(path, content)}. {spilling(content['rows'])}*")
     else:
         page.add("Machine code is not read: `make compile-report` does.")
+
+
+def kept_table(page: Page, path: Path, content: Mapping[str, Any]) -> None:
+    """What every block keeps between its two directions."""
+    page.add(
+        "### Kept for the backward",
+        "",
+        "What autograd saves in a block's forward, in T: every storage once, x among them, parameters left out. An "
+        "output that is saved costs nothing more where the layer behind keeps it too, as a convolution does.",
+    )
+    rows: dict[str, list[str]] = {}
+    for row in content["rows"]:
+        if row["layout"] == "channels_last" and row["ours"]:  # without the tail, then with it
+            rows.setdefault(row["case"], []).extend(held(row[who]["kept"]) for who in ("ours", "eager"))
+    head = ["block", "ours, T", "eager PyTorch, T", "with shortcut and ReLU: ours, T", "eager PyTorch, T"]
+    page.table(head, [[case, *cells] for case, cells in rows.items()])
+    page.add(f"*channels_last, {content['dtype']}; {page.source(path, content)}*")
 
 
 def spilling(rows: Sequence[Mapping[str, Any]]) -> str:

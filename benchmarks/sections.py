@@ -118,6 +118,42 @@ def block_table(page: Page, path: Path, content: Mapping[str, Any], **wanted: An
     page.add(f"*{page.source(path, content)}. In bold: ours is slower.*")
 
 
+def calls_section(page: Page, path: Path, content: Mapping[str, Any]) -> None:
+    """Wall time beside the GPU's, the worst ratio on top."""
+    page.add(
+        "### A call at a small batch",
+        "",
+        "By the clock on the wall, one eager call on a GPU at rest, until it rests again; and the GPU's own part of "
+        "it. Where the GPU has little to do the rest is Python's. Training is forward and backward.",
+    )
+    rows = []
+    for case in sorted(records_of(content), key=lambda case: -over_eager(case).get("median", 0)):
+        wall, gpu = (each.get("seconds", {}) for each in (case.get("wall", {}), case))
+        cells = [
+            f"{each[who]['median'] * 1e6:.0f}" if who in each else "—"
+            for each in (wall, gpu)
+            for who in ("ours", "eager")
+        ]
+        ratio = over_eager(case)
+        rows.append(
+            [
+                f"{case['block']}, {case['site']}, batch {case['shape'][0]}, {case['direction']}",
+                cells[0] if "ours" in wall else why_not(case),
+                cells[1],
+                f"{over(ratio['median'])} ({ratio['q1']:.2f}–{ratio['q3']:.2f})" if ratio else "—",
+                *cells[2:],
+            ]
+        )
+    head = ["case", "ours, µs", "eager PyTorch, µs", "ours over it (quartiles)", "GPU: ours, µs", "GPU: eager, µs"]
+    page.table(head, rows)
+    page.add(f"*{page.source(path, content)}. In bold: ours is slower.*")
+
+
+def over_eager(case: Mapping[str, Any]) -> dict[str, float]:
+    """Quartiles of our wall time over eager PyTorch's; empty where one of them is not there."""
+    return case.get("wall", {}).get("ours_over", {}).get("eager", {})
+
+
 def roofline_section(page: Page, path: Path, content: Mapping[str, Any]) -> None:
     """Bytes that are needed, over the time taken, against what a copy achieves."""
     page.add(

@@ -63,6 +63,20 @@ class GpuClock(CpuClock):
         return first.elapsed_time(last) / 1e3
 
 
+class WallClock(CpuClock):
+    """What whoever calls waits for: Python's time until the last launch, and the GPU's from then on to the end.
+
+    The GPU idles before, as behind a call that was waited for. Caches are left as they are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def stamp(self) -> Any:
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
 def measure(runs: Mapping[str, Run], clock: CpuClock, rounds: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
     """Seconds of every run, ``rounds`` times each, behind ``warm_up`` times (at least once) that are not timed.
 

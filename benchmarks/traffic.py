@@ -1,7 +1,8 @@
-"""What every block moves, counted: ``python -m benchmarks.traffic [--check] [--json] [--output FILE]``.
+"""What every block moves and keeps, counted: ``python -m benchmarks.traffic [--check] [--json] [--output FILE]``.
 
 Traffic is in T, one pass over the feature map. Ours is counted under Triton's interpreter, kernel by kernel, and where
-an op calls PyTorch's operators, operator by operator; eager PyTorch likewise. Nothing is timed here.
+an op calls PyTorch's operators, operator by operator; eager PyTorch likewise. What a block keeps for its backward is
+counted by the tensors that autograd saves, in T as well. Nothing is timed here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks.ceilings import CEILINGS, over
 from benchmarks.files import today, versions, write
+from benchmarks.kept import count_kept
 from benchmarks.meter import ROLES, Traffic, count
 
 SHAPE = (2, 64, 28, 28)
@@ -69,15 +71,37 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What one side keeps from its forward to its backward, in T, and how much of that is its output."""
+
+    total: float
+    output: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """Ours, or eager PyTorch: what it moves in both directions, and what it keeps between them."""
+
+    forward: Counted
+    backward: Counted
+    kept: Held
+
+    @property
+    def both(self) -> tuple[Counted, Counted]:
+        """Forward and backward."""
+        return self.forward, self.backward
+
+
+@dataclass(frozen=True)
 class Row:
-    """One case, layout and tail: forward and backward. ``ours`` is None where Triton does not serve the block."""
+    """One case, layout and tail. ``ours`` is None where Triton does not serve the block."""
 
     case: Case
     layout: str
     shortcut: bool
     shape: tuple[int, ...]
-    eager: tuple[Counted, Counted]
-    ours: tuple[Counted, Counted] | None = None
+    eager: Side
+    ours: Side | None = None
 
     def excess(self) -> list[str]:
         """What of this row is over its ceiling; a block that is served must have one."""
@@ -89,7 +113,7 @@ class Row:
             return [f"{what}: has no ceiling"]
         if ceiling.channels is not None and self.shape[1] > ceiling.channels:
             return []
-        forward, backward = self.ours
+        forward, backward = self.ours.both
         return over(
             what,
             ceiling,
@@ -129,14 +153,15 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
     parameters = list(block.parameters())
     served = triton_attn.explain(block, x[:1, :, :1, :1])[0].backend == "triton"
 
-    def run(backend: Any) -> tuple[Counted, Counted]:
+    def run(backend: Any) -> Side:
         with triton_attn.use_backend(backend):
-            with count(x, parameters) as forward:
+            with count(x, parameters) as forward, count_kept(parameters) as kept:
                 y = block(**inputs)
+            size = x.numel() * x.itemsize
+            held = Held(kept.total / size, kept.of(y) / size)
             with count(x, parameters) as backward:
                 torch.autograd.grad(y, [*inputs.values(), *parameters], grad)
-        size = x.numel() * x.itemsize
-        return Counted.of(forward, size), Counted.of(backward, size)
+        return Side(Counted.of(forward, size), Counted.of(backward, size), held)
 
     return Row(
         case=case,
@@ -159,21 +184,30 @@ def measure_all(names: Sequence[str], shape: Sequence[int] | None = None) -> Ite
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     head = ["block", "layout", "shortcut + ReLU", "forward, T", "backward, T", "eager forward, T", "eager backward, T"]
-    head += ["eager / ours", "sectors / bytes", "launches (of them over the map)", "eager launches"]
+    head += ["eager / ours", "kept, T", "eager keeps, T", "sectors / bytes", "launches (of them over the map)"]
+    head += ["eager launches"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        eager = [f"{each.total:.1f}" for each in row.eager]
-        eager_launches = " + ".join(str(each.launches) for each in row.eager)
+        eager = [f"{each.total:.1f}" for each in row.eager.both]
+        eager_launches = " + ".join(str(each.launches) for each in row.eager.both)
         ours = ["no kernel yet", ""]
-        ratio = sectors = launches = ""
+        ratio = kept = sectors = launches = ""
         if row.ours is not None:
-            ours = [f"{each.total:.2f}" for each in row.ours]
-            ratio = f"{sum(each.total for each in row.eager) / sum(each.total for each in row.ours):.1f}"
-            sectors = f"{max(each.sectors for each in row.ours):.2f}"
-            launches = " + ".join(f"{each.launches} ({each.map_launches})" for each in row.ours)
+            ours = [f"{each.total:.2f}" for each in row.ours.both]
+            ratio = f"{sum(each.total for each in row.eager.both) / sum(each.total for each in row.ours.both):.1f}"
+            kept = held(asdict(row.ours.kept))
+            sectors = f"{max(each.sectors for each in row.ours.both):.2f}"
+            launches = " + ".join(f"{each.launches} ({each.map_launches})" for each in row.ours.both)
         tail = "yes" if row.shortcut else "no"
-        lines.append([str(row.case), row.layout, tail, *ours, *eager, ratio, sectors, launches, eager_launches])
+        cells = [str(row.case), row.layout, tail, *ours, *eager, ratio, kept, held(asdict(row.eager.kept))]
+        lines.append([*cells, sectors, launches, eager_launches])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def held(kept: Mapping[str, float]) -> str:
+    """What is kept, and how much of it is the output, which a layer behind often keeps anyway."""
+    text = f"{kept['total']:.2f}"
+    return f"{text} ({kept['output']:.0f} its output)" if kept["output"] else text
 
 
 def role_table(rows: list[Row]) -> str:
@@ -182,18 +216,13 @@ def role_table(rows: list[Row]) -> str:
     lines = [head, ["---"] * len(head)]
     for row in rows:
         if row.ours is not None:
-            cells = [" + ".join(f"{each.roles[role]:.3f}" for each in row.ours) for role in ROLES]
+            cells = [" + ".join(f"{each.roles[role]:.3f}" for each in row.ours.both) for role in ROLES]
             lines.append([str(row.case), row.layout, "yes" if row.shortcut else "no", *cells])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def as_json(rows: list[Row]) -> str:
     """The rows and what they were counted with."""
-    names = ("forward", "backward")
-
-    def pair(counted: tuple[Counted, Counted] | None) -> dict[str, Any] | None:
-        return counted and {name: asdict(each) for name, each in zip(names, counted, strict=True)}
-
     found = {
         "versions": versions(),
         "date": today(),
@@ -205,8 +234,8 @@ def as_json(rows: list[Row]) -> str:
                 "layout": row.layout,
                 "shortcut": row.shortcut,
                 "shape": row.shape,
-                "ours": pair(row.ours),
-                "eager": pair(row.eager),
+                "ours": row.ours and asdict(row.ours),
+                "eager": asdict(row.eager),
             }
             for row in rows
         ],

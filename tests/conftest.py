@@ -47,11 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files that do not name the lane: they take time to import, or what a machine with a GPU has not."""
+    """Leave out files that do not name the lane: they take time to import, or what a machine with a GPU has not.
+
+    And folders with no other files, for their conftest.py.
+    """
     lane = config.getoption("--lane")
-    if lane == "plain" or collection_path.suffix != ".py":
+    if lane == "plain":
         return None
-    return True if f"mark.{lane}" not in collection_path.read_text(encoding="utf-8") else None
+    files = collection_path.rglob("*.py") if collection_path.is_dir() else [collection_path]
+    named = any(f"mark.{lane}" in file.read_text(encoding="utf-8") for file in files if file.suffix == ".py")
+    return None if named else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

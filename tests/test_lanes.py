@@ -12,9 +12,11 @@ ROOT = Path(__file__).parents[1]
 WITHOUT = """
 import sys
 
+MISSING = {"hypothesis", "_hypothesis_pytestplugin", "xdist", "execnet", "matplotlib", "PIL", "accelerate", "yaml"}
+
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"hypothesis", "_hypothesis_pytestplugin", "xdist", "execnet", "matplotlib"}:
+        if name.partition(".")[0] in MISSING:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -36,3 +38,28 @@ def test_the_gpu_lane_needs_pytest_alone() -> None:
     collected = re.findall(r"^(tests/\S+?)::", done.stdout, re.MULTILINE)
     assert {Path(name).parts[1] for name in collected} == {"gpu"}
     assert {Path(name).name for name in collected} == {path.name for path in ROOT.glob("tests/gpu/test_*.py")}
+
+
+PRETENDING = """
+import sys
+import pytest
+import torch
+
+torch.cuda.is_available = lambda: True
+torch.cuda.empty_cache = lambda: print("freed")
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_the_gpu_lane_frees_memory_behind_every_test() -> None:
+    # None of its tests passes without a GPU: what ends a test is to free all the same.
+    options = ["--lane", "gpu", "-sq", "-p", "no:cacheprovider", "--tb=no", "-k", "tuned_network or (se and 256)"]
+    done = subprocess.run(
+        [sys.executable, "-c", PRETENDING, *options, "tests/gpu/test_tuning_on_gpu.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.search(r"^5 failed", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert done.stdout.count("freed") == 5

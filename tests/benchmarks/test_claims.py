@@ -34,6 +34,7 @@ def test_a_gpu_that_keeps_all_promises(tmp_path: Path) -> None:
     results.put(
         tmp_path,
         blocks=results.blocks(),
+        calls=results.calls(),
         nonlocal_=results.nonlocals(),
         models=results.models(),
         autotune=results.autotune(),
@@ -57,6 +58,12 @@ def test_a_gpu_that_keeps_all_promises(tmp_path: Path) -> None:
         ("blocks", results.blocks(ours=1.2), "se, forward + backward", "at least 1.25 times (layer1, compile)"),
         ("blocks", results.blocks(share=0.84), "apply kernels", "at least 0.84 of a copy"),
         ("nonlocal", results.nonlocals(ours=1.3), "non-local attention, backward", "at least 0.92 times"),
+        (
+            "calls",
+            results.calls(wall=1.1),
+            "a call at batch 1 and 16, inference",
+            "at most 1.10 times (se, layer1, batch",
+        ),
         ("models", results.models(ours=125.0), "the tax of se in every block, inference", "12.5%"),
         ("autotune", results.autotune(rule=1.2), "configs by rule", "at most 1.20 times its time"),
     ],

@@ -39,8 +39,8 @@ def traffic(*cases: str) -> dict[str, Any]:
             "layout": layout,
             "shortcut": False,
             "shape": [2, 64, 28, 28],
-            "ours": {"forward": direction(3.01), "backward": direction(4.05, 3)},
-            "eager": {"forward": direction(3.0), "backward": direction(10.1, 12)},
+            "ours": {"forward": direction(3.01), "backward": direction(4.05, 3), "kept": {"total": 1.01}},
+            "eager": {"forward": direction(3.0), "backward": direction(10.1, 12), "kept": {"total": 2.0}},
         }
         for case in cases
         for layout in ("contiguous", "channels_last")
@@ -173,6 +173,18 @@ def test_traffic_is_compared_exactly(run: Any, what: str, change: float, way: st
     status, said = run(new, old)
     assert status == 0
     assert "better" in said
+
+
+def test_more_that_is_kept_is_worse(run: Any) -> None:
+    old = traffic("se")
+    new = copy.deepcopy(old)
+    new["rows"][1]["ours"]["kept"]["total"] += 1e-4
+    new["rows"][1]["eager"]["kept"]["total"] += 1
+    status, said = run(old, new)
+    assert status == 1
+    assert said.count("worse") == 2  # and the end
+    assert "se, channels_last, 2×64×28×28  kept, T" in said
+    assert run(new, old)[0] == 0
 
 
 def test_traffic_of_others_is_their_own(run: Any) -> None:

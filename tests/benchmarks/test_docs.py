@@ -19,8 +19,16 @@ COUNTED = {
             "layout": "contiguous",
             "shortcut": True,
             "shape": [2, 64, 28, 28],
-            "ours": {"forward": {"total": 4.066, "launches": 2}, "backward": {"total": 5.15, "launches": 3}},
-            "eager": {"forward": {"total": 8.0, "launches": 8}, "backward": {"total": 13.04, "launches": 14}},
+            "ours": {
+                "forward": {"total": 4.066, "launches": 2},
+                "backward": {"total": 5.15, "launches": 3},
+                "kept": {"total": 1.07, "output": 0.0},
+            },
+            "eager": {
+                "forward": {"total": 8.0, "launches": 8},
+                "backward": {"total": 13.04, "launches": 14},
+                "kept": {"total": 2.003, "output": 1.0},
+            },
         }
     ],
 }
@@ -34,7 +42,8 @@ def test_a_section_is_filled_and_the_rest_is_kept() -> None:
     page = docs.filled(PAGE, COUNTED)
     assert page.startswith("# SE\n<!-- traffic: se -->\nOne T is")
     assert "counted at (2, 64, 28, 28), float16, torch 2.14.1, Triton 3.8.0" in page
-    assert "| contiguous, with shortcut and ReLU | 4.07 | 5.15 | 2 + 3 | 8.0 + 13.0 | 8 + 14 |" in page
+    cells = "4.07 | 5.15 | 2 + 3 | 1.07 | 8.0 + 13.0 | 8 + 14 | 2.00 (1 its output) |"
+    assert f"| contiguous, with shortcut and ReLU | {cells}" in page
     assert page.endswith("<!-- end of traffic -->\nrest\n")
     assert docs.filled(page, COUNTED) == page
     with pytest.raises(ValueError, match="no traffic of 'eca'"):

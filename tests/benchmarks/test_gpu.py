@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,11 @@ def log_of(folder: Path) -> dict[str, dict[str, object]]:
     return json.loads((folder / "interpreter" / "gpu.json").read_text())["stages"]
 
 
+def archived(folder: Path) -> list[str]:
+    with tarfile.open(folder / "interpreter.tar.gz") as packed:
+        return sorted(packed.getnames())
+
+
 def lane_of(folder: Path) -> dict[str, object]:
     return json.loads((folder / "interpreter" / "tests.json").read_text())
 
@@ -81,12 +88,38 @@ def test_stages_in_order_and_going_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tests["passed"], tests["failed"], tests["skipped"]) == (1, 0, 0)
     begun.clear()
     assert gpu.main([*QUICK, "--output", str(tmp_path)]) == 0
-    assert begun == ["nonlocal", "models", "autotune"]
+    assert begun == ["calls", "nonlocal", "models", "autotune"]
     begun.clear()
     (tmp_path / "interpreter" / "blocks.json").write_text("of before")
     assert gpu.main([*QUICK, "--output", str(tmp_path), "--fresh"]) == 0
     assert begun == [stage.name for stage in STAGES]
     assert not (tmp_path / "interpreter" / "blocks.json").exists()
+
+
+def test_the_files_come_as_one_too_whatever_ended_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*QUICK, "--output", str(tmp_path), "--stages", "tests,models"]
+    files = [f"interpreter/{name}" for name in ("gpu.json", "tests.json", "tests.jsonl")]
+    seen: list[list[str]] = []
+
+    def command(_: Stage, __: float, junit: Path, ___: object) -> list[str]:
+        seen.append(archived(tmp_path))  # so it is there even if all of this is killed now
+        return [sys.executable, "-c", passing("models", junit)]
+
+    scripted(monkeypatch, lambda _, path: noting(path, FAILED, 1))
+    monkeypatch.setattr(gpu, "command", command)
+    assert gpu.main(words) == 1
+    assert seen == [["interpreter", *files]]
+    for error in (gpu.Interrupted, MemoryError):
+
+        def ended(*_: object, error: type[BaseException] = error) -> None:
+            (tmp_path / "interpreter" / f"{error.__name__}.json").touch()
+            raise error
+
+        monkeypatch.setattr(gpu, "run_suite", ended)
+        with pytest.raises(MemoryError) if error is MemoryError else contextlib.nullcontext():
+            gpu.main([*words, "--stages", "blocks"])
+        assert f"interpreter/{error.__name__}.json" in archived(tmp_path)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["interpreter", "interpreter.tar.gz"]
 
 
 def test_what_is_complete_takes_no_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +244,7 @@ def test_results_of_other_versions_and_a_broken_log(tmp_path: Path, monkeypatch:
         (["--device", "cpu"], "--device cpu: the interpreter is slow, expected --quick"),
         ([], "--device auto: there is no GPU here; --device cpu --quick tries this without one"),
         ([*QUICK, "--budget", "soon"], "argument --budget: expected a time such as 90s, 5m or 1h, got 'soon'"),
-        ([*QUICK, "--stages", "blocks,lunch"], "unknown lunch, expected some of tests, blocks, nonlocal"),
+        ([*QUICK, "--stages", "blocks,lunch"], "unknown lunch, expected some of tests, blocks, calls, nonlocal"),
         ([*QUICK, "--output", __file__], "--output: expected a folder, got the file"),
     ],
 )
@@ -254,6 +287,7 @@ def test_an_interruption_leaves_what_was_measured(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["cases"]
     assert "== claims" in printed
     assert "Not complete: blocks" in printed
+    assert archived(tmp_path) == ["interpreter", "interpreter/blocks.json", "interpreter/gpu.json"]
 
 
 def test_all_of_it_without_a_gpu(tmp_path: Path) -> None:
@@ -266,6 +300,7 @@ def test_all_of_it_without_a_gpu(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "autotune.json",
         "blocks.json",
+        "calls.json",
         "gpu.json",
         "models.json",
         "nonlocal.json",
@@ -275,10 +310,14 @@ def test_all_of_it_without_a_gpu(tmp_path: Path) -> None:
     ]
     assert list(log_of(tmp_path)) == [stage.name for stage in STAGES]
     assert all(each["complete"] for each in log_of(tmp_path).values())
-    for suite in ("blocks", "nonlocal", "models"):
+    assert archived(tmp_path) == ["interpreter", *(f"interpreter/{path.name}" for path in sorted(folder.iterdir()))]
+    for suite in ("blocks", "calls", "nonlocal", "models"):
         for case in json.loads((folder / f"{suite}.json").read_text())["cases"].values():
             assert {"ours", "eager"} <= case["seconds"].keys()
             assert case["not_timed"] == {}
+            if suite == "calls":
+                assert case["wall"]["seconds"].keys() == {"ours", "eager"}
+                assert case["wall"]["ours_over"].keys() == {"eager"}
     autotune = json.loads((folder / "autotune.json").read_text())
     assert autotune["first_call"]["with_table"] > 0
     assert all(each["configs"] > 1 for each in autotune["cases"].values())

@@ -18,7 +18,10 @@ from tests.benchmarks import results
 def folder(tmp_path: Path) -> Path:
     """Results of a GPU, of a CPU, and what was counted."""
     found = tmp_path / "results"
-    results.put(found, blocks=results.blocks(), models=results.models(), autotune=results.autotune())
+    slow = results.calls()
+    name = "eca-layer4-1x2048x7x7-bfloat16-channels_last-forward"
+    slow["cases"][name] = results.calls(wall=1.5)["cases"][name]
+    results.put(found, blocks=results.blocks(), calls=slow, models=results.models(), autotune=results.autotune())
     (found / "nvidia-test-1" / "nonlocal.json").write_text(json.dumps(results.nonlocals()))
     (found / "cpu").mkdir()
     on_cpu = results.blocks(dtype="float32")
@@ -71,9 +74,13 @@ def test_a_page(folder: Path, tmp_path: Path) -> None:
     assert ", freed memory kept (`results/cpu/blocks.json`)" in page
     assert "| 5.0% (5.0% to 5.0%) |" in page
     losses = [line.split(" | ")[0] for line in page.splitlines() if "**falls short**" in line]
-    assert losses == ["| blocks on a CPU against the tutorial's plain formula"]
+    assert losses == ["| a call at batch 1 and 16, inference", "| blocks on a CPU against the tutorial's plain formula"]
     assert page.index("**falls short**") < page.index("| pass |")
     assert "sdpa-flash: RuntimeError: No available kernel / here" in page
+    # Wall time beside the GPU's.
+    table = page[page.index("### A call at a small batch") :].partition("| --- |")[2].splitlines()[1:]
+    assert table[0] == "| eca, layer4, batch 1, forward | 150 | 100 | **1.50** (1.42–1.58) | 9 | 12 |"
+    assert table[1].split(" | ")[1:4] == ["90", "100", "0.90 (0.85–0.95)"]
 
 
 def test_the_same_files_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:

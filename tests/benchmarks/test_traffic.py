@@ -1,4 +1,4 @@
-"""The contract in T: what SE moves, forward and backward, in both layouts, at several shapes.
+"""The contract in T: what SE moves, forward and backward, in both layouts, at several shapes; and what is kept.
 
 What every block moves is counted by `make guard`, against the ceilings and what was counted before.
 """
@@ -14,6 +14,7 @@ import torch
 import triton_attn
 from benchmarks import traffic
 from benchmarks.ceilings import CEILINGS, Ceiling, over
+from benchmarks.kept import count_kept
 from benchmarks.meter import Traffic, count
 
 pytestmark = pytest.mark.interpreter
@@ -75,6 +76,28 @@ def test_inference_writes_no_mask() -> None:
     assert forward.moved["mask"] == 0
 
 
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_what_is_kept(with_shortcut: bool) -> None:
+    row = traffic.measure(traffic.Case("se"), channels_last=True, with_shortcut=with_shortcut, shape=(1, 32, 28, 28))
+    assert row.ours is not None
+    # The map, and with the tail a bit for every element of 16 bits, where eager PyTorch keeps the output.
+    assert row.ours.kept.total == pytest.approx(1 + with_shortcut / 16, abs=0.02)
+    assert row.ours.kept.output == 0
+    assert row.eager.kept.total == pytest.approx(1 + with_shortcut, abs=0.02)
+    assert row.eager.kept.output == with_shortcut
+
+
+def test_a_storage_is_kept_once_and_parameters_are_not_counted() -> None:
+    weight, x = torch.randn(3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    with count_kept([weight]) as kept:
+        y = (x * weight).exp()  # x and the weight, and the output
+        z = x[:2] * x[1:3]
+    assert (kept.total, kept.of(x), kept.of(y), kept.of(z)) == (2 * 60, 60, 60, 0)
+    with count_kept() as kept, torch.no_grad():
+        (x * x).exp()
+    assert kept.total == 0
+
+
 def test_a_ceiling_with_and_without_the_tail() -> None:
     ceiling = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
     assert ceiling.passes(False, 2, 64) == (3, 4)
@@ -99,7 +122,7 @@ def test_what_is_over_a_ceiling_is_named() -> None:
 def test_the_check_fails_over_a_ceiling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     row = traffic.measure(traffic.Case("se"), channels_last=True, with_shortcut=True, shape=(1, 32, 28, 28))
     assert row.ours is not None
-    assert sum(each.total for each in row.eager) > 2 * sum(each.total for each in row.ours)
+    assert sum(each.total for each in row.eager.both) > 2 * sum(each.total for each in row.ours.both)
 
     arguments = ["--check", "--blocks", "se", "--shape", "1,32,28,28"]
     monkeypatch.setitem(CEILINGS, "se", Ceiling(9, 9, 9, (9, 9)))
@@ -138,7 +161,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found["rows"]) == 8
     for row in found["rows"]:
         assert row["shape"] == [1, 16, 12, 12]
-        assert set(row["eager"]) == {"forward", "backward"}
+        assert set(row["eager"]) == {"forward", "backward", "kept"}
         forward = row["ours"]["forward"]
         assert forward["total"] == pytest.approx(sum(forward["roles"].values()))
         if row["block"] == "se":

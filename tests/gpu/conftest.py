@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def gpu() -> torch.device:
+def gpu() -> Iterator[torch.device]:
     if not torch.cuda.is_available():
         pytest.skip("no GPU: torch.cuda.is_available() is False")
-    return torch.device("cuda")
+    yield torch.device("cuda")
+    # Parts of the lane run side by side: what one process keeps for later, the others have not.
+    gc.collect()
+    torch.cuda.empty_cache()
