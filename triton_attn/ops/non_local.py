@@ -39,6 +39,8 @@ def non_local(
     *,
     x: Tensor | None = None,
     shortcut: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    value_bias: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
     """``x + attention``, ``relu(x + attention + shortcut)``, or without a map the attention ``(N, L, dv)`` alone.
@@ -48,16 +50,19 @@ def non_local(
             as many values as ``x`` has channels.
         x: ``(N, dv, H, W)`` with ``H·W = L``.
         shortcut: of ``x``'s shape.
+        key_bias, value_bias: ``(d,)`` and ``(dv,)``, with ``x``: what k and v come without, and are attended as if
+            they had it.
         scale: of the scores.
     """
     if x is not None:
         x, channels_last = served(x)
         if shortcut is not None and shortcut.dtype != torch.promote_types(x.dtype, q.dtype):
             # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-            return torch.relu(non_local(q, k, v, x=x, scale=scale) + shortcut)
+            attended = non_local(q, k, v, x=x, key_bias=key_bias, value_bias=value_bias, scale=scale)
+            return torch.relu(attended + shortcut)
         if shortcut is not None:
             shortcut, _ = served(shortcut, channels_last)
-    tensors = (x, q, k, v, shortcut)
+    tensors = (x, q, k, v, shortcut, key_bias, value_bias)
     saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return _forward_op(*tensors, float(scale), saves)[0]
 
@@ -85,6 +90,11 @@ class Problem:
     def keeps_rows(self) -> bool:
         """Whether the softmax is kept for the backward."""
         return attention_rules.keeps_rows(*self.sizes)
+
+    @property
+    def counts_again(self) -> bool:
+        """Whether the tiled backward computes rows' sums again, for exactness, and keeps nothing of the forward's."""
+        return self.q.itemsize == 4
 
 
 def problem(q: Tensor, k: Tensor | None, v: Tensor | None, value_width: int, channels_last: bool | None) -> Problem:
@@ -178,13 +188,15 @@ def forward(
     k: Tensor | None,
     v: Tensor | None,
     shortcut: Tensor | None,
+    key_bias: Tensor | None,  # not read: it shifts whole rows of scores, of which a softmax sees nothing
+    value_bias: Tensor | None,
     scale: float,
     saves: bool,
 ) -> Tensors:
     """The output, and what the backward needs: o or the softmax, the log-sum-exp (tiled), the bits of ReLU's mask."""
     x, shortcut, given, y, kept, lse, bits = _prepare(x, q, k, v, shortcut, saves)
     run = _whole_fwd if given.keeps_rows else _tiled_fwd
-    run(given, y, kept, lse, bits, x, shortcut, scale)
+    run(given, y, kept, lse, bits, x, value_bias, shortcut, scale)
     return y, *(or_empty(q, each) for each in (kept, lse, bits))
 
 
@@ -210,7 +222,7 @@ def _prepare(
     if saves and given.keeps_rows:
         rows_pitch = attention_rules.pitch(given.k.shape[1])
         kept = torch.empty((batch, length, rows_pitch), dtype=dtype, device=q.device)
-    elif saves:
+    elif saves and not given.counts_again:
         # Without a map the output is what was attended.
         kept = None if x is None else empty_rows(q, shape, dtype, given.channels_last)
         lse = torch.empty((batch, 2, length), dtype=torch.float32, device=q.device)
@@ -227,6 +239,7 @@ def _tiled_fwd(
     lse: Tensor | None,
     bits: Tensor | None,
     x: Tensor | None,
+    bias: Tensor | None,
     shortcut: Tensor | None,
     scale: float,
 ) -> None:
@@ -247,11 +260,14 @@ def _tiled_fwd(
         k_ptr=given.k,
         v_ptr=given.v,
         x_ptr=x,
+        bias_ptr=bias,
         shortcut_ptr=shortcut,
         **scaled(scale),
         HAS_X=x is not None,
+        HAS_BIAS=bias is not None,
         HAS_SHORTCUT=shortcut is not None,
         SAVES=lse is not None,
+        SAVE_BITS=bits is not None,
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), o=kept, q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
         **products(given.v),
@@ -265,6 +281,7 @@ def _whole_fwd(
     lse: Tensor | None,
     bits: Tensor | None,
     x: Tensor | None,
+    bias: Tensor | None,
     shortcut: Tensor | None,
     scale: float,
 ) -> None:
@@ -284,12 +301,15 @@ def _whole_fwd(
         k_ptr=given.k,
         v_ptr=given.v,
         x_ptr=x,
+        bias_ptr=bias,
         shortcut_ptr=shortcut,
         pitch=attention_rules.pitch(source),
         **scaled(scale),
         HAS_X=x is not None,
+        HAS_BIAS=bias is not None,
         HAS_SHORTCUT=shortcut is not None,
         SAVES=kept is not None,
+        SAVE_BITS=bits is not None,
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
         **products(given.v),
@@ -302,6 +322,8 @@ def _forward_fake(
     k: Tensor | None,
     v: Tensor | None,
     shortcut: Tensor | None,
+    key_bias: Tensor | None,
+    value_bias: Tensor | None,
     scale: float,
     saves: bool,
 ) -> Tensors:
@@ -323,10 +345,11 @@ def backward(
     needs_q: bool,
     needs_k: bool,
     needs_v: bool,
+    bias_dtype: torch.dtype | None,
 ) -> Tensors:
-    """The gradient behind ReLU's mask (with bits), and those of q (or of all three in one), k and v.
+    """The gradient behind ReLU's mask (with bits), those of q (or of all three in one), k and v, and the values' bias.
 
-    Empty tensors stand for those that are not needed.
+    Empty tensors stand for those that are not needed, as the last is not without its dtype.
     """
     given = problem(q, k, v, value_width, channels_last)
     masked, dq, dk, dv, results = _prepare_bwd(
@@ -339,15 +362,19 @@ def backward(
     delta = None
     if tiled and (dq is not None or dk is not None):
         delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if delta is not None or masked is not None:
-        _delta(given, delta, masked, rows_grad, kept if tiled else None, bits)
+    kept_delta = None if given.counts_again else delta
+    if kept_delta is not None or masked is not None:
+        _delta(given, kept_delta, masked, rows_grad, kept, bits)
     if masked is not None:
         rows_grad = map_rows(masked)
     if tiled:
+        if given.counts_again and (delta is not None or dv is not None):
+            lse = torch.empty((q.shape[0], 2, q.shape[1]), dtype=torch.float32, device=q.device)
+            _rows_bwd(given, lse, delta, rows_grad, scale)
         _tiled_bwd(given, dq, dk, dv, rows_grad, lse, delta, scale)
     else:
         _whole_bwd(given, dq, dk, dv, rows_grad, kept, scale)
-    return results
+    return *results, _bias_bwd(q, rows_grad, bias_dtype)
 
 
 def _prepare_bwd(
@@ -383,6 +410,17 @@ def _prepare_bwd(
     return masked, dq, dk, dv, tuple(or_empty(q, each) for each in results)
 
 
+def _bias_bwd(q: Tensor, grad: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The gradient of a bias that is added behind the attention, ``Σ grad`` over all positions.
+
+    One reduction of the library's, which reads grad again. The kernel of delta could leave sums of its rows, but they
+    would be many, and rounded to 16 bits in a launch more; and small maps without a shortcut have no such kernel.
+    """
+    if dtype is None:
+        return q.new_empty(0)
+    return grad.sum((0, 1), dtype=torch.promote_types(grad.dtype, dtype)).to(dtype)
+
+
 def _delta(
     given: Problem,
     delta: Tensor | None,
@@ -413,6 +451,34 @@ def _delta(
         HAS_BITS=masked is not None,
         CHANNELS_LAST=given.channels_last,
         **arguments,
+    )
+
+
+def _rows_bwd(given: Problem, lse: Tensor, delta: Tensor | None, grad: Tensor, scale: float) -> None:
+    """The log-sum-exp of every row, and delta where there is room for it, of the scores as the backward has them."""
+    from ..kernels.non_local_rows import non_local_rows_bwd_kernel
+
+    width, value_width, length, _ = given.sizes
+    rule = attention_rules.rows_bwd(
+        width, value_width, given.q.itemsize, chips.chip_of(grad.device), given.channels_last
+    )
+    launch.tuned(
+        non_local_rows_bwd_kernel,
+        lambda config: (grad.shape[0] * rules.cdiv(length, config["BLOCK_M"]),),
+        given.shape,
+        rule,
+        grad.device,
+        lse_ptr=lse,
+        delta_ptr=delta,
+        grad_ptr=grad,
+        q_ptr=given.q,
+        k_ptr=given.k,
+        v_ptr=given.v,
+        **scaled(scale),
+        HAS_DELTA=delta is not None,
+        CHANNELS_LAST=given.channels_last,
+        **in_units(given, g=grad, q=given.q, k=given.k, v=given.v),
+        **products(given.v),
     )
 
 
@@ -466,15 +532,18 @@ def _tiled_bwd(
             **common,
         )
     if dq is not None:
+        # A tensor core rounds q · k as k · q, all but the last bit of a few in three passes. NumPy does not.
+        as_keys = given.counts_again and backend.interpreting()
         launch.tuned(
             non_local_queries_bwd_kernel,
             lambda config: (
                 grad.shape[0] * rules.cdiv(width, config["SLICE_D"]) * rules.cdiv(length, config["BLOCK_M"]),
             ),
             given.shape,
-            attention_rules.queries_bwd(*shape),
+            attention_rules.queries_bwd(*shape, as_keys),
             grad.device,
             dq_ptr=dq,
+            AS_KEYS=as_keys,
             **in_units(given, dq=dq, **read),
             **common,
         )
@@ -539,9 +608,11 @@ def _backward_fake(
     needs_q: bool,
     needs_k: bool,
     needs_v: bool,
+    bias_dtype: torch.dtype | None,
 ) -> Tensors:
     given = problem(q, k, v, value_width, channels_last)
-    return _prepare_bwd(grad, q, k, bits, given, value_width, channels_last, needs_q, needs_k, needs_v)[-1]
+    results = _prepare_bwd(grad, q, k, bits, given, value_width, channels_last, needs_q, needs_k, needs_v)[-1]
+    return *results, q.new_empty(0 if bias_dtype is None else value_width, dtype=bias_dtype or q.dtype)
 
 
 class _NonLocal(torch.autograd.Function):
@@ -551,13 +622,15 @@ class _NonLocal(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        x, q, k, v, shortcut, ctx.scale, _ = inputs
+        x, q, k, v, shortcut, key_bias, value_bias, ctx.scale, _ = inputs
         y, *saved = output
         ctx.mark_non_differentiable(*saved)
         kept, lse, bits = saved
-        kept = y if or_none(kept) is None else kept
+        if or_none(kept) is None and or_none(lse) is not None:
+            kept = y
         ctx.set_materialize_grads(False)
-        ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, shortcut))
+        ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, shortcut, key_bias, value_bias))
+        ctx.key_width = 0 if key_bias is None else key_bias.shape[0]
         if x is None:
             ctx.value_width, ctx.channels_last = v.shape[2], problem(q, k, v, 0, None).channels_last
         else:
@@ -567,37 +640,43 @@ class _NonLocal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        needs_x, needs_shortcut, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4], ctx.needs_input_grad[1:4]
+        needs_x, needs, needs_shortcut = ctx.needs_input_grad[0], ctx.needs_input_grad[1:4], ctx.needs_input_grad[4]
+        needs_key_bias, needs_value_bias = ctx.needs_input_grad[5:7]
         if grad is None:
-            return (None,) * 7
+            return (None,) * 9
         if grad.dim() == 4:
             # In the layout of x here already: the residual's gradient is this one too.
             grad = served(grad, ctx.channels_last)[0]
         masked: Tensor = grad
         grads: list[Tensor | None] = [None] * 3
-        if any(needs) or ctx.dtypes[1] is not None:
-            masked, *grads = _backward_op(
-                grad, *ctx.saved_tensors, ctx.scale, ctx.value_width, ctx.channels_last, *needs
+        dvalue_bias = dkey_bias = None
+        if any(needs) or needs_value_bias or ctx.dtypes[1] is not None:
+            bias_dtype = ctx.dtypes[3] if needs_value_bias else None
+            masked, *grads, dvalue_bias = _backward_op(
+                grad, *ctx.saved_tensors, ctx.scale, ctx.value_width, ctx.channels_last, *needs, bias_dtype
             )
             if ctx.dtypes[1] is None:
                 masked = grad  # no ReLU: the residual's gradient is that of the output
         dx = masked.to(ctx.dtypes[0]) if needs_x else None
         dshortcut = masked.to(ctx.dtypes[1]) if needs_shortcut else None
+        if needs_key_bias:  # exactly zero, and there: None would be a parameter that nothing uses
+            dkey_bias = grad.new_zeros(ctx.key_width, dtype=ctx.dtypes[2])
         # What was not asked for came back empty.
-        return dx, *(each if needed else None for each, needed in zip(grads, needs, strict=True)), dshortcut, None, None
+        asked = (each if needed else None for each, needed in zip(grads, needs, strict=True))
+        return dx, *asked, dshortcut, dkey_bias, dvalue_bias if needs_value_bias else None, None, None
 
 
 _forward_op = register(
-    "non_local(Tensor? x, Tensor q, Tensor? k, Tensor? v, Tensor? shortcut, float scale, bool saves)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "non_local(Tensor? x, Tensor q, Tensor? k, Tensor? v, Tensor? shortcut, Tensor? key_bias, Tensor? value_bias,"
+    " float scale, bool saves) -> (Tensor, Tensor, Tensor, Tensor)",
     forward,
     _forward_fake,
     _NonLocal,
 )
 _backward_op = register(
     "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor kept, Tensor lse, Tensor bits, float scale,"
-    " int value_width, bool channels_last, bool needs_q, bool needs_k, bool needs_v)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " int value_width, bool channels_last, bool needs_q, bool needs_k, bool needs_v, ScalarType? bias_dtype)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     backward,
     _backward_fake,
 )
