@@ -25,7 +25,8 @@ SITES = {
     "layer4": (2048, 7),
 }
 TILED = {"non_local_fwd_kernel", "non_local_keys_bwd_kernel", "non_local_queries_bwd_kernel"}
-PRODUCTS = TILED | {"non_local_whole_fwd_kernel"}
+ROWS = "non_local_rows_bwd_kernel"  # in float32
+PRODUCTS = TILED | {"non_local_whole_fwd_kernel", ROWS}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 # (target, dtype, layout, sites)
@@ -60,7 +61,11 @@ def test_site(target: str, dtype: torch.dtype, layout: str, site: str) -> None:
     whole = site in ("layer3", "layer4")
     names = {launch.name for launch in found}
     assert names == {"non_local_delta_kernel"} | (
-        {"non_local_whole_fwd_kernel", "softmax_bwd_kernel"} if whole else TILED
+        {"non_local_whole_fwd_kernel", "softmax_bwd_kernel"}
+        if whole
+        else TILED | {ROWS}
+        if dtype.itemsize == 4
+        else TILED
     )
     for launch in found:
         if launch.name not in PRODUCTS and target != "sm_90":

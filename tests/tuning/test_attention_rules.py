@@ -41,6 +41,23 @@ def test_there_is_a_tile_for_every_problem(chip: chips.Chip, itemsize: int) -> N
                 assert config["BLOCK_V"] >= dv
 
 
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_in_float32_a_backward_has_one_tile(chip: chips.Chip) -> None:
+    """Its kernels must round the scores alike, and so walk their channels alike."""
+    for d, dv, channels_last in itertools.product(SIZES, SIZES, (False, True)):
+        shape = (d, dv, 4, chip, channels_last)
+        configs = [
+            rules.rows_bwd(*shape),
+            rules.queries_bwd(*shape, True),
+            *(rules.keys_bwd(*shape, *needs) for needs in ((True, False), (False, True))),
+        ]
+        for name in ("WHOLE_D", "WHOLE_V", "BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_V"):
+            assert len({config[name] for config in configs}) == 1
+        swapped = rules.queries_bwd(*shape)
+        assert (swapped["WHOLE_D"], swapped["BLOCK_D"]) == (configs[0]["WHOLE_D"], configs[0]["BLOCK_D"])
+        assert (swapped["WHOLE_V"], swapped["BLOCK_V"]) == (configs[0]["WHOLE_V"], configs[0]["BLOCK_V"])
+
+
 def test_the_matrix_is_kept_where_that_moves_less() -> None:
     """Of ResNet-50's sites at 224², on the maps of 14 × 14 and 7 × 7."""
     sites = [(32, 64, 12544), (128, 256, 3136), (256, 512, 784), (512, 1024, 196), (1024, 2048, 49)]

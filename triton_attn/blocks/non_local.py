@@ -25,7 +25,9 @@ class NonLocalBlock(reference.NonLocalBlock):
             check_returned(x)
         x, channels_last = served(x)
         projected = projections(self, x, channels_last)
-        y = ops.non_local(*projected, x=x, shortcut=shortcut)
+        y = ops.non_local(
+            *projected, x=x, shortcut=shortcut, key_bias=self.key_conv.bias, value_bias=self.value_conv.bias
+        )
         if not return_attention:
             return y
         width = self.query_conv.out_channels
@@ -37,14 +39,19 @@ class NonLocalBlock(reference.NonLocalBlock):
 def projections(block: reference.NonLocalBlock, x: Tensor, channels_last: bool) -> list[Tensor]:
     """q, k and v, ``(N, HW, channels)`` in the layout of ``x``: side by side in one tensor, or as three.
 
+    k and v come without their biases. What those do is known exactly: a bias of the keys shifts whole rows of scores,
+    which changes no softmax, and one of the values comes out of it as it went in, since a softmax's rows sum to 1.
+
     One product reads the map once and sums its gradient in one, but has the weights put side by side first, each
     time. Counted, that costs more than it saves where the weights are larger than twice the map.
     """
     convolutions = (block.query_conv, block.key_conv, block.value_conv)
     weights: list[Tensor] = [conv.weight for conv in convolutions]
-    biases: list[Tensor] = [conv.bias for conv in convolutions]  # type: ignore[misc]
+    query_bias: Tensor = block.query_conv.bias  # type: ignore[assignment]
+    biases: list[Tensor | None] = [query_bias, None, None]
     if sum(weight.numel() for weight in weights) <= 2 * x.numel():
-        weights, biases = [torch.cat(weights)], [torch.cat(biases)]
+        weights = [torch.cat(weights)]
+        biases = [torch.cat([query_bias, query_bias.new_zeros(len(weights[0]) - len(query_bias))])]
     if channels_last or x.shape[2] * x.shape[3] == 0:
         # Plain products, (N·HW, C) × (C, channels): the rows are a view of the map.
         rows = x.flatten(2).transpose(1, 2)

@@ -81,6 +81,7 @@ def finish(
     y_ptr,
     bits_ptr,
     x_ptr,
+    bias_ptr,
     shortcut_ptr,
     attended,
     n,
@@ -97,12 +98,18 @@ def finish(
     offset_s,
     stride_so,
     HAS_X: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """y = x + attended, or relu(x + attended + shortcut), whose mask is kept as bits; ``attended`` without a map."""
+    """y = x + attended, or relu(x + attended + shortcut), whose mask is kept as bits; ``attended`` without a map.
+
+    The values' bias comes in here: rows of a softmax sum to 1, so attending leaves it as it is.
+    """
     y = attended
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + col, mask=col < value_width, other=0.0).to(tl.float32)[None, :]
     if HAS_X:
         x_ptr += offset_x
         y += load_values(x_ptr, row, col, length, value_width, stride_xo, CHANNELS_LAST)

@@ -239,6 +239,7 @@ def non_local_queries_bwd_kernel(
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
     NEGATIVE: tl.constexpr,
+    AS_KEYS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WHOLE_D: tl.constexpr,
     WHOLE_V: tl.constexpr,
@@ -250,7 +251,10 @@ def non_local_queries_bwd_kernel(
     BLOCK_V: tl.constexpr,
     SLICE_D: tl.constexpr,
 ):
-    """dq = scale · dS k, for one image, a block of queries and a slice of their channels."""
+    """dq = scale · dS k, for one image, a block of queries and a slice of their channels.
+
+    AS_KEYS: scores and their gradients are made with keys first, as the kernels before make them, to the last bit.
+    """
     unit = tl.full((), UNIT, tl.int64 if WIDE else tl.int32)
     if CHANNELS_LAST:
         width, value_width = width * UNIT, value_width * UNIT
@@ -280,7 +284,28 @@ def non_local_queries_bwd_kernel(
         there = start + key
         if WHOLE_D:
             k = load_operand(k_ptr, v_ptr, there, channel, source, width, stride_ko, CHANNELS_LAST, UPCAST)
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if AS_KEYS:
+                score = tl.trans(tl.dot(k, tl.trans(q), input_precision=PRECISION))
+            else:
+                score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        elif AS_KEYS:
+            score = product_over_width(
+                k_ptr,
+                q_ptr,
+                v_ptr,
+                there,
+                row,
+                source,
+                length,
+                width,
+                stride_ko,
+                stride_qo,
+                CHANNELS_LAST,
+                UPCAST,
+                PRECISION,
+                BLOCK_D,
+            )
+            score = tl.trans(score)
         else:
             score = product_over_width(
                 q_ptr,
@@ -304,7 +329,28 @@ def non_local_queries_bwd_kernel(
         weight = tl.where((there < source)[None, :], weight, 0.0)
         if WHOLE_V:
             v = load_operand(v_ptr, v_ptr, there, value, source, value_width, stride_vo, CHANNELS_LAST, UPCAST)
-            dweight = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            if AS_KEYS:
+                dweight = tl.trans(tl.dot(v, tl.trans(grad), input_precision=PRECISION))
+            else:
+                dweight = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+        elif AS_KEYS:
+            dweight = product_over_width(
+                v_ptr,
+                grad_ptr,
+                v_ptr,
+                there,
+                row,
+                source,
+                length,
+                value_width,
+                stride_vo,
+                stride_go,
+                CHANNELS_LAST,
+                UPCAST,
+                PRECISION,
+                BLOCK_V,
+            )
+            dweight = tl.trans(dweight)
         else:
             dweight = product_over_width(
                 grad_ptr,

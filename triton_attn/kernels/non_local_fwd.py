@@ -12,11 +12,12 @@ def non_local_fwd_kernel(
     y_ptr,  # (N, L, dv)
     o_ptr,  # (N, L, dv), what was attended, with SAVES and HAS_X
     lse_ptr,  # (N, 2, L) float32, with SAVES: every row's greatest score, and log2 of its denominator
-    bits_ptr,  # the bits of ReLU's mask, with SAVES and HAS_SHORTCUT
+    bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
     v_ptr,  # (N, S, dv)
     x_ptr,  # (N, L, dv), with HAS_X
+    bias_ptr,  # (dv,), of the values, with HAS_BIAS
     shortcut_ptr,  # (N, L, dv), with HAS_SHORTCUT
     stride_yn,
     stride_yo,
@@ -41,8 +42,10 @@ def non_local_fwd_kernel(
     WIDE: tl.constexpr,
     NEGATIVE: tl.constexpr,
     HAS_X: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVES: tl.constexpr,
+    SAVE_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WHOLE_D: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -133,6 +136,7 @@ def non_local_fwd_kernel(
                 y_ptr,
                 bits_ptr,
                 x_ptr,
+                bias_ptr,
                 shortcut_ptr,
                 load_values(attended_ptr, row, piece, length, value_width, stride_o, CHANNELS_LAST),
                 n,
@@ -149,8 +153,9 @@ def non_local_fwd_kernel(
                 n * stride_sn * UNIT,
                 stride_so * unit,
                 HAS_X,
+                HAS_BIAS,
                 HAS_SHORTCUT,
-                SAVES,
+                SAVE_BITS,
                 CHANNELS_LAST,
             )
 

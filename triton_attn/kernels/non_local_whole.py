@@ -14,11 +14,12 @@ from .attention_tiles import finish, load_operand, operand, product_over_width
 def non_local_whole_fwd_kernel(
     y_ptr,  # (N, L, dv)
     rows_ptr,  # (N, L, pitch), the softmax, with SAVES; zeros behind S
-    bits_ptr,  # the bits of ReLU's mask, with SAVES and HAS_SHORTCUT
+    bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
     v_ptr,  # (N, S, dv)
     x_ptr,  # (N, L, dv), with HAS_X
+    bias_ptr,  # (dv,), of the values, with HAS_BIAS
     shortcut_ptr,  # (N, L, dv), with HAS_SHORTCUT
     stride_yn,
     stride_yo,
@@ -42,8 +43,10 @@ def non_local_whole_fwd_kernel(
     WIDE: tl.constexpr,
     NEGATIVE: tl.constexpr,
     HAS_X: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVES: tl.constexpr,
+    SAVE_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -104,6 +107,7 @@ def non_local_whole_fwd_kernel(
             y_ptr,
             bits_ptr,
             x_ptr,
+            bias_ptr,
             shortcut_ptr,
             tl.dot(factor, v, input_precision=PRECISION),
             n,
@@ -120,8 +124,9 @@ def non_local_whole_fwd_kernel(
             n * stride_sn * UNIT,
             stride_so * unit,
             HAS_X,
+            HAS_BIAS,
             HAS_SHORTCUT,
-            SAVES,
+            SAVE_BITS,
             CHANNELS_LAST,
         )
 

@@ -87,7 +87,10 @@ def load_weight1(ptr, more_ptr, row, column, rows, columns, HAS_MORE: tl.constex
 
 @triton.jit
 def operand(values, DOT: tl.constexpr):
-    """A float32 tile as an operand of a product: what is beyond float16 becomes its largest number, not infinite."""
+    """Hidden values as an operand of a product: what is beyond float16 becomes its largest number, not infinite.
+
+    No gradient goes through here, nor what is multiplied by one: an overflow must be seen.
+    """
     if DOT == tl.float16:  # noqa: SIM300
         values = tl.where(tl.abs(values) < float("inf"), tl.clamp(values, -65504.0, 65504.0), values)
     return values.to(DOT)
@@ -323,7 +326,7 @@ def position_gate_bwd_kernel(
         dgate = grad * x
         if PER_CHANNEL:
             dlogits = tl.where(mask, dgate * gate * (1.0 - gate), 0.0)
-            dh = tl.dot(tl.trans(weight2), operand(dlogits, DOT), input_precision=PRECISION)
+            dh = tl.dot(tl.trans(weight2), dlogits.to(DOT), input_precision=PRECISION)
         else:
             dlogits = tl.sum(dgate, axis=0)[None, :] * gate * (1.0 - gate)
             dlogits = tl.where((p < positions)[None, :], dlogits, 0.0)
@@ -333,18 +336,16 @@ def position_gate_bwd_kernel(
             hidden_mask = (m < HIDDEN)[:, None] & (p < positions)[None, :]
             store_map(dsignal_ptr, dh, n, m, p, hidden_mask, stride_dhn, stride_dho, CHANNELS_LAST, WIDE)
         if NEEDS_WEIGHTS:
-            dweight1 = tl.dot(x.to(DOT), tl.trans(operand(dh, DOT)), acc=dweight1, input_precision=PRECISION)
+            dweight1 = tl.dot(x.to(DOT), tl.trans(dh.to(DOT)), acc=dweight1, input_precision=PRECISION)
             dbias1 += tl.sum(dh, axis=1)
             if PER_CHANNEL:
-                dweight2 = tl.dot(
-                    operand(dlogits, DOT), tl.trans(operand(h, DOT)), acc=dweight2, input_precision=PRECISION
-                )
+                dweight2 = tl.dot(dlogits.to(DOT), tl.trans(h.to(DOT)), acc=dweight2, input_precision=PRECISION)
                 dbias2 += tl.sum(dlogits, axis=1)
             else:
                 dweight2 += tl.sum(dlogits * h, axis=1)
                 dbias2 += tl.reshape(dlogits, (BLOCK_P,))
         if NEEDS_MAP:
-            dx = tl.dot(tl.trans(weight1), operand(dh, DOT), acc=grad * gate, input_precision=PRECISION)
+            dx = tl.dot(tl.trans(weight1), dh.to(DOT), acc=grad * gate, input_precision=PRECISION)
             store_map(dx_ptr, dx, n, c, p, mask, stride_dn, stride_do, CHANNELS_LAST, WIDE)
 
     if NEEDS_WEIGHTS:

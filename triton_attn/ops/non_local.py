@@ -39,6 +39,8 @@ def non_local(
     *,
     x: Tensor | None = None,
     shortcut: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    value_bias: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
     """``x + attention``, ``relu(x + attention + shortcut)``, or without a map the attention ``(N, L, dv)`` alone.
@@ -48,16 +50,19 @@ def non_local(
             as many values as ``x`` has channels.
         x: ``(N, dv, H, W)`` with ``H·W = L``.
         shortcut: of ``x``'s shape.
+        key_bias, value_bias: ``(d,)`` and ``(dv,)``, with ``x``: what k and v come without, and are attended as if
+            they had it.
         scale: of the scores.
     """
     if x is not None:
         x, channels_last = served(x)
         if shortcut is not None and shortcut.dtype != torch.promote_types(x.dtype, q.dtype):
             # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-            return torch.relu(non_local(q, k, v, x=x, scale=scale) + shortcut)
+            attended = non_local(q, k, v, x=x, key_bias=key_bias, value_bias=value_bias, scale=scale)
+            return torch.relu(attended + shortcut)
         if shortcut is not None:
             shortcut, _ = served(shortcut, channels_last)
-    return NON_LOCAL(x, q, k, v, shortcut, float(scale))
+    return NON_LOCAL(x, q, k, v, shortcut, key_bias, value_bias, float(scale))
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ class Problem:
     def keeps_rows(self) -> bool:
         """Whether the softmax is kept for the backward."""
         return attention_rules.keeps_rows(*self.sizes)
+
+    @property
+    def counts_again(self) -> bool:
+        """Whether the tiled backward computes rows' sums again, for exactness, and keeps nothing of the forward's."""
+        return self.q.itemsize == 4
 
 
 def problem(q: Tensor, k: Tensor | None, v: Tensor | None, value_width: int, channels_last: bool | None) -> Problem:
@@ -176,13 +186,15 @@ def forward(
     k: Tensor | None,
     v: Tensor | None,
     shortcut: Tensor | None,
+    key_bias: Tensor | None,  # not read: it shifts whole rows of scores, of which a softmax sees nothing
+    value_bias: Tensor | None,
     scale: float,
     saves: bool,
 ) -> Results:
     """The output, and what the backward needs: o or the softmax, the log-sum-exp (tiled), the bits of ReLU's mask."""
     x, shortcut, given, y, kept, lse, bits = _prepare(x, q, k, v, shortcut, saves)
     run = _whole_fwd if given.keeps_rows else _tiled_fwd
-    run(given, y, kept, lse, bits, x, shortcut, scale)
+    run(given, y, kept, lse, bits, x, value_bias, shortcut, scale)
     return y, kept, lse, bits
 
 
@@ -208,7 +220,7 @@ def _prepare(
     if saves and given.keeps_rows:
         rows_pitch = attention_rules.pitch(given.k.shape[1])
         kept = torch.empty((batch, length, rows_pitch), dtype=dtype, device=q.device)
-    elif saves:
+    elif saves and not given.counts_again:
         # Without a map the output is what was attended.
         kept = None if x is None else empty_rows(q, shape, dtype, given.channels_last)
         lse = torch.empty((batch, 2, length), dtype=torch.float32, device=q.device)
@@ -225,6 +237,7 @@ def _tiled_fwd(
     lse: Tensor | None,
     bits: Tensor | None,
     x: Tensor | None,
+    bias: Tensor | None,
     shortcut: Tensor | None,
     scale: float,
 ) -> None:
@@ -245,11 +258,14 @@ def _tiled_fwd(
         k_ptr=given.k,
         v_ptr=given.v,
         x_ptr=x,
+        bias_ptr=bias,
         shortcut_ptr=shortcut,
         **scaled(scale),
         HAS_X=x is not None,
+        HAS_BIAS=bias is not None,
         HAS_SHORTCUT=shortcut is not None,
         SAVES=lse is not None,
+        SAVE_BITS=bits is not None,
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), o=kept, q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
         **products(given.v),
@@ -263,6 +279,7 @@ def _whole_fwd(
     lse: Tensor | None,
     bits: Tensor | None,
     x: Tensor | None,
+    bias: Tensor | None,
     shortcut: Tensor | None,
     scale: float,
 ) -> None:
@@ -282,12 +299,15 @@ def _whole_fwd(
         k_ptr=given.k,
         v_ptr=given.v,
         x_ptr=x,
+        bias_ptr=bias,
         shortcut_ptr=shortcut,
         pitch=attention_rules.pitch(source),
         **scaled(scale),
         HAS_X=x is not None,
+        HAS_BIAS=bias is not None,
         HAS_SHORTCUT=shortcut is not None,
         SAVES=kept is not None,
+        SAVE_BITS=bits is not None,
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
         **products(given.v),
@@ -300,6 +320,8 @@ def _forward_fake(
     k: Tensor | None,
     v: Tensor | None,
     shortcut: Tensor | None,
+    key_bias: Tensor | None,
+    value_bias: Tensor | None,
     scale: float,
     saves: bool,
 ) -> Results:
@@ -312,7 +334,7 @@ def backward(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    kept: Tensor,
+    kept: Tensor | None,
     lse: Tensor | None,
     bits: Tensor | None,
     scale: float,
@@ -337,11 +359,15 @@ def backward(
     delta = None
     if tiled and (dq is not None or dk is not None):
         delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if delta is not None or masked is not None:
-        _delta(given, delta, masked, rows_grad, kept if tiled else None, bits)
+    kept_delta = None if given.counts_again else delta
+    if kept_delta is not None or masked is not None:
+        _delta(given, kept_delta, masked, rows_grad, kept, bits)
     if masked is not None:
         rows_grad = map_rows(masked)
     if tiled:
+        if given.counts_again and (delta is not None or dv is not None):
+            lse = torch.empty((q.shape[0], 2, q.shape[1]), dtype=torch.float32, device=q.device)
+            _rows_bwd(given, lse, delta, rows_grad, scale)
         _tiled_bwd(given, dq, dk, dv, rows_grad, lse, delta, scale)
     else:
         _whole_bwd(given, dq, dk, dv, rows_grad, kept, scale)
@@ -381,6 +407,15 @@ def _prepare_bwd(
     return masked, dq, dk, dv, results
 
 
+def _bias_bwd(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of a bias that is added behind the attention, the sum over all positions of a map's ``(C,)``.
+
+    One reduction of the library's, which reads grad again. The kernel of delta could leave sums of its rows, but they
+    would be many, and rounded to 16 bits in a launch more; and small maps without a shortcut have no such kernel.
+    """
+    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, dtype)).to(dtype)
+
+
 def _delta(
     given: Problem,
     delta: Tensor | None,
@@ -411,6 +446,34 @@ def _delta(
         HAS_BITS=masked is not None,
         CHANNELS_LAST=given.channels_last,
         **arguments,
+    )
+
+
+def _rows_bwd(given: Problem, lse: Tensor, delta: Tensor | None, grad: Tensor, scale: float) -> None:
+    """The log-sum-exp of every row, and delta where there is room for it, of the scores as the backward has them."""
+    from ..kernels.non_local_rows import non_local_rows_bwd_kernel
+
+    width, value_width, length, _ = given.sizes
+    rule = attention_rules.rows_bwd(
+        width, value_width, given.q.itemsize, chips.chip_of(grad.device), given.channels_last
+    )
+    launch.tuned(
+        non_local_rows_bwd_kernel,
+        lambda config: (grad.shape[0] * rules.cdiv(length, config["BLOCK_M"]),),
+        given.shape,
+        rule,
+        grad.device,
+        lse_ptr=lse,
+        delta_ptr=delta,
+        grad_ptr=grad,
+        q_ptr=given.q,
+        k_ptr=given.k,
+        v_ptr=given.v,
+        **scaled(scale),
+        HAS_DELTA=delta is not None,
+        CHANNELS_LAST=given.channels_last,
+        **in_units(given, g=grad, q=given.q, k=given.k, v=given.v),
+        **products(given.v),
     )
 
 
@@ -464,15 +527,18 @@ def _tiled_bwd(
             **common,
         )
     if dq is not None:
+        # A tensor core rounds q · k as k · q, all but the last bit of a few in three passes. NumPy does not.
+        as_keys = given.counts_again and backend.interpreting()
         launch.tuned(
             non_local_queries_bwd_kernel,
             lambda config: (
                 grad.shape[0] * rules.cdiv(width, config["SLICE_D"]) * rules.cdiv(length, config["BLOCK_M"]),
             ),
             given.shape,
-            attention_rules.queries_bwd(*shape),
+            attention_rules.queries_bwd(*shape, as_keys),
             grad.device,
             dq_ptr=dq,
+            AS_KEYS=as_keys,
             **in_units(given, dq=dq, **read),
             **common,
         )
@@ -528,7 +594,7 @@ def _backward_fake(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    kept: Tensor,
+    kept: Tensor | None,
     lse: Tensor | None,
     bits: Tensor | None,
     scale: float,
@@ -546,22 +612,25 @@ class _NonLocal(Op):
     """Of x the backward wants nothing, and where there is none y is what was attended."""
 
     def save(self, ctx: Any, arguments: Sequence[Any], y: Tensor | None, kept: Results) -> None:
-        x, q, k, v, shortcut, ctx.scale = arguments
+        x, q, k, v, shortcut, key_bias, value_bias, ctx.scale = arguments
         super().save(ctx, arguments, y, kept)
         attended, lse, bits = kept
-        ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, shortcut))
+        if attended is None and lse is not None:
+            attended = y
+        ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, shortcut, key_bias, value_bias))
+        ctx.key_width = 0 if key_bias is None else key_bias.shape[0]
         if x is None:
             ctx.value_width, ctx.channels_last = v.shape[2], problem(q, k, v, 0, None).channels_last
         else:
             ctx.value_width, ctx.channels_last = x.shape[1], served(x)[1]
-        ctx.save_for_backward(q, k, v, y if attended is None else attended, lse, bits)
+        ctx.save_for_backward(q, k, v, attended, lse, bits)
 
     def differentiate(self, ctx: Any, grad: Tensor | None, needs: Sequence[bool]) -> Results:
-        needs_x, *needs_rows, needs_shortcut = needs
+        needs_x, *needs_rows, needs_shortcut, needs_key_bias, needs_value_bias = needs
         if grad is None or not any(needs):
-            return (None,) * 5
+            return (None,) * 7
         saved = ctx.saved_tensors
-        dtype_x, dtype_shortcut = ctx.dtypes
+        dtype_x, dtype_shortcut, dtype_key_bias, dtype_value_bias = ctx.dtypes
         if torch.is_grad_enabled():  # so create_graph is True
             masked, grads = self._rows_by_formula(ctx, grad, saved, needs_rows)
         else:
@@ -573,9 +642,15 @@ class _NonLocal(Op):
                 found = self.backward(grad, *saved, ctx.scale, ctx.value_width, ctx.channels_last, *needs_rows)
                 # Without ReLU the residual's gradient is that of the output.
                 masked, grads = grad if found[0] is None else found[0], found[1:]
-        dx = masked.to(dtype_x) if needs_x else None
-        dshortcut = masked.to(dtype_shortcut) if needs_shortcut else None
-        return dx, *(each if needed else None for each, needed in zip(grads, needs_rows, strict=True)), dshortcut
+        asked = (each if needed else None for each, needed in zip(grads, needs_rows, strict=True))
+        return (
+            masked.to(dtype_x) if needs_x else None,
+            *asked,
+            masked.to(dtype_shortcut) if needs_shortcut else None,
+            # Exactly zero, and there: None would be a parameter that nothing uses.
+            grad.new_zeros(ctx.key_width, dtype=dtype_key_bias) if needs_key_bias else None,
+            _bias_bwd(masked, dtype_value_bias) if needs_value_bias else None,
+        )
 
     def _rows_by_formula(
         self, ctx: Any, grad: Tensor, saved: Results, needs: Sequence[bool]
@@ -600,17 +675,17 @@ class _NonLocal(Op):
 
 NON_LOCAL = _NonLocal(
     Launcher(
-        "non_local(Tensor? x, Tensor q, Tensor? k, Tensor? v, Tensor? shortcut, float scale, bool saves)"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
+        "non_local(Tensor? x, Tensor q, Tensor? k, Tensor? v, Tensor? shortcut, Tensor? key_bias, Tensor? value_bias,"
+        " float scale, bool saves) -> (Tensor, Tensor, Tensor, Tensor)",
         forward,
         _forward_fake,
     ),
     Launcher(
-        "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor kept, Tensor? lse, Tensor? bits,"
+        "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? kept, Tensor? lse, Tensor? bits,"
         " float scale, int value_width, bool channels_last, bool needs_q, bool needs_k, bool needs_v)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,
     ),
-    tensors=5,
+    tensors=7,
 )

@@ -145,8 +145,11 @@ def keys_bwd(
     """Blocks of the kernel for the gradients of k, of v, or of both.
 
     Its keys, and their values where it needs the gradient of k, stay while blocks of queries stream by; what is too
-    wide to stay is multiplied in chunks.
+    wide to stay is multiplied in chunks. In float32 all kernels of a backward have one tile, that of the gradient of k:
+    they must round the scores alike.
     """
+    needs_k = needs_k or itemsize == 4
+    needs_v = needs_v and not (needs_k and itemsize == 4)
     d, v = tile_width(width), tile_width(value_width)
     most = widest(itemsize, chip)
     slice_d, slice_v = min(d, most), min(v, most)
@@ -190,11 +193,26 @@ def together(width: int, value_width: int, itemsize: int, chip: Chip) -> bool:
 
 
 @cache
-def queries_bwd(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
-    """Blocks of the kernel for the gradient of q, which is that for the gradient of k with the roles changed."""
+def queries_bwd(
+    width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool, as_keys: bool = False
+) -> dict[str, int]:
+    """Blocks of the kernel for the gradient of q, which is that for the gradient of k with the roles changed.
+
+    Or not changed, ``as_keys``, where the scores must have that kernel's very tiles.
+    """
     config = dict(keys_bwd(width, value_width, itemsize, chip, channels_last, True, False))
     del config["SLICE_V"]
+    if as_keys:
+        return config
     config["BLOCK_M"], config["BLOCK_N"] = config["BLOCK_N"], config["BLOCK_M"]
     if config["BLOCK_N"] == 32 and config["WHOLE_D"] and config["WHOLE_V"] and itemsize == 2 and not chip.amd:
         config["num_warps"] = 4  # a tile this small is one warp group's
+    return config
+
+
+@cache
+def rows_bwd(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
+    """Blocks of the kernel that computes what float32's backward must know of a row: those of the kernels behind it."""
+    config = dict(keys_bwd(width, value_width, itemsize, chip, channels_last, True, False))
+    del config["SLICE_D"], config["SLICE_V"]
     return config
