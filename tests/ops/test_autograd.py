@@ -20,16 +20,16 @@ NAMES = sorted(BLOCKS)
 TAILS = pytest.mark.parametrize("tail", [False, True], ids=["alone", "with shortcut"])
 
 
-def blocks(name: str, channels: int = 8) -> tuple[nn.Module, nn.Module]:
+def blocks(name: str, channels: int = 16) -> tuple[nn.Module, nn.Module]:
     """The fast block in float32, and its twin in float64 with the same weights."""
     torch.manual_seed(0)
-    options = {"reduction": 2} if name in ("se", "cbam", "dual", "coordinate", "pixel") else {}
+    options = {"reduction": 2} if name in ("se", "cbam", "dual", "coordinate") else {}
     ours, exact = BLOCKS[name](channels, **options), PLAIN[name](channels, **options).double()
     exact.load_state_dict(ours.state_dict())
     return ours, exact
 
 
-def maps(tail: bool, channels: int = 8, layout: str = "contiguous") -> list[Tensor]:
+def maps(tail: bool, channels: int = 16, layout: str = "contiguous") -> list[Tensor]:
     torch.manual_seed(1)
     return [lay_out(torch.randn(2, channels, 5, 3), layout) for _ in range(1 + tail)]
 
@@ -61,14 +61,17 @@ def test_gradients_of_a_gradient_penalty(name: str, layout: str, tail: bool) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradgradcheck(name: str) -> None:
-    ours, _ = blocks(name, 4)
-    (x,) = maps(False, 4)
+    ours, _ = blocks(name)
+    (x,) = maps(False)
+
+    # The gradient of a non-local key's bias is 0, a constant.
+    parameters = {key: t for key, t in ours.named_parameters() if key != "key_conv.bias"}
 
     def block(x: Tensor, *weights: Tensor) -> Tensor:
-        named = dict(zip(dict(ours.named_parameters()), (w.float() for w in weights), strict=True))
+        named = dict(zip(parameters, (w.float() for w in weights), strict=True))
         return torch.func.functional_call(ours, named, (x.float(),)).double()
 
-    inputs = [t.detach().double().requires_grad_() for t in (x[:1, :, :3, :2], *ours.parameters())]
+    inputs = [t.detach().double().requires_grad_() for t in (x[:1, :, :2, :2], *parameters.values())]
     assert torch.autograd.gradgradcheck(block, inputs, eps=1e-3, atol=2e-2, rtol=2e-2, fast_mode=True)
 
 
