@@ -66,12 +66,12 @@ def test_parts_are_all_and_nothing_twice(tmp_path: Path) -> None:
 
 def test_going_on_behind_a_cut_off(tmp_path: Path) -> None:
     for count in (1, 2, 3):
-        assert run(tmp_path, TESTS, f"--until=0") == LATE
+        assert run(tmp_path, TESTS, "--until=0") == LATE
         assert len(ended(tmp_path)) == count
     # Cut off within a line.
     path = tmp_path / "tests.jsonl"
     path.write_text(path.read_text()[:-20])
-    assert run(tmp_path, TESTS, f"--until=inf") == 1
+    assert run(tmp_path, TESTS, "--until=inf") == 1
     assert len(ended(tmp_path)) == 8
 
 
