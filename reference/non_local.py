@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import attention_by_rows
 from .attention_by_rows import AttentionByRows
 from .channel_gate import check_choice
-from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_channels
+from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_channels, weight_and_bias
 
 # Up to this many positions the (HW × HW) matrix of an image is small (4 MB in float32), and building it is the
 # faster way; above it the matrix is never in memory.
@@ -190,6 +190,11 @@ class NonLocalBlock(AttentionBlock):
         else:
             q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in convolutions)
         return q, k, v
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """The parameters: weight and bias of the queries', the keys' and the values' convolution."""
+        names = "query_conv", "key_conv", "value_conv"
+        return tuple(t for name in names for t in weight_and_bias(self, name))
 
     def attention_from(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
         """Where the chosen positions look: their rows of the attention matrix, as ``(N, len(positions), H, W)``.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def run(folder: Path, program: str, *words: str) -> int:
     (folder / "test_toys.py").write_text(program)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.lane", "-p", "no:cacheprovider"]
     command += ["--rootdir", str(folder), str(folder / "test_toys.py"), f"--record={folder / 'tests.jsonl'}", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600).returncode
 
 
 def ended(folder: Path) -> list[str]:
@@ -67,12 +66,12 @@ def test_parts_are_all_and_nothing_twice(tmp_path: Path) -> None:
 
 def test_going_on_behind_a_cut_off(tmp_path: Path) -> None:
     for count in (1, 2, 3):
-        assert run(tmp_path, TESTS, f"--until={time.time() - 1}") == LATE
+        assert run(tmp_path, TESTS, "--until=0") == LATE
         assert len(ended(tmp_path)) == count
     # Cut off within a line.
     path = tmp_path / "tests.jsonl"
     path.write_text(path.read_text()[:-20])
-    assert run(tmp_path, TESTS, f"--until={time.time() + 60}") == 1
+    assert run(tmp_path, TESTS, "--until=inf") == 1
     assert len(ended(tmp_path)) == 8
 
 

@@ -32,7 +32,7 @@ class Command:
         self.process = _context.Process(target=_run, args=([str(word) for word in words], str(log)))
         self.process.start()
 
-    def wait(self, seconds: float = 120) -> int | None:
+    def wait(self, seconds: float = 900) -> int | None:
         """The exit status, or None if it is still at work."""
         self.process.join(seconds)
         return self.process.exitcode

@@ -79,7 +79,7 @@ def test_tritons_autotuner_times_every_config(given: Launch) -> None:
     configs = spaces.configs(spaces.space_of(given.kernel), given.rule)[:3]
     timings = time_all(given, configs)
     assert [config for config, _ in timings] == configs
-    assert all(0 < seconds < 10 for _, seconds in timings)
+    assert all(0 < seconds < math.inf for _, seconds in timings)
     # A single one, too.
     assert [config for config, _ in time_all(given, configs[:1])] == configs[:1]
 

@@ -18,7 +18,7 @@ class AttentionGate(reference.AttentionGate):
             weight1, bias1, weight2, bias2, *psi = weights
             if (y := ops.POSITION_GATE.again(x, weight1, bias1, *psi, weight2, bias2, None, shortcut)) is not None:
                 return y
-        if not backend.use_triton(x):
+        if not backend.use_triton(x, *weights, gating, shortcut):
             return super().forward(x, gating, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         check_gating(x, gating, self.conv2.weight)

@@ -15,7 +15,7 @@ class CBAM(reference.CBAM):
         channel, spatial = self.channel_attention.weights(), self.spatial_weights()
         if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut)) is not None:
             return y
-        if not backend.use_triton(x):
+        if not backend.use_triton(x, *channel, *spatial, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
         return ops.cbam(x, channel, None, *spatial, shortcut)

@@ -16,7 +16,7 @@ class CoordinateAttention(reference.CoordinateAttention):
         weights = self.parameters_as_they_are()
         if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *LINEAR.values())) is not None:
             return y
-        if not backend.use_triton(x):
+        if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
         return ops.channel_gate(x, *weights, shortcut, **LINEAR)

@@ -16,7 +16,7 @@ class DualAttentionBlock(reference.DualAttentionBlock):
         spatial = self.spatial_attention.spatial_weights()
         if (y := ops.CBAM.again(x, *first, *second, *spatial, shortcut)) is not None:
             return y
-        if not backend.use_triton(x):
+        if not backend.use_triton(x, *first, *second, *spatial, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channel_attention.fc1.in_features, self.channel_attention.fc1.weight, shortcut)
         return ops.cbam(x, first, second, *spatial, shortcut)

@@ -14,7 +14,7 @@ class ECABlock(reference.ECABlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if (y := ops.ECA.again(x, self.conv.weight, shortcut, "mean", "sigmoid")) is not None:
             return y
-        if not backend.use_triton(x):
+        if not backend.use_triton(x, self.conv.weight, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channels, self.conv.weight, shortcut)
         return ops.eca(x, self.conv.weight, shortcut)

@@ -15,7 +15,7 @@ class AttentionModule(reference.AttentionModule):
         weights = self.weights()
         if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut)) is not None:
             return y
-        if not backend.use_triton(x):
+        if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         return ops.pixel_attention(x, *weights, shortcut)

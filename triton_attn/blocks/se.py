@@ -17,7 +17,7 @@ class SEBlock(reference.SEBlock):
         weights = self.weights()
         if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *SIGMOID)) is not None:
             return y
-        if not backend.use_triton(x):
+        if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
         return ops.channel_gate(x, *weights, shortcut)
