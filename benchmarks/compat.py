@@ -68,7 +68,7 @@ class Part:
 
 PYTEST = ("pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--tb=line", "--show-capture=no")
 # Of every op: numbers forward and backward, registration with PyTorch, one graph, autocast.
-CORE = "parity or pool_and_activation or opcheck or compiles or autocast or test_dot or explain or backend"
+CORE = "parity or pool_and_activation or opcheck or compiles or autocast or test_dot or backend"
 PARTS = (
     Part("interpreter", (*PYTEST, "--lane", "interpreter", "tests/ops", "tests/test_backend.py", "-k", CORE)),
     Part("compile", (*PYTEST, "--lane", "compile")),
@@ -100,7 +100,7 @@ def prepared(environment: Environment, folder: Path) -> Path:
     return python
 
 
-def run(part: Part, python: Path) -> dict[str, Any]:
+def run(part: Part, python: Path, log: Path) -> dict[str, Any]:
     """Run a part: whether it passed, in how many seconds, and its last word, or more where it failed."""
     kept = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "PYTHONPATH")}
     begun = time.monotonic()
@@ -113,6 +113,7 @@ def run(part: Part, python: Path) -> dict[str, Any]:
         text=True,
         check=False,
     )
+    write(log, done.stdout)
     said = done.stdout.rstrip()
     passed = done.returncode == 0
     return {
@@ -168,14 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "compat", help="of the environments")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: benchmarks/results")
     arguments = parser.parse_args(argv)
-    path = arguments.results / "compat.json"
+    path, folder = arguments.results / "compat.json", arguments.folder.resolve()
     found = json.loads(path.read_text()) if path.exists() else {"environments": {}}
     failed = False
     for environment in ENVIRONMENTS:
         if environment.name not in arguments.environments:
             continue
         try:
-            python = prepared(environment, arguments.folder.resolve())
+            python = prepared(environment, folder)
             versions = versions_of(python)
         except subprocess.CalledProcessError as error:
             print(f"benchmarks.compat: error: {environment.name} cannot be built: {error}", file=sys.stderr)
@@ -184,8 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = before["parts"] if before and before["versions"] == versions else {}
         for part in PARTS:
             if part.name in arguments.parts:
-                print(f"== {environment.name}: {part.name}", flush=True)
-                parts[part.name] = outcome = {"date": today(), **run(part, python)}
+                log = folder / environment.name / f"{part.name}.log"
+                print(f"== {environment.name}: {part.name}, {log}", flush=True)
+                parts[part.name] = outcome = {"date": today(), **run(part, python, log)}
                 failed |= not outcome["passed"]
                 print(f"{cell(outcome)}, {outcome['seconds']} s\n{outcome.get('output', '')}".rstrip(), flush=True)
                 found["environments"][environment.name] = {"versions": versions, "parts": parts}

@@ -251,6 +251,26 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> Launch:
     return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), options)
 
 
+class TargetError(RuntimeError):
+    """Triton cannot compile for a target here; the message says why."""
+
+
+@cache
+def obstacle(target: str) -> str | None:
+    """Why Triton cannot compile for a target here, or None."""
+    if target.startswith("sm_"):
+        return None
+    from triton.backends.amd.compiler import HIPBackend
+
+    if not hasattr(HIPBackend, "path_to_rocm_lld"):
+        return None  # behind Triton 3.4 it brings a linker of its own
+    try:
+        HIPBackend.path_to_rocm_lld()
+    except Exception as error:
+        return f"{target}: {error}"
+    return None
+
+
 @cache
 def compiled(launch: Launch, target: str) -> Report:
     """Compile a launch for ``target`` and read its resources and accesses."""
@@ -263,12 +283,18 @@ def compiled(launch: Launch, target: str) -> Report:
 
 
 def source_of(launch: Launch, target: str) -> tuple[Any, dict[str, Any], Any]:
-    """What Triton compiles for a launch on ``target``: the source, the options and the GPU."""
+    """What Triton compiles for a launch on ``target``: the source, the options and the GPU.
+
+    Raises:
+        TargetError: it cannot.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from triton_attn.ops.launch import register_limit
 
+    if why := obstacle(target):
+        raise TargetError(why)
     names = [name for name, _ in launch.signature]
     source = ASTSource(
         fn=launch.kernel,

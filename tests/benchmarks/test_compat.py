@@ -38,13 +38,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         with monkeypatch.context() as context:
             context.setattr(compat, "PARTS", tuple(parts))
             context.setattr(subprocess, "run", beside)
-            status = compat.main(["--results", str(tmp_path), *options])
+            status = compat.main(["--results", str(tmp_path), "--folder", str(tmp_path), *options])
         return status, json.loads((tmp_path / "compat.json").read_text()), capsys.readouterr().out
 
     return run
 
 
-def test_what_passes_and_what_fails_is_written(run: Any) -> None:
+def test_what_passes_and_what_fails_is_written(run: Any, tmp_path: Path) -> None:
     good = part("print('....'); print('12 passed, 3 deselected in 4.00s')")
     bad = part("print('FAILED a'); print('1 failed, 2 passed in 4.00s'); sys.exit(1)", "compile")
     status, found, said = run([good, bad])
@@ -55,6 +55,7 @@ def test_what_passes_and_what_fails_is_written(run: Any) -> None:
     assert "output" not in parts["interpreter"]
     assert (parts["compile"]["passed"], parts["compile"]["said"]) == (False, "1 failed, 2 passed")
     assert "FAILED a" in parts["compile"]["output"]
+    assert (tmp_path / "torch-2.8" / "compile.log").read_text() == "FAILED a\n1 failed, 2 passed in 4.00s\n"
     assert "| compile | **fails** (1 failed, 2 passed) | **fails** (1 failed, 2 passed) |" in said
     assert "| interpreter | passes (12 passed) |" in said
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.machine_code import Launch, block_launches, compiled
+from benchmarks.machine_code import Launch, TargetError, block_launches, compiled, obstacle
 from benchmarks.ptx import compiled_quickly, read_ptx
 
 pytestmark = pytest.mark.compile
@@ -50,6 +50,21 @@ def test_the_machine_code_says_the_same(name: str, channels: int, side: int, dty
         assert (quick.tensor_cores > 0) == (full.tensor_cores > 0), launch.name
         assert (quick.spilled > 0) == (full.spilled > 0), launch.name
         assert (quick.num_warps, quick.registers, quick.shared) == (full.num_warps, full.registers, full.shared)
+
+
+def test_a_target_for_which_something_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.backends.amd.compiler import HIPBackend
+
+    def find_linker() -> str:
+        raise Exception("ROCm linker not found")
+
+    monkeypatch.setattr(HIPBackend, "path_to_rocm_lld", staticmethod(find_linker), raising=False)
+    obstacle.cache_clear()
+    step = block_launches("eca", (2, 16, 14, 14), torch.float16, torch.channels_last, False, training=False)[0]
+    with pytest.raises(TargetError, match="gfx942: ROCm linker not found"):
+        compiled_quickly(step, "gfx942")
+    assert compiled_quickly(step, "sm_90").registers > 0
+    obstacle.cache_clear()
 
 
 def test_a_spill_is_seen() -> None:
