@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import triton_attn
 from triton_attn import backend
@@ -66,6 +67,24 @@ def test_the_environment_is_every_threads_default(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TRITON_ATTN_BACKEND", "reference")
     with triton_attn.use_backend("triton"):
         assert in_another_thread(backend.requested_backend) == "reference"
+
+
+def test_a_forward_that_is_computed_again_in_a_backwards_thread() -> None:
+    """It goes by the default, or by what its checkpoint is told."""
+    block, x = triton_attn.SEBlock(16), torch.randn(1, 16, 2, 2)
+    asked: list[str] = []
+    block.register_forward_pre_hook(lambda *_: asked.append(backend.requested_backend()))
+
+    def step(**options: Any) -> list[str]:
+        asked.clear()
+        with triton_attn.use_backend("reference"):
+            loss = checkpoint(block, x, use_reentrant=False, **options).sum()
+            in_another_thread(loss.backward)
+        return asked
+
+    assert step() == ["reference", "auto"]
+    told = contextlib.nullcontext(), triton_attn.use_backend("reference")
+    assert step(context_fn=lambda: told) == ["reference", "reference"]
 
 
 def test_another_threads_explain_hides_no_error() -> None:
