@@ -136,6 +136,9 @@ def _use(folder: Path) -> None:
         def allocate_default_profile_scratch(self, *_: Any) -> None:
             return None
 
+    def limits(device: torch.device, num_warps: int) -> dict[str, int]:  # noqa: ARG001
+        return {"maxnreg": launch.register_limit(num_warps)}
+
     driver.set_active(Driver())
-    launch.limits = lambda _, num_warps: {"maxnreg": launch.register_limit(num_warps)}
+    launch.limits = limits
     backend.interpreting = lambda: True

@@ -12,6 +12,8 @@ import torch
 import triton_attn
 from benchmarks.graphs import Graphs
 from triton_attn import backend
+from triton_attn.reference.registry import BLOCKS as PLAIN
+from triton_attn.registry import BLOCKS
 
 
 def reason(x: torch.Tensor) -> backend.Choice:
@@ -203,3 +205,19 @@ def test_old_gpus_are_not_served(capability: tuple[int, int], served: bool, monk
     assert (obstacle is None) == served
     monkeypatch.setattr(torch.version, "hip", "6.3")
     assert backend._gpu_obstacle(torch.device("cuda:0")) is None
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_on_a_cpu_a_parametrised_layer_is_asked_as_often_as_by_the_twin(name: str) -> None:
+    """A spectral norm in training takes a step whenever its weight is looked at."""
+    x = torch.randn(2, 32, 5, 3)
+    found = []
+    for blocks in (BLOCKS, PLAIN):
+        torch.manual_seed(0)
+        block = blocks[name](32)
+        for layer in [each for each in block.modules() if isinstance(each, (torch.nn.Linear, torch.nn.Conv2d))]:
+            torch.nn.utils.parametrizations.spectral_norm(layer)
+        for _ in range(3):
+            y = block(x)
+        found.append(y)
+    assert torch.equal(*found)

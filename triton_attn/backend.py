@@ -88,15 +88,26 @@ def use_triton(x: Tensor, *others: Tensor | None) -> bool:
     """
     if not isinstance(x, Tensor):
         return False  # the reference says what is wrong with it
+    if is_plain(x):
+        return False
     request, heard = requested_backend(), _heard.value
-    if heard is None and request == "auto" and x.is_cpu and not interpreting():
-        return False  # at once: a small block on a CPU takes little longer than finding out why
     obstacle = "asked for" if request == "reference" else _obstacle(x, *others)
     if heard is not None:
         heard.append(Choice("reference", obstacle) if obstacle else Choice("triton", _served_by(x)))
     elif obstacle and request == "triton":
         raise BackendError(f"backend 'triton' was asked for, but cannot serve: {obstacle}")
     return not obstacle
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a call on ``x`` is the twin's, at once: on a CPU finding out why may take longer than a small block."""
+    return (
+        isinstance(x, Tensor)
+        and x.is_cpu
+        and not interpreting()
+        and _heard.value is None
+        and requested_backend() == "auto"
+    )
 
 
 def is_open() -> bool:

@@ -19,7 +19,8 @@ T = TypeVar("T")
 class _Set(threading.local):
     """How many values are set in this thread."""
 
-    count = 0
+    def __init__(self) -> None:  # see PerThread
+        self.count = 0
 
 
 _set = _Set()

@@ -13,6 +13,8 @@ class AttentionGate(reference.AttentionGate):
     __doc__ = reference.AttentionGate.__doc__
 
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x):
+            return super().forward(x, gating, shortcut)
         weights = self.weights()
         if gating is None:
             weight1, bias1, weight2, bias2, *psi = weights

@@ -12,6 +12,8 @@ class CBAM(reference.CBAM):
     __doc__ = reference.CBAM.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
         channel, spatial = self.channel_attention.weights(), self.spatial_weights()
         if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut)) is not None:
             return y

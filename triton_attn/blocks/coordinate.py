@@ -13,6 +13,8 @@ class CoordinateAttention(reference.CoordinateAttention):
     __doc__ = reference.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
         weights = self.parameters_as_they_are()
         if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *LINEAR.values())) is not None:
             return y

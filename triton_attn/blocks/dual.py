@@ -12,6 +12,8 @@ class DualAttentionBlock(reference.DualAttentionBlock):
     __doc__ = reference.DualAttentionBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
         first, second = self.channel_attention.weights(), self.spatial_attention.channel_attention.weights()
         spatial = self.spatial_attention.spatial_weights()
         if (y := ops.CBAM.again(x, *first, *second, *spatial, shortcut)) is not None:

@@ -12,6 +12,8 @@ class ECABlock(reference.ECABlock):
     __doc__ = reference.ECABlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
         if (y := ops.ECA.again(x, self.conv.weight, shortcut, "mean", "sigmoid")) is not None:
             return y
         if not backend.use_triton(x, self.conv.weight, shortcut):

@@ -18,7 +18,7 @@ class NonLocalBlock(reference.NonLocalBlock):
     def forward(
         self, x: Tensor, shortcut: Tensor | None = None, *, return_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if not backend.use_triton(x, *self.weights(), shortcut):
+        if backend.is_plain(x) or not backend.use_triton(x, *self.weights(), shortcut):
             return super().forward(x, shortcut, return_attention=return_attention)
         check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
         if return_attention:

@@ -12,6 +12,8 @@ class AttentionModule(reference.AttentionModule):
     __doc__ = reference.AttentionModule.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
         weights = self.weights()
         if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut)) is not None:
             return y

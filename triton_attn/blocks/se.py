@@ -14,6 +14,8 @@ class SEBlock(reference.SEBlock):
     __doc__ = reference.SEBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
         weights = self.weights()
         if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *SIGMOID)) is not None:
             return y

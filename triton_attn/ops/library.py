@@ -172,10 +172,10 @@ class Op:
         backward: Launcher,
         *,
         tensors: int,
-        formula: Callable[..., Tensor] | None = None,
-        needs: Callable[[Sequence[bool]], tuple[bool, ...]] | None = None,
+        formula: Callable[..., Tensor],
+        mask: Callable[..., Tensor],
+        needs: Callable[[Sequence[bool]], tuple[bool, ...]] = tuple,
         gradients: Callable[[Results, Sequence[Tensor | None]], Results] = lambda found, _: found,
-        mask: Callable[..., Tensor] | None = None,
     ) -> None:
         self.forward, self.backward, self.tensors = forward, backward, tensors
         self.formula, self.needs, self.gradients, self.mask = formula, needs, gradients, mask
@@ -214,8 +214,9 @@ class Op:
         if not is_eager() or not self._checked or not backend.is_open():
             return None
         saves = self._saves(arguments)
-        found = look_up((*arguments, saves))
-        known = None if found is None else self._checked.get(found[0])
+        if (found := look_up((*arguments, saves))) is None:
+            return None
+        known = self._checked.get(found[0])
         return None if known is None else self._run(known, found[1], arguments, saves)
 
     def _saves(self, arguments: Sequence[Any]) -> bool:
@@ -229,8 +230,8 @@ class Op:
         if saves:
             # One argument for all that is no tensor: autograd looks at each.
             return _Direct.apply((self, known, addresses, arguments), *arguments[: self.tensors])
-        found = self.forward.run(*arguments, False) if known is None else known.play(addresses)
-        return found[0]  # type: ignore[return-value]
+        y, *_ = self.forward.run(*arguments, False) if known is None else known.play(addresses)
+        return y  # type: ignore[return-value]
 
     def save(self, ctx: Any, arguments: Sequence[Any], y: Tensor | None, kept: Results) -> None:  # noqa: ARG002
         """Of the op's tensors and constants, of y and what was kept, what a backward wants."""
@@ -268,15 +269,22 @@ class Op:
     def _by_formula(self, ctx: Any, grad: Tensor, saved: Sequence[Tensor | None], needs: Sequence[bool]) -> Results:
         bits = saved[-1]
         if bits is not None:
-            grad = grad * self.mask(bits, *saved[: self.tensors - 1])
-        # Views: one tensor may have been given twice.
-        tensors = [t if t is None else t.view_as(t) for t in saved[: self.tensors - 1]]
-        with _autocast_as(ctx.autocast or ()):
-            y = self.formula(*tensors, *ctx.constants)
-        wanted = [t for t, needed in zip(tensors, needs, strict=False) if needed]
-        found = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype), create_graph=True) if wanted else ())
+            grad = torch.where(self.mask(bits, *saved[: self.tensors - 1]), grad, 0.0)
         *of_tensors, of_shortcut = needs
-        return [next(found) if needed else None for needed in of_tensors] + [grad if of_shortcut else None]
+        with _autocast_as(ctx.autocast or ()):
+            found = gradients_of(self.formula, saved[: self.tensors - 1], ctx.constants, grad, of_tensors)
+        return [*found, grad if of_shortcut else None]
+
+
+def gradients_of(
+    formula: Callable[..., Tensor], tensors: Results, constants: Sequence[Any], grad: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of these tensors that are needed, by a formula of theirs, to be differentiated again."""
+    views = [t if t is None else t.view_as(t) for t in tensors]  # one tensor may have been given twice
+    y = formula(*views, *constants)
+    wanted = [t for t, needed in zip(views, needs, strict=True) if needed and t is not None]
+    found = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype), create_graph=True) if wanted else ())
+    return [next(found) if needed else None for needed in needs]
 
 
 def _autocast() -> tuple[tuple[str, torch.dtype], ...]:

@@ -27,7 +27,7 @@ from ..tuning.keys import Shape
 from . import launch
 from .gating import unpacked
 from .layout import empty_map, memory_format, served
-from .library import Launcher, Op, Results
+from .library import Launcher, Op, Results, gradients_of
 
 LOG2_E = math.log2(math.e)
 
@@ -369,7 +369,7 @@ def backward(
             lse = torch.empty((q.shape[0], 2, q.shape[1]), dtype=torch.float32, device=q.device)
             _rows_bwd(given, lse, delta, rows_grad, scale)
         _tiled_bwd(given, dq, dk, dv, rows_grad, lse, delta, scale)
-    else:
+    elif kept is not None:
         _whole_bwd(given, dq, dk, dv, rows_grad, kept, scale)
     return results
 
@@ -483,7 +483,7 @@ def _tiled_bwd(
     dk: Tensor | None,
     dv: Tensor | None,
     grad: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     delta: Tensor | None,
     scale: float,
 ) -> None:
@@ -632,7 +632,10 @@ class _NonLocal(Op):
         saved = ctx.saved_tensors
         dtype_x, dtype_shortcut, dtype_key_bias, dtype_value_bias = ctx.dtypes
         if torch.is_grad_enabled():  # so create_graph is True
-            masked, grads = self._rows_by_formula(ctx, grad, saved, needs_rows)
+            *rows, _, _, bits = saved
+            masked = grad if bits is None else torch.where(self.mask(bits, grad, ctx.channels_last), grad, 0.0)
+            constants = ctx.scale, ctx.value_width
+            grads: Results = gradients_of(self.formula, rows, constants, map_rows(masked), needs_rows)
         else:
             if grad.dim() == 4:
                 # In the layout of x here already: the residual's gradient is this one too.
@@ -652,25 +655,19 @@ class _NonLocal(Op):
             _bias_bwd(masked, dtype_value_bias) if needs_value_bias else None,
         )
 
-    def _rows_by_formula(
-        self, ctx: Any, grad: Tensor, saved: Results, needs: Sequence[bool]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The gradient behind ReLU's mask, and those of q, k and v, to be differentiated again."""
-        *tensors, _, _, bits = saved
-        if bits is not None:
-            inner = grad.shape[1] if ctx.channels_last else grad.shape[2] * grad.shape[3]
-            flags = unpacked(bits)[..., :inner]
-            flags = flags.transpose(1, 2) if ctx.channels_last else flags
-            grad = grad * flags.reshape(grad.shape)
-        tensors = [None if t is None else t.view_as(t) for t in tensors]
-        q, k, v = tensors
-        if k is None:
-            q, k, v = q.split(split_sizes(q, ctx.value_width), dim=2)
-        y = plain.attend_explicit(q, k, v, ctx.scale)
-        wanted = [t for t, needed in zip(tensors, needs, strict=True) if needed]
-        rows = map_rows(grad).to(y.dtype)
-        found = iter(torch.autograd.grad(y, wanted, rows, create_graph=True) if wanted else ())
-        return grad, [next(found) if needed else None for needed in needs]
+
+def _mask(bits: Tensor, grad: Tensor, channels_last: bool) -> Tensor:
+    """ReLU's mask, of a map like ``grad``."""
+    inner = grad.shape[1] if channels_last else grad.shape[2] * grad.shape[3]
+    flags = unpacked(bits)[..., :inner]
+    return (flags.transpose(1, 2) if channels_last else flags).reshape(grad.shape)
+
+
+def _formula(q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, value_width: int) -> Tensor:
+    """What is attended, the matrix in memory."""
+    if k is None or v is None:
+        q, k, v = q.split(split_sizes(q, value_width), dim=2)
+    return plain.attend_explicit(q, k, v, scale)
 
 
 NON_LOCAL = _NonLocal(
@@ -688,4 +685,6 @@ NON_LOCAL = _NonLocal(
         _backward_fake,
     ),
     tensors=7,
+    formula=_formula,
+    mask=_mask,
 )

@@ -61,7 +61,7 @@ class Recorder(TorchDispatchMode):
         if not isinstance(out, (Tensor, list, tuple)) or id(out) in self._places:
             return out  # a question, or what was given
         name, source = func._schema.name.partition("::")[2], args[0] if args else None
-        if name in ALLOCATIONS:
+        if name in ALLOCATIONS and isinstance(out, Tensor):
             self._put(out, ("new", len(self.new), 0))
             self.new.append(out)
         elif func.is_view and isinstance(source, Tensor):

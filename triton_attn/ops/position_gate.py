@@ -316,11 +316,8 @@ def _is_wide(*maps: Tensor | None) -> bool:
 
 def _gradients(found: Results, tensors: Results) -> Results:
     dx, dsignal, dshortcut, flat = found
-    parameters: list[Tensor | None] = [None] * 4
-    if flat is not None:
-        shapes = [t.shape for t in tensors[1:5] if t is not None]
-        pieces = flat.split([shape.numel() for shape in shapes])
-        parameters = [each.view(shape) for each, shape in zip(pieces, shapes, strict=True)]
+    # Views of it, all in one call.
+    parameters = (None,) * 4 if flat is None else torch._C._nn.unflatten_dense_tensors(flat, list(tensors[1:5]))
     # What was added has the gradient of the sum.
     return dx, *parameters, *parameters[:2], dsignal, dshortcut
 
