@@ -85,6 +85,7 @@ compile-report: $(INSTALLED)
 bench: $(INSTALLED)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds \
 	  --benchmark-sort=name; status=$$?; \
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.host_time --check || status=$$?; \
 	$(BIN)/python -m benchmarks.traffic --check --output benchmarks/results/traffic.json || status=$$?; \
 	$(BIN)/python -m benchmarks.report && exit $$status
 

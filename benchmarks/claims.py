@@ -20,6 +20,7 @@ SPEEDUP = 1.3  # over eager PyTorch and torch.compile, forward and backward toge
 SHARE_OF_COPY = 0.85
 CPU_AT_MOST = 1.05  # of what timm's block or the plain formula takes
 RULE_AT_MOST = 1.10  # of what the tuned config takes
+HOST_TIME = 0.6  # of what the plain block's operators take
 NO_GPU = ("cpu", "interpreter")
 SUITES = ("blocks", "calls", "nonlocal", "models", "autotune")
 APPLY = ("apply_gate", "spatial_apply", "map_gate", "position_gate_fwd")
@@ -50,7 +51,7 @@ def gpu_folders(results: Path) -> list[Path]:
     return sorted(
         path
         for path in results.glob("*/")
-        if path.name not in NO_GPU and any((path / f"{suite}.json").exists() for suite in SUITES)
+        if path.name not in NO_GPU and any((path / f"{suite}.json").exists() for suite in (*SUITES, "host_time"))
     )
 
 
@@ -66,6 +67,7 @@ def judge(results: Path, counted: Path | None = None) -> list[Claim]:
         for suite, judged in (
             ("blocks", blocks_on_gpu),
             ("calls", calls_on_gpu),
+            ("host_time", host_time),
             ("nonlocal", nonlocal_on_gpu),
             ("models", tax_on_gpu),
             ("autotune", tuning_on_gpu),
@@ -73,6 +75,7 @@ def judge(results: Path, counted: Path | None = None) -> list[Claim]:
             found += judged_file(results, folder / f"{suite}.json", judged)
     counted = counted or results
     for base, name, judged in (
+        (results, "cpu/host_time.json", host_time),
         (results, "cpu/blocks.json", blocks_on_cpu),
         (results, "cpu/models.json", models_on_cpu),
         (results, "cpu/nonlocal.json", nonlocal_on_cpu),
@@ -285,6 +288,20 @@ def _bytes(case: Mapping[str, Any], who: str) -> int:
 def side(case: Mapping[str, Any]) -> int:
     """The side of a non-local case's map."""
     return round(case["positions"] ** 0.5)
+
+
+def host_time(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
+    """What a call costs its host, the worst block of all."""
+    name, goal = "a call's host time", f"at most {HOST_TIME} of the plain block's, every block, both directions"
+    cases = content["cases"] if content else {}
+    if not cases:
+        yield Claim(name, goal, "", OPEN, source)
+        return
+    ratios = {key: case["ratio"]["median"] for key, case in cases.items()}
+    worst = max(ratios, key=lambda key: ratios[key])
+    within = sum(ratio <= HOST_TIME for ratio in ratios.values())
+    measured = f"{within} of {len(ratios)} cases; at most {ratios[worst]:.2f} ({worst})"
+    yield Claim(name, goal, measured, PASS if within == len(ratios) else SHORT, source)
 
 
 def traffic(content: Mapping[str, Any], source: str) -> Iterator[Claim]:

@@ -31,6 +31,7 @@ from benchmarks.sections import (
     attention_section,
     block_table,
     calls_section,
+    host_section,
     roofline_section,
     tax_section,
     tuning_section,
@@ -66,6 +67,9 @@ def build(page: Page) -> None:
     for folder in folders:
         on_gpu(page, folder)
     counted(page)
+    if found := read(page.results / "cpu" / "host_time.json"):
+        page.add("## Without a GPU, over a driver that does nothing")
+        host_section(page, page.results / "cpu" / "host_time.json", found)
     on_cpu(page)
 
 
@@ -90,7 +94,8 @@ def verdicts(page: Page, claims: Sequence[Claim]) -> None:
 def on_gpu(page: Page, folder: Path) -> None:
     """What was measured on one GPU."""
     contents = {suite: read(folder / f"{suite}.json") for suite in SUITES}
-    device = next(each["device"] for each in contents.values() if each)
+    known = (*contents.values(), read(folder / "host_time.json"))
+    device = next(each["device"] for each in known if each)
     page.add(f"## On {device}")
     if found := contents["models"]:
         tax_section(page, folder / "models.json", found)
@@ -99,6 +104,8 @@ def on_gpu(page: Page, folder: Path) -> None:
         block_table(page, folder / "blocks.json", found, dtype="bfloat16", layout="channels_last", direction="training")
     if found := contents["calls"]:
         calls_section(page, folder / "calls.json", found)
+    if found := read(folder / "host_time.json"):
+        host_section(page, folder / "host_time.json", found)
     if found := contents["nonlocal"]:
         attention_section(page, folder / "nonlocal.json", found)
     if found := contents["autotune"]:

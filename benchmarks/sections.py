@@ -149,6 +149,33 @@ def calls_section(page: Page, path: Path, content: Mapping[str, Any]) -> None:
     page.add(f"*{page.source(path, content)}. In bold: ours is slower.*")
 
 
+def host_section(page: Page, path: Path, content: Mapping[str, Any]) -> None:
+    """What a call costs its host, the worst ratio on top."""
+    page.add(
+        "### A call's host time",
+        "",
+        "What a call takes until its work is asked for, on a 1×1 map, beside the plain block's operators: below it no "
+        "GPU, however fast, can bring a small batch. Training is forward and backward.",
+    )
+    rows = [
+        [
+            key,
+            f"{case['ours_us']['median']:.0f}",
+            f"{case['plain_us']['median']:.0f}",
+            f"{bold(case['ratio']['median'], content['goal'])} ({case['ratio']['q1']:.2f}–{case['ratio']['q3']:.2f})",
+        ]
+        for key, case in sorted(content["cases"].items(), key=lambda each: -each[1]["ratio"]["median"])
+    ]
+    page.table(["case", "ours, µs", "the plain block, µs", "ours over it (quartiles)"], rows)
+    page.add(f"*{page.source(path, content)}. In bold: over the goal of {content['goal']}.*")
+
+
+def bold(value: float, goal: float) -> str:
+    """A number, bold where it is over a goal."""
+    text = f"{value:.2f}"
+    return f"**{text}**" if float(text) > goal else text
+
+
 def over_eager(case: Mapping[str, Any]) -> dict[str, float]:
     """Quartiles of our wall time over eager PyTorch's; empty where one of them is not there."""
     return case.get("wall", {}).get("ours_over", {}).get("eager", {})
