@@ -56,14 +56,10 @@ ENVIRONMENTS = (Environment("2.8", "3.4", "3.11"), Environment("2.11", "3.6", "3
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is run in an environment, and what of its output to show."""
+    """A module that is run in an environment, with its arguments."""
 
     name: str
     command: tuple[str, ...]
-
-    @property
-    def is_pytest(self) -> bool:
-        return self.command[0] == "pytest"
 
 
 PYTEST = ("pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--tb=line", "--show-capture=no")
@@ -73,7 +69,7 @@ PARTS = (
     Part("interpreter", (*PYTEST, "--lane", "interpreter", "tests/ops", "tests/test_backend.py", "-k", CORE)),
     Part("compile", (*PYTEST, "--lane", "compile")),
     Part("launches", ("benchmarks.host_time", "--check")),
-    Part("spills", ("benchmarks.compile_report", "--targets", "sm_90", "--output", "build/compat/report")),
+    Part("spills", ("benchmarks.compile_report", "--ptx", "--targets", "sm_90", "--output", "build/compat/report")),
 )
 
 
@@ -119,14 +115,16 @@ def run(part: Part, python: Path, log: Path) -> dict[str, Any]:
     return {
         "passed": passed,
         "seconds": round(time.monotonic() - begun),
-        "said": tests_of(said) if part.is_pytest else "",
+        "said": last_word(said),
         **({} if passed else {"output": said[-SAID:]}),
     }
 
 
-def tests_of(said: str) -> str:
-    """How many tests passed and failed, as pytest says in the end."""
-    return ", ".join(re.findall(r"\d+ (?:passed|failed|errors?|skipped)", said.rpartition("\n")[2]))
+def last_word(said: str) -> str:
+    """How many tests passed and failed, or what spills: the last that was said of that."""
+    tests = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", said.rpartition("\n")[2])
+    spills = re.findall(r"^\d+ of \d+ kinds spill: .*$", said, re.MULTILINE)
+    return ", ".join(tests or spills[-1:])
 
 
 def versions_of(python: Path) -> dict[str, str]:

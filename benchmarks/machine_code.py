@@ -251,6 +251,13 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> Launch:
     return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), options)
 
 
+def promised() -> bool:
+    """Whether this Triton's compiler is one of which no spills and whole words are promised: 3.6 and up."""
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+
+
 class TargetError(RuntimeError):
     """Triton cannot compile for a target here; the message says why."""
 

@@ -80,6 +80,12 @@ def test_the_interpreter_is_not_left_on_for_the_compiler(run: Any, monkeypatch: 
     assert run([part("import os; sys.exit('TRITON_INTERPRET' in os.environ)")])[0] == 0
 
 
+def test_the_last_word() -> None:
+    assert compat.last_word("9 passed\nSKIPPED [1] a\n8 passed, 2 skipped, 1 warning in 2.0s") == "8 passed, 2 skipped"
+    assert compat.last_word("1 of 9 kinds spill: a_kernel\n\nWritten: a") == "1 of 9 kinds spill: a_kernel"
+    assert compat.last_word("well") == ""
+
+
 def test_an_environment_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))

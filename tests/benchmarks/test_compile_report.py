@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import compile_report
-from benchmarks.machine_code import Report, compiled
+from benchmarks.machine_code import Report, compiled, promised
 
 pytestmark = pytest.mark.compile
+
+
+@pytest.fixture(autouse=True)
+def promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is promised holds, whatever compiler is here."""
+    monkeypatch.setattr(compile_report, "promised", lambda: True)
+
 
 REPORT = Report("sm_90", 8, 64, 0, 2048, (4, 16, 16), (2, 16), 3)
 
@@ -113,3 +121,24 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         compile_report.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_without_the_disassembly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_report, "QUICK_SITES", ("layer1",))
+    said = []
+    for options in ([], ["--ptx"]):
+        assert compile_report.main(["--quick", "--blocks", "eca", "--workers", "1", *options]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert re.search(r"^0 of \d+ kinds spill: none$", said[1], re.MULTILINE)
+
+
+def test_nothing_is_promised_of_an_old_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    row = compile_report.Row("squeeze_fwd_kernel", "sm_90", "bfloat16", "contiguous", 4, 255, 8, 0, 0.25, 16, 16, 0)
+    monkeypatch.setattr(compile_report, "promised", promised)
+    for version, fails in (("3.6.0", True), ("3.10.0+git1", True), ("3.4.0", False)):
+        monkeypatch.setattr(triton, "__version__", version)
+        assert bool(compile_report.failures([row])) == fails
+        assert compile_report.failures([replace(row, shared=10**6)])

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks.machine_code import SHARED_LIMIT, Launch, block_launches
+from benchmarks.machine_code import SHARED_LIMIT, Launch, block_launches, promised
 from benchmarks.ptx import binary_of, compiled_quickly
 from triton_attn.tuning import chips
 
@@ -73,7 +73,7 @@ def test_site(target: str, dtype: torch.dtype, layout: str, site: str) -> None:
         report = compiled_quickly(launch, target)
         what = f"{launch.name} {dict(launch.constants)}"
         assert report.shared <= SHARED_LIMIT[target], what
-        assert report.spilled == 0, what
+        assert report.spilled == 0 or not promised(), what
         # Contiguous rows of 49 and 196 are not aligned.
         if layout == "channels_last" or not whole:
             assert report.widest_load >= 16, what
