@@ -68,7 +68,7 @@ CORE = "parity or pool_and_activation or opcheck or compiles or autocast or test
 PARTS = (
     Part("interpreter", (*PYTEST, "--lane", "interpreter", "tests/ops", "tests/test_backend.py", "-k", CORE)),
     Part("compile", (*PYTEST, "--lane", "compile")),
-    Part("launches", ("benchmarks.host_time", "--check")),
+    Part("launches", (*PYTEST, "tests/ops/test_plans.py")),
     Part("spills", ("benchmarks.compile_report", "--ptx", "--targets", "sm_90", "--output", "build/compat/report")),
 )
 

@@ -74,6 +74,7 @@ def install() -> ctypes.CDLL:
     path = folder / "libcuda.so.1"
     words = [compiler, "-shared", "-fPIC", "-w", f"-Wl,-soname,{path.name}", "-o", str(path), "stub.c"]
     subprocess.run(words, cwd=folder, check=True)
+    (folder / "libcuda.so").symlink_to(path.name)  # as Triton 3.4 links against it
     # By its name the loader finds it again for whatever is linked against the driver.
     stub = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     _use(folder)

@@ -92,6 +92,7 @@ def test_the_command_for_a_gpu(python: Path, checkout: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in folder.iterdir()) == [
         "autotune.json",
         "blocks.json",
+        "calls.json",
         "gpu.json",
         "models.json",
         "nonlocal.json",

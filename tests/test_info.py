@@ -60,6 +60,7 @@ def test_the_backend_in_force(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(backend.VARIABLE, request_)
+    monkeypatch.setattr(backend, "_default", request_)  # which was read at the import
     report = json.loads(said(capsys, "--json"))
     assert report["backend"]["requested"] == ("invalid" if request_ == "foo" else request_)
     assert f"TRITON_ATTN_BACKEND{': ' if request_ == 'foo' else '='}" in report["backend"]["source"]

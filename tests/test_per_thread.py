@@ -64,7 +64,7 @@ def test_contexts_that_overlap_in_two_threads_leave_nothing_behind() -> None:
 
 
 def test_the_environment_is_every_threads_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_ATTN_BACKEND", "reference")
+    monkeypatch.setattr(backend, "_default", "reference")
     with triton_attn.use_backend("triton"):
         assert in_another_thread(backend.requested_backend) == "reference"
 

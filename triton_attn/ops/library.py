@@ -127,9 +127,11 @@ def look_up(arguments: Sequence[Any]) -> Found | None:
     for each in arguments:
         kind = type(each)
         if kind is _Parameter or (kind is Tensor and not each.is_neg()):
-            address = each.data_ptr()
+            address, device = each.data_ptr(), each.get_device()
+            if device < 0 and each.is_meta:
+                return None
             addresses.append(address)
-            key += (each.shape, each.stride(), each.dtype, each.get_device(), address % plan.MULTIPLE)
+            key += (each.shape, each.stride(), each.dtype, device, address % plan.MULTIPLE)
         elif isinstance(each, Tensor):
             return None
         else:
