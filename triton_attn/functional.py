@@ -1,7 +1,7 @@
 """The fused ops as functions: checked, and served by Triton or by the plain twin as the tensor allows.
 
-Differentiable in every tensor, as often as wanted. Under ``torch.autocast`` the weights may stay float32. Maps in the contiguous and
-in the channels_last layout are served as they are, and the result has the layout of ``x``.
+Differentiable in every tensor, as often as wanted. Under ``torch.autocast`` the weights may stay float32. Maps in the
+contiguous and in the channels_last layout are served as they are, and the result has the layout of ``x``.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, largest_error, lay_out, run
 from triton_attn import functional, reference
+from triton_attn.ops.library import or_none
 
 pytestmark = pytest.mark.interpreter
 
@@ -344,7 +345,7 @@ def test_inference_saves_nothing_for_a_backward() -> None:
         y = block(x, torch.randn_like(x))
     assert y.grad_fn is None
     weights = [w.detach() for w in block.weights()]
-    _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, None, None, torch.randn_like(x), False)
+    _, _, _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, None, None, torch.randn_like(x), False)
     assert bits.numel() == 0
 
 
@@ -449,13 +450,13 @@ def test_opcheck(name: str, with_signal: bool, layout: str, saves: bool, monkeyp
     torch.library.opcheck(op, (*inputs, shortcut, saves))
     torch.library.opcheck(op, (*inputs, None, saves))
     if saves:
-        _, bits = op(*inputs, shortcut, True)
+        _, *sums, bits = (or_none(t.detach()) for t in op(*inputs, shortcut, True))
         backward = torch.ops.triton_attn.position_gate_backward.default
         grad = torch.randn(2, 6, 5, 3)
         saved = [None if t is None else t.detach() for t in inputs]
         for needs in ((True, with_signal, True), (True, False, False), (False, False, True)):
-            torch.library.opcheck(backward, (grad, *saved, bits, *needs))
-        torch.library.opcheck(backward, (grad, *saved, None, True, with_signal, True))
+            torch.library.opcheck(backward, (grad, *saved, *sums, bits, *needs))
+        torch.library.opcheck(backward, (grad, *saved, *sums, None, True, with_signal, True))
 
 
 def compiled_and_not(

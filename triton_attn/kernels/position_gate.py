@@ -73,19 +73,6 @@ def load_weight(ptr, row, column, rows, columns, DOT: tl.constexpr):
 
 
 @triton.jit
-def load_weight1(ptr, more_ptr, row, column, rows, columns, HAS_MORE: tl.constexpr, DOT: tl.constexpr):
-    """The same of weight1, or of the sum of two, which PyTorch would round once, too."""
-    if HAS_MORE:
-        mask = (row < rows) & (column < columns)
-        offsets = row * columns + column
-        first = tl.load(ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        weight = (first + tl.load(more_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(DOT)
-    else:
-        weight = load_weight(ptr, row, column, rows, columns, DOT)
-    return weight
-
-
-@triton.jit
 def operand(values, DOT: tl.constexpr):
     """Hidden values as an operand of a product: what is beyond float16 becomes its largest number, not infinite.
 
@@ -106,8 +93,7 @@ def load_vector(ptr, i, size):
 def hidden_tile(
     x,  # (BLOCK_C, BLOCK_P), in DOT
     weight1,  # (BLOCK_M, BLOCK_C), in DOT
-    bias1_ptr,
-    more_bias_ptr,
+    bias1,  # (BLOCK_M,) float32
     signal_ptr,
     n,
     m,
@@ -116,17 +102,13 @@ def hidden_tile(
     stride_ho,
     positions,
     HIDDEN: tl.constexpr,
-    HAS_MORE: tl.constexpr,
     HAS_SIGNAL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """relu(weight1 · x + bias1 (+ signal)) at hidden channels m, (BLOCK_M, BLOCK_P) float32."""
-    bias = load_vector(bias1_ptr, m, HIDDEN)
-    if HAS_MORE:
-        bias += load_vector(more_bias_ptr, m, HIDDEN)
-    h = tl.dot(weight1, x, input_precision=PRECISION) + bias[:, None]
+    h = tl.dot(weight1, x, input_precision=PRECISION) + bias1[:, None]
     mask = (m < HIDDEN)[:, None] & (p < positions)[None, :]
     if HAS_SIGNAL:
         h += load_map(signal_ptr, n, m, p, mask, stride_hn, stride_ho, CHANNELS_LAST, WIDE)
@@ -148,6 +130,8 @@ def gate_of(logits, bias2_ptr, c, CHANNELS: tl.constexpr, PER_CHANNEL: tl.conste
 def position_gate_fwd_kernel(
     y_ptr,  # (N, C, H, W)
     bits_ptr,  # (N, HW, C / 8), the bits of ReLU's mask, with SAVE_BITS
+    sum_ptr,  # (M, C) in DOT, the summed weight, with SAVE_SUM
+    bias_sum_ptr,  # (M,) float32, the summed bias, with SAVE_SUM
     x_ptr,  # (N, C, H, W)
     weight1_ptr,  # (M, C)
     bias1_ptr,  # (M,)
@@ -174,6 +158,7 @@ def position_gate_fwd_kernel(
     HAS_SIGNAL: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
+    SAVE_SUM: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     DOT: tl.constexpr,
@@ -202,12 +187,22 @@ def position_gate_fwd_kernel(
     logits = tl.zeros((BLOCK_C, BLOCK_P) if PER_CHANNEL else (BLOCK_P,), tl.float32)
     for start in range(0, CHUNKS * BLOCK_M, BLOCK_M):  # all of weight1 at once is too much
         m = start + tl.arange(0, BLOCK_M)
-        weight1 = load_weight1(
-            weight1_ptr, more_weight_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, HAS_MORE, DOT
-        )  # fmt: skip
+        weight1 = load_weight(weight1_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, DOT)
+        bias1 = load_vector(bias1_ptr, m, HIDDEN)
+        if HAS_MORE:
+            # Rounded once, as PyTorch rounds a sum of weights.
+            more = load_weight(more_weight_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, tl.float32)
+            weight1 = (weight1.to(tl.float32) + more).to(DOT)
+            bias1 += load_vector(more_bias_ptr, m, HIDDEN)
+            if SAVE_SUM:
+                if tl.program_id(0) == 0:
+                    own = (m < HIDDEN)[:, None] & (c < CHANNELS)[None, :]
+                    own_weight = weight1.to(sum_ptr.dtype.element_ty)
+                    tl.store(sum_ptr + m[:, None] * CHANNELS + c[None, :], own_weight, mask=own)
+                    tl.store(bias_sum_ptr + m, bias1, mask=m < HIDDEN)
         h = hidden_tile(
-            x.to(DOT), weight1, bias1_ptr, more_bias_ptr, signal_ptr, n, m, p, stride_hn, stride_ho,
-            positions, HIDDEN, HAS_MORE, HAS_SIGNAL, CHANNELS_LAST, WIDE, PRECISION,
+            x.to(DOT), weight1, bias1, signal_ptr, n, m, p, stride_hn, stride_ho,
+            positions, HIDDEN, HAS_SIGNAL, CHANNELS_LAST, WIDE, PRECISION,
         )  # fmt: skip
         if PER_CHANNEL:
             weight2 = load_weight(weight2_ptr, c[:, None], m[None, :], CHANNELS, HIDDEN, DOT)
@@ -237,8 +232,6 @@ def position_gate_bwd_kernel(
     bias1_ptr,  # (M,)
     weight2_ptr,  # (C, M) with PER_CHANNEL, else (1, M)
     bias2_ptr,  # (C,) or (1,)
-    more_weight_ptr,  # (M, C), added to weight1, with HAS_MORE
-    more_bias_ptr,  # (M,), likewise
     signal_ptr,  # (N, M, H, W), with HAS_SIGNAL
     stride_dn,
     stride_do,
@@ -259,7 +252,6 @@ def position_gate_bwd_kernel(
     HIDDEN: tl.constexpr,
     UNIT: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
-    HAS_MORE: tl.constexpr,
     HAS_SIGNAL: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     NEEDS_MAP: tl.constexpr,
@@ -290,7 +282,7 @@ def position_gate_bwd_kernel(
     c = tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
     # The weights are loaded once, and stay where products find them.
-    weight1 = load_weight1(weight1_ptr, more_weight_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, HAS_MORE, DOT)
+    weight1 = load_weight(weight1_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, DOT)
     if PER_CHANNEL:
         weight2 = load_weight(weight2_ptr, c[:, None], m[None, :], CHANNELS, HIDDEN, DOT)
         dweight2 = tl.zeros((BLOCK_C, BLOCK_M), tl.float32)
@@ -315,8 +307,8 @@ def position_gate_bwd_kernel(
                 store_map(dshortcut_ptr, grad, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST, WIDE)
 
         h = hidden_tile(
-            x.to(DOT), weight1, bias1_ptr, more_bias_ptr, signal_ptr, n, m, p, stride_hn, stride_ho,
-            positions, HIDDEN, HAS_MORE, HAS_SIGNAL, CHANNELS_LAST, WIDE, PRECISION,
+            x.to(DOT), weight1, load_vector(bias1_ptr, m, HIDDEN), signal_ptr, n, m, p, stride_hn, stride_ho,
+            positions, HIDDEN, HAS_SIGNAL, CHANNELS_LAST, WIDE, PRECISION,
         )  # fmt: skip
         if PER_CHANNEL:
             logits = tl.dot(weight2, operand(h, DOT), input_precision=PRECISION)

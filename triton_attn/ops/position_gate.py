@@ -116,13 +116,14 @@ def forward(
     shortcut: Tensor | None,
     saves: bool,
 ) -> Results:
-    """The output, and the bits of ReLU's mask for the backward."""
+    """The output, and for the backward the sums of weights and biases, where there are two, and ReLU's mask as bits."""
     from ..kernels.position_gate import position_gate_fwd_kernel
 
     x, channels_last = served(x)
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     y = empty_map(x, channels_last)
     bits = _empty_bits(x) if saves and shortcut is not None else None
+    weight, bias = _empty_sums(x, weight1) if saves and more_weight is not None else (None, None)
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -133,15 +134,21 @@ def forward(
         x.device,
         y_ptr=y,
         bits_ptr=bits,
+        sum_ptr=weight,
+        bias_sum_ptr=bias,
         x_ptr=x,
         shortcut_ptr=shortcut,
+        more_weight_ptr=None if more_weight is None else more_weight.contiguous(),
+        more_bias_ptr=None if more_bias is None else more_bias.contiguous(),
+        HAS_MORE=more_weight is not None,
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=bits is not None,
+        SAVE_SUM=weight is not None,
         WIDE=_is_wide(x, y, shortcut, signal),
-        **_network(x, channels_last, weight1, bias1, weight2, bias2, more_weight, more_bias, signal),
+        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
         **_map_strides(channels_last, y=y, x=x, s=shortcut),
     )
-    return y, bits
+    return y, weight, bias, bits
 
 
 def _forward_fake(
@@ -157,7 +164,11 @@ def _forward_fake(
     saves: bool,
 ) -> Results:
     x, channels_last = served(x)
-    return empty_map(x, channels_last), _empty_bits(x) if saves and shortcut is not None else None
+    return (
+        empty_map(x, channels_last),
+        *(_empty_sums(x, weight1) if saves and more_weight is not None else (None, None)),
+        _empty_bits(x) if saves and shortcut is not None else None,
+    )
 
 
 def backward(
@@ -170,6 +181,8 @@ def backward(
     more_weight: Tensor | None,
     more_bias: Tensor | None,
     signal: Tensor | None,
+    weight_sum: Tensor | None,
+    bias_sum: Tensor | None,
     bits: Tensor | None,
     needs_map: bool,
     needs_signal: bool,
@@ -193,6 +206,7 @@ def backward(
     dx = empty_map(x, channels_last) if needs_map else None
     dshortcut = empty_map(x, channels_last) if needs_map and bits is not None else None
     dsignal = empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else None
+    own = (weight1, bias1) if weight_sum is None or bias_sum is None else (weight_sum, bias_sum)
     partials = torch.empty((programs, size), dtype=torch.float32, device=x.device) if needs_weights else None
     launch.tuned(
         position_gate_bwd_kernel,
@@ -216,7 +230,7 @@ def backward(
         NEEDS_SIGNAL=dsignal is not None,
         NEEDS_WEIGHTS=needs_weights,
         WIDE=_is_wide(x, grad, dx, dshortcut, signal, dsignal),
-        **_network(x, channels_last, weight1, bias1, weight2, bias2, more_weight, more_bias, signal),
+        **_network(x, channels_last, *own, weight2, bias2, signal),
         **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
     )
     return dx, dsignal, dshortcut, None if partials is None else partial_sums(partials, weight1.dtype)
@@ -232,6 +246,8 @@ def _backward_fake(
     more_weight: Tensor | None,
     more_bias: Tensor | None,
     signal: Tensor | None,
+    weight_sum: Tensor | None,
+    bias_sum: Tensor | None,
     bits: Tensor | None,
     needs_map: bool,
     needs_signal: bool,
@@ -252,6 +268,12 @@ def _empty_bits(x: Tensor) -> Tensor:
     return torch.empty((batch, height * width, rules.cdiv(channels, 8)), dtype=torch.uint8, device=x.device)
 
 
+def _empty_sums(x: Tensor, weight1: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for a sum of weights, as it is multiplied, and of biases."""
+    bias = torch.empty(weight1.shape[0], dtype=torch.float32, device=x.device)
+    return torch.empty(weight1.shape, dtype=x.dtype, device=x.device), bias
+
+
 def _mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
     """What these bits say, as booleans ``(N, C, H, W)``."""
     batch, channels, height, width = x.shape
@@ -269,8 +291,6 @@ def _network(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
-    more_weight: Tensor | None,
-    more_bias: Tensor | None,
     signal: Tensor | None,
 ) -> dict[str, Any]:
     """The launch arguments of the gate network, and how it multiplies."""
@@ -286,15 +306,12 @@ def _network(
         "bias1_ptr": bias1.contiguous(),
         "weight2_ptr": weight2.contiguous(),
         "bias2_ptr": bias2.contiguous(),
-        "more_weight_ptr": None if more_weight is None else more_weight.contiguous(),
-        "more_bias_ptr": None if more_bias is None else more_bias.contiguous(),
         "signal_ptr": signal,
         "stride_hn": 0 if signal is None else signal.stride(0),
         "stride_ho": 0 if signal is None else row_stride(signal, channels_last),
         "CHANNELS": weight1.shape[1],
         "HIDDEN": weight1.shape[0],
         "PER_CHANNEL": weight2.shape[0] > 1,
-        "HAS_MORE": more_weight is not None,
         "HAS_SIGNAL": signal is not None,
         "DOT": dot,
         "PRECISION": chips.precision(x.dtype, chips.chip_of(x.device)),
@@ -316,8 +333,14 @@ def _is_wide(*maps: Tensor | None) -> bool:
 
 def _gradients(found: Results, tensors: Results) -> Results:
     dx, dsignal, dshortcut, flat = found
-    # Views of it, all in one call.
-    parameters = (None,) * 4 if flat is None else torch._C._nn.unflatten_dense_tensors(flat, list(tensors[1:5]))
+    parameters: Results = (None,) * 4
+    if flat is not None:
+        own = [t for t in tensors[1:5] if t is not None]
+        if type(flat) is Tensor:  # views of it, all in one call, which knows no symbolic sizes
+            parameters = torch._C._nn.unflatten_dense_tensors(flat, own)
+        else:
+            pieces = flat.split([t.numel() for t in own])
+            parameters = [each.view(t.shape) for each, t in zip(pieces, own, strict=True)]
     # What was added has the gradient of the sum.
     return dx, *parameters, *parameters[:2], dsignal, dshortcut
 
@@ -330,14 +353,14 @@ POSITION_GATE = Op(
     Launcher(
         "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? more_weight,"
         " Tensor? more_bias, Tensor? signal,"
-        " Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
+        " Tensor? shortcut, bool saves) -> (Tensor, Tensor, Tensor, Tensor)",
         forward,
         _forward_fake,
     ),
     Launcher(
         "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
-        " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? bits,"
-        " bool needs_map, bool needs_signal, bool needs_weights)"
+        " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? weight_sum,"
+        " Tensor? bias_sum, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,
