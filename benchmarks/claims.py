@@ -292,7 +292,8 @@ def side(case: Mapping[str, Any]) -> int:
 
 def host_time(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """What a call costs its host, the worst block of all."""
-    name, goal = "a call's host time", f"at most {HOST_TIME} of the plain block's, every block, both directions"
+    name = "a call's host time" + (", no GPU" if source.startswith("cpu") else "")
+    goal = f"at most {HOST_TIME} of the plain block's, every block, both directions"
     cases = content["cases"] if content else {}
     if not cases:
         yield Claim(name, goal, "", OPEN, source)

@@ -43,9 +43,10 @@ def test_a_gpu_that_keeps_all_promises(tmp_path: Path) -> None:
     found = judged(tmp_path)
     measured = {name: each.verdict for name, each in found.items() if each.source.startswith("nvidia")}
     open_claims = {name for name, verdict in measured.items() if verdict == OPEN}
-    assert open_claims == {
+    taxes = (
         f"the tax of {name} in every block, {mode}" for name in ("eca", "cbam") for mode in ("training", "inference")
-    }
+    )
+    assert open_claims == {*taxes, "a call's host time"}
     assert {verdict for name, verdict in measured.items() if name not in open_claims} == {PASS}
     assert found["se, forward + backward"].measured.startswith("at least 1.50 times")
     assert found["apply kernels"].measured.startswith("at least 0.90 of a copy")
