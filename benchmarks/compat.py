@@ -89,11 +89,18 @@ def prepared(environment: Environment, folder: Path) -> Path:
     python, mark = path / "bin" / "python", path / "packages.txt"
     if not (mark.exists() and mark.read_text() == wanted):
         print(f"== {environment.name}: building {path}", flush=True)
-        maker = shutil.which(f"python{environment.python}") or sys.executable
-        subprocess.run([maker, "-m", "venv", "--clear", str(path)], check=True)
+        subprocess.run([interpreter(environment.python), "-m", "venv", "--clear", str(path)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *environment.packages], check=True)
         write(mark, wanted)
     return python
+
+
+def interpreter(version: str) -> str:
+    """The Python of this version, or the one at work where there is none that runs: a name may be a version switch's."""
+    found = shutil.which(f"python{version}")
+    if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
+        return found
+    return sys.executable
 
 
 def run(part: Part, python: Path, log: Path) -> dict[str, Any]:

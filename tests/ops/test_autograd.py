@@ -176,6 +176,23 @@ def test_what_is_saved_is_packed_and_unpacked_once(name: str, tail: bool) -> Non
     assert sorted(unpacked) == list(range(len(packed)))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_may_lose_its_layout(name: str, create_graph: bool) -> None:
+    """As by ``save_on_cpu(pin_memory=True)``, which brings contiguous copies back."""
+    ours, _ = blocks(name)
+    inputs = maps(True, layout="channels_last")
+
+    def found(y: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+        return list(torch.autograd.grad(y.sum(), [*leaves, *ours.parameters()], create_graph=create_graph))
+
+    leaves = [t.requires_grad_() for t in inputs]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().contiguous().clone(), lambda t: t):
+        y = ours(leaves[0], shortcut=leaves[1])
+    for a, b in zip(found(y, leaves), found(ours(leaves[0], shortcut=leaves[1]), leaves), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_on_the_cpu(name: str) -> None:
     ours, _ = blocks(name)

@@ -4,6 +4,7 @@ from .cbam import CBAM, cbam
 from .channel_gate import CHANNEL_GATE, channel_gate
 from .eca import ECA, eca
 from .non_local import NON_LOCAL, non_local
+from .non_local_block import NON_LOCAL_BLOCK, non_local_block
 from .position_gate import POSITION_GATE, attention_gate, pixel_attention
 
 __all__ = [
@@ -11,11 +12,13 @@ __all__ = [
     "CHANNEL_GATE",
     "ECA",
     "NON_LOCAL",
+    "NON_LOCAL_BLOCK",
     "POSITION_GATE",
     "attention_gate",
     "cbam",
     "channel_gate",
     "eca",
     "non_local",
+    "non_local_block",
     "pixel_attention",
 ]

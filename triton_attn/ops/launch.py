@@ -58,6 +58,11 @@ def recording(recorder: Any) -> contextlib.AbstractContextManager[object]:
     return _recorder.set(recorder)
 
 
+def is_recorded() -> bool:
+    """Whether launches are handed to a recorder."""
+    return _recorder.value is not None
+
+
 def tuned(kernel: Any, grid: Grid, shape: Shape, rule: Config, device: torch.device, /, **arguments: Any) -> None:
     """Start ``kernel`` with the config that tables have for ``shape``, or else with ``rule``.
 

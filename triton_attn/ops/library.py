@@ -93,6 +93,8 @@ class Launcher:
         """Run it, or play its plan, past autograd."""
         if is_eager() and (found := look_up(arguments)) is not None:
             return self._planned(found, arguments)
+        if launch.is_recorded():  # a part of another launcher
+            return self.run(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return [or_none(each) for each in self.registered(*arguments)]
 
@@ -104,7 +106,7 @@ class Launcher:
     def _planned(self, found: Found, arguments: Sequence[Any]) -> Results:
         key, addresses = found
         known = self.plan(key, arguments)
-        return self.run(*arguments) if known is None else known.play(addresses)
+        return self.run(*arguments) if known is None else known.play(addresses, arguments)
 
     def plan(self, key: Any, arguments: Sequence[Any]) -> plan.Plan | None:
         """The plan for calls of this kind, which is made where there is none yet; None where there can be none."""
@@ -122,7 +124,7 @@ _UNKNOWN: Any = object()
 
 def look_up(arguments: Sequence[Any]) -> Found | None:
     """What a plan is found by, and the tensors' addresses; None where they are not plain ones."""
-    key: list[Any] = [_precision(), _any_autocast() and _autocast()]
+    key: list[Any] = [_precision(), autocast()]
     addresses: list[int] = []
     for each in arguments:
         kind = type(each)
@@ -232,20 +234,20 @@ class Op:
         if saves:
             # One argument for all that is no tensor: autograd looks at each.
             return _Direct.apply((self, known, addresses, arguments), *arguments[: self.tensors])
-        y, *_ = self.forward.run(*arguments, False) if known is None else known.play(addresses)
+        y, *_ = self.forward.run(*arguments, False) if known is None else known.play(addresses, arguments)
         return y  # type: ignore[return-value]
 
     def save(self, ctx: Any, arguments: Sequence[Any], y: Tensor | None, kept: Results) -> None:  # noqa: ARG002
         """Of the op's tensors and constants, of y and what was kept, what a backward wants."""
         ctx.op, ctx.constants = self, arguments[self.tensors :]
-        ctx.save_for_backward(*arguments[: self.tensors - 1], *kept)
-        ctx.autocast = _any_autocast() and _autocast()
+        keep(ctx, *arguments[: self.tensors - 1], *kept)
+        ctx.autocast = autocast()
 
     def differentiate(self, ctx: Any, grad: Tensor | None, needs: Sequence[bool]) -> Results:
         """The gradients of the op's tensors, None for those that do not need one."""
         if grad is None or not any(needs):
             return (None,) * self.tensors
-        saved = ctx.saved_tensors  # once: hooks may have to fetch or make them
+        saved = as_kept(ctx)
         if torch.is_grad_enabled():  # so create_graph is True
             return self._by_formula(ctx, grad, saved, needs)
         found = self._backward(ctx, grad, saved, self.needs(needs))
@@ -266,16 +268,34 @@ class Op:
             if known is None:
                 return self.backward.run(*arguments)
             ctx.known.backwards[key] = known
-        return known.play([address, *[each.data_ptr() for each in saved if each is not None]])
+        return known.play([address, *[each.data_ptr() for each in saved if each is not None]], (grad, *saved))
 
     def _by_formula(self, ctx: Any, grad: Tensor, saved: Sequence[Tensor | None], needs: Sequence[bool]) -> Results:
         bits = saved[-1]
         if bits is not None:
             grad = torch.where(self.mask(bits, *saved[: self.tensors - 1]), grad, 0.0)
         *of_tensors, of_shortcut = needs
-        with _autocast_as(ctx.autocast or ()):
+        with _autocast_as(ctx.autocast):
             found = gradients_of(self.formula, saved[: self.tensors - 1], ctx.constants, grad, of_tensors)
         return [*found, grad if of_shortcut else None]
+
+
+def keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save tensors for the backward, and what strides they have where hooks may lose these (copies on a CPU do)."""
+    ctx.save_for_backward(*tensors)
+    hooked = _saved_tensors_hooks(False) is not None
+    ctx.strides = [None if t is None else t.stride() for t in tensors] if hooked else None
+
+
+def as_kept(ctx: Any) -> Sequence[Tensor | None]:
+    """The saved tensors, with the strides that they were saved with. Once: hooks may have to fetch or make them."""
+    saved: Sequence[Tensor | None] = ctx.saved_tensors
+    if ctx.strides is None:
+        return saved
+    return [
+        t if t is None or t.stride() == stride else t.new_empty_strided(t.shape, stride).copy_(t)
+        for t, stride in zip(saved, ctx.strides, strict=True)
+    ]
 
 
 def gradients_of(
@@ -289,14 +309,16 @@ def gradients_of(
     return [next(found) if needed else None for needed in needs]
 
 
-def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
+def autocast() -> tuple[tuple[str, torch.dtype], ...]:
     """The kinds of device for which autocast is in force, with its dtype there."""
+    if not _any_autocast():
+        return ()
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu") if torch.is_autocast_enabled(kind))
 
 
 @contextlib.contextmanager
 def _autocast_as(state: Sequence[tuple[str, torch.dtype]]) -> Iterator[None]:
-    """Autocast as :func:`_autocast` found it."""
+    """Autocast as :func:`autocast` found it."""
     with contextlib.ExitStack() as stack:
         for kind, dtype in state:
             stack.enter_context(torch.autocast(kind, dtype=dtype))
@@ -309,10 +331,10 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Op, plan.Plan | None, list[int], Sequence[Any]], *_: Tensor | None) -> Any:
         op, known, addresses, arguments = call
-        y, *kept = op.forward.run(*arguments, True) if known is None else known.play(addresses)
+        y, *kept = op.forward.run(*arguments, True) if known is None else known.play(addresses, arguments)
         op.save(ctx, arguments, y, kept)
         # Where hooks pack what is saved, it comes back as other tensors.
-        ctx.known = known if _saved_tensors_hooks(False) is None else None
+        ctx.known = known if ctx.strides is None else None
         return y
 
     @staticmethod

@@ -27,7 +27,7 @@ from ..tuning.keys import Shape
 from . import launch
 from .gating import unpacked
 from .layout import empty_map, memory_format, served
-from .library import Launcher, Op, Results, gradients_of
+from .library import Launcher, Op, Results, as_kept, gradients_of, keep
 
 LOG2_E = math.log2(math.e)
 
@@ -407,7 +407,7 @@ def _prepare_bwd(
     return masked, dq, dk, dv, results
 
 
-def _bias_bwd(grad: Tensor, dtype: torch.dtype) -> Tensor:
+def bias_bwd(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient of a bias that is added behind the attention, the sum over all positions of a map's ``(C,)``.
 
     One reduction of the library's, which reads grad again. The kernel of delta could leave sums of its rows, but they
@@ -613,7 +613,7 @@ class _NonLocal(Op):
 
     def save(self, ctx: Any, arguments: Sequence[Any], y: Tensor | None, kept: Results) -> None:
         x, q, k, v, shortcut, key_bias, value_bias, ctx.scale = arguments
-        super().save(ctx, arguments, y, kept)
+        ctx.op, ctx.constants = self, arguments[self.tensors :]
         attended, lse, bits = kept
         if attended is None and lse is not None:
             attended = y
@@ -623,13 +623,13 @@ class _NonLocal(Op):
             ctx.value_width, ctx.channels_last = v.shape[2], problem(q, k, v, 0, None).channels_last
         else:
             ctx.value_width, ctx.channels_last = x.shape[1], served(x)[1]
-        ctx.save_for_backward(q, k, v, attended, lse, bits)
+        keep(ctx, q, k, v, attended, lse, bits)
 
     def differentiate(self, ctx: Any, grad: Tensor | None, needs: Sequence[bool]) -> Results:
         needs_x, *needs_rows, needs_shortcut, needs_key_bias, needs_value_bias = needs
         if grad is None or not any(needs):
             return (None,) * 7
-        saved = ctx.saved_tensors
+        saved = as_kept(ctx)
         dtype_x, dtype_shortcut, dtype_key_bias, dtype_value_bias = ctx.dtypes
         if torch.is_grad_enabled():  # so create_graph is True
             *rows, _, _, bits = saved
@@ -652,11 +652,11 @@ class _NonLocal(Op):
             masked.to(dtype_shortcut) if needs_shortcut else None,
             # Exactly zero, and there: None would be a parameter that nothing uses.
             grad.new_zeros(ctx.key_width, dtype=dtype_key_bias) if needs_key_bias else None,
-            _bias_bwd(masked, dtype_value_bias) if needs_value_bias else None,
+            bias_bwd(masked, dtype_value_bias) if needs_value_bias else None,
         )
 
 
-def _mask(bits: Tensor, grad: Tensor, channels_last: bool) -> Tensor:
+def mask_of(bits: Tensor, grad: Tensor, channels_last: bool) -> Tensor:
     """ReLU's mask, of a map like ``grad``."""
     inner = grad.shape[1] if channels_last else grad.shape[2] * grad.shape[3]
     flags = unpacked(bits)[..., :inner]
@@ -686,5 +686,5 @@ NON_LOCAL = _NonLocal(
     ),
     tensors=7,
     formula=_formula,
-    mask=_mask,
+    mask=mask_of,
 )

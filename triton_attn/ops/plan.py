@@ -2,8 +2,9 @@
 
 A plan is made by running the launcher once under a :class:`Recorder`, which compiles what it would start and notes
 where every pointer comes from. Played, it allocates, and hands Triton's compiled kernels their arguments: nothing of
-the launcher's Python runs again, nor Triton's own search for the kernel. What a plan cannot say (an operator of
-PyTorch's that computes, a copy) is not planned, and its launcher runs at every call.
+the launcher's Python runs again, nor Triton's own search for the kernel. Operators of PyTorch's that write into what
+they are given (a product with ``out=``) are steps of a plan too. What it cannot say (an operator that allocates what it
+computes, a copy) is not planned, and its launcher runs at every call.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +24,28 @@ from . import launch
 Results = Sequence[Tensor | None]
 MULTIPLE = 16  # of bytes: Triton compiles another kernel for addresses that are none of it
 ALIGNMENT = 128  # of what lies in scratch: more than any kernel is specialised on
+# Operators of PyTorch's that a plan calls; those that write into one of their arguments.
+CALLS = {"bmm", "mm", "addmm", "addmm_", "cat", "copy_", "sum", "zero_"}
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
 class NotPlannedError(Exception):
     """This call does what no plan can say."""
+
+
+class Launch(NamedTuple):
+    """A compiled kernel, its grid, and what it is given."""
+
+    compiled: Any
+    grid: tuple[int, ...]
+    given: list[Any]
+
+
+class Call(NamedTuple):
+    """An operator of PyTorch's, and what it is given."""
+
+    function: Callable[..., Any]
+    given: list[Any]
 
 
 class Recorder(TorchDispatchMode):
@@ -36,7 +54,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.new: list[Tensor] = []
-        self.launches: list[tuple[Any, tuple[int, ...], list[Any]]] = []
+        self.steps: list[Launch | Call] = []
         # Where a tensor lies: in which input or which allocation, and how many bytes behind its beginning. By identity,
         # so that one tensor given twice stays two inputs; what was seen is kept, so that no identity comes twice.
         self._places: dict[int, tuple[str, int, int]] = {}
@@ -56,7 +74,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable:
-            raise NotPlannedError(f"it calls {func}")
+            return self._call(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         if not isinstance(out, (Tensor, list, tuple)) or id(out) in self._places:
             return out  # a question, or what was given
@@ -73,6 +91,22 @@ class Recorder(TorchDispatchMode):
             raise NotPlannedError(f"it calls {name}")
         return out
 
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Write down an operator that writes into one of its arguments, in place of calling it."""
+        if func._schema.name.partition("::")[2] not in CALLS:
+            raise NotPlannedError(f"it calls {func}")
+        if "out" not in kwargs:
+            self.steps.append(Call(partial(func, **kwargs), [*args]))
+            return args[0]  # type: ignore[no-any-return]
+        *constants, out = kwargs.items()
+        function = partial(func, **dict(constants))
+        if isinstance(args[0], (list, tuple)):
+            many, *others = args
+            self.steps.append(Call(lambda *given: function(given[:-1], *others, out=given[-1]), [*many, out[1]]))
+        else:
+            self.steps.append(Call(lambda *given: function(*given[:-1], out=given[-1]), [*args, out[1]]))
+        return out[1]  # type: ignore[no-any-return]
+
     def start(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> None:
         """Compile and write down, in place of starting."""
         if not hasattr(kernel, "device_caches"):
@@ -80,7 +114,7 @@ class Recorder(TorchDispatchMode):
         compiled = kernel.run(grid=grid, warmup=True, **arguments, **options)
         if not hasattr(compiled, "packed_metadata"):
             raise NotPlannedError("an asynchronous compilation")
-        self.launches.append((compiled, (*grid, 1, 1)[:3], self._given(kernel, arguments)))
+        self.steps.append(Launch(compiled, (*grid, 1, 1)[:3], self._given(kernel, arguments)))
 
     @staticmethod
     def _given(kernel: Any, arguments: dict[str, Any]) -> list[Any]:
@@ -88,7 +122,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Plan:
-    """Allocations and launches with everything fixed but addresses."""
+    """Allocations, launches and calls with everything fixed but addresses."""
 
     __slots__ = (
         "_compiled",
@@ -97,27 +131,36 @@ class Plan:
         "_empties",
         "_empty",
         "_index",
-        "_launches",
+        "_others",
+        "_parts",
         "_scratch",
+        "_views",
         "_wants",
         "backwards",
     )
 
-    def __init__(self, recorder: Recorder, inputs: int, results: Results, device: torch.device) -> None:
+    def __init__(self, recorder: Recorder, inputs: Sequence[Tensor], results: Results, device: torch.device) -> None:
         self._empty = _allocator(device)
         # Of this forward, by their gradients.
         self.backwards: dict[Any, Plan] = {}
         # None where there is no device to be made the current one.
         self._index = device.index if device.type == "cuda" else None
-        self._compiled = [compiled for compiled, *_ in recorder.launches]  # which their launches need alive
+        launches = [step for step in recorder.steps if isinstance(step, Launch)]
+        self._compiled = [each.compiled for each in launches]  # which their launches need alive
         own = self._plan_results(recorder, results)
-        pool = self._plan_pool(recorder, own, inputs)
-        # What is given to a launch, by its index among all that the launches of a call are given.
-        self._launches = [
-            (compiled.run, *grid, compiled.function, compiled.packed_metadata, itemgetter(*picked), compiled)
-            for (compiled, grid, _), picked in zip(recorder.launches, pool, strict=True)
-        ]
-        if self._launches and _Driver.stream is None:
+        calls = iter(self._plan_calls(recorder, own, inputs))
+        pool = iter(self._plan_pool(recorder, launches, own, len(inputs)))
+        # Launches, and the call that follows them. What each is given, by its index among all that may be given.
+        self._parts: list[tuple[list[Any], Any, Any]] = [([], None, None)]
+        for step in recorder.steps:
+            if isinstance(step, Call):
+                self._parts[-1] = (self._parts[-1][0], step.function, next(calls))
+                self._parts.append(([], None, None))
+                continue
+            compiled, grid, _ = step
+            launch = (compiled.run, *grid, compiled.function, compiled.packed_metadata, itemgetter(*next(pool)))
+            self._parts[-1][0].append((*launch, compiled))
+        if launches and _Driver.stream is None:
             from triton import knobs
             from triton.runtime import driver
 
@@ -147,10 +190,49 @@ class Plan:
             self._wants.append(at if is_whole else (at, tuple(each.shape), each.stride(), offset // each.itemsize))
         return own
 
-    def _plan_pool(self, recorder: Recorder, own: dict[int, int], inputs: int) -> list[list[int]]:
+    def _plan_calls(self, recorder: Recorder, own: dict[int, int], inputs: Sequence[Tensor]) -> list[list[int]]:
+        """Lays down what calls are given, and for each which of it. What they work on is a tensor of its own.
+
+        There are the inputs, the tensors of their own, views of these, and everything that is no tensor.
+        """
+        calls = [step for step in recorder.steps if isinstance(step, Call)]
+        self._views: list[tuple[int, tuple[int, ...], tuple[int, ...], int]] = []
+        self._others: list[Any] = []
+
+        def of(argument: Any) -> tuple[str, int]:
+            if not isinstance(argument, Tensor):
+                self._others.append(argument)
+                return "other", len(self._others) - 1
+            kind, index, offset = recorder.place(argument)
+            base = inputs[index] if kind == "input" else recorder.new[index]
+            if base.dtype != argument.dtype:
+                raise NotPlannedError("a view of another dtype")
+            if kind == "input":
+                at, whole = index, (tuple(base.shape), base.stride())
+            else:
+                if index not in own:
+                    own[index] = len(self._empties)
+                    self._empties.append((tuple(base.shape), base.stride(), base.dtype))
+                at, whole = len(inputs) + own[index], self._empties[own[index]][:2]
+            own_view = tuple(argument.shape), argument.stride()
+            if not offset and whole == own_view:
+                return "whole", at
+            view = (at, *own_view, offset // base.itemsize)
+            if view not in self._views:
+                self._views.append(view)
+            return "view", self._views.index(view)
+
+        given = [[of(each) for each in step.given] for step in calls]
+        first = {"whole": 0, "view": len(inputs) + len(self._empties)}
+        first["other"] = first["view"] + len(self._views)
+        return [[first[kind] + index for kind, index in each] for each in given]
+
+    def _plan_pool(
+        self, recorder: Recorder, launches: Sequence[Launch], own: dict[int, int], inputs: int
+    ) -> list[list[int]]:
         """Lays down what launches are given, and for each which of it: the arguments by their indices in the pool.
 
-        The pool is the addresses of the inputs, of what is returned and of scratch, then those that lie a fixed
+        The pool is the addresses of the inputs, of the tensors of their own and of scratch, then those that lie a fixed
         distance behind one of these, then everything that is no address.
         """
         scratch: dict[int, int] = {}
@@ -180,39 +262,51 @@ class Plan:
                 self._derived.append((base, offset))
             return "derived", self._derived.index((base, offset))
 
-        given = [[of(each) for each in arguments] for *_, arguments in recorder.launches]
+        given = [[of(each) for each in arguments] for *_, arguments in launches]
         first = {"base": 0, "derived": inputs + outs + 1}
         first["constant"] = first["derived"] + len(self._derived)
         return [[first[kind] + index for kind, index in each] for each in given]
 
-    def play(self, addresses: list[int]) -> list[Tensor | None]:
-        """Allocate and start, on inputs at these addresses; returns what the launcher would."""
+    def play(self, addresses: list[int], arguments: Sequence[Any]) -> list[Tensor | None]:
+        """Allocate, start and call, on the tensors among ``arguments``; returns what the launcher would."""
         if self._index is not None and _current_device() != self._index:
             with torch.cuda.device(self._index):
-                return self.play(addresses)
+                return self.play(addresses, arguments)
         empty = self._empty
         outs = [empty(shape, stride, dtype) for shape, stride, dtype in self._empties]
-        if self._launches:
-            scratch = empty((self._scratch,), (1,), torch.uint8) if self._scratch else None
-            pool = [*addresses, *[t.data_ptr() for t in outs], 0 if scratch is None else scratch.data_ptr()]
-            for base, offset in self._derived:
-                pool.append(pool[base] + offset)
-            pool += self._constants
-            self._start(pool)
+        scratch = empty((self._scratch,), (1,), torch.uint8) if self._scratch else None
+        pool = [*addresses, *[t.data_ptr() for t in outs], 0 if scratch is None else scratch.data_ptr()]
+        for base, offset in self._derived:
+            pool.append(pool[base] + offset)
+        pool += self._constants
+        if len(self._parts) == 1:
+            self._start(self._parts[0][0], pool)
+        else:
+            given = [*[each for each in arguments if isinstance(each, Tensor)], *outs]
+            for at, shape, stride, offset in self._views:
+                whole = given[at]
+                given.append(whole.as_strided(shape, stride, whole.storage_offset() + offset))
+            given += self._others
+            for launches, call, picked in self._parts:
+                self._start(launches, pool)
+                if call is not None:
+                    call(*[given[i] for i in picked])
         return [
             outs[want] if type(want) is int else None if want is None else outs[want[0]].as_strided(*want[1:])
             for want in self._wants
         ]
 
-    def _start(self, pool: list[Any]) -> None:
+    def _start(self, launches: Sequence[Any], pool: list[Any]) -> None:
+        if not launches:
+            return
         stream = _Driver.stream(self._index or 0)
         enter, leave = _Driver.runtime.launch_enter_hook, _Driver.runtime.launch_exit_hook
         # Of late the hooks are chains, which may be empty.
         if not getattr(enter, "calls", enter) and not getattr(leave, "calls", leave):
-            for run, x, y, z, function, packed, pick, _ in self._launches:
+            for run, x, y, z, function, packed, pick, _ in launches:
                 run(x, y, z, stream, function, packed, None, None, None, *pick(pool))
             return
-        for run, x, y, z, function, packed, pick, compiled in self._launches:  # a profiler watches
+        for run, x, y, z, function, packed, pick, compiled in launches:  # a profiler watches
             arguments = pick(pool)
             metadata = compiled.launch_metadata((x, y, z), stream, *arguments)
             run(x, y, z, stream, function, packed, metadata, enter, leave, *arguments)
@@ -252,7 +346,7 @@ def make(run: Callable[..., Results], arguments: Sequence[Any]) -> Plan | None:
         with _making, torch.no_grad(), launch.recording(recorder), recorder:
             results = run(*aliases)
         with _making:
-            return Plan(recorder, len(inputs), results, inputs[0].device)
+            return Plan(recorder, inputs, results, inputs[0].device)
     except NotPlannedError:
         return None
 

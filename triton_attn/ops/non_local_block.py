@@ -1,0 +1,254 @@
+"""The non-local block as one op: its projections, what they attend, and the residual, with a backward of its own.
+
+Traced, a block is better its parts: PyTorch's compiler fuses what lies between products. Called eagerly, it is this:
+autograd sees one step in place of some twenty, and the gradients of x are summed inside of the products that make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference.non_local import attend_explicit
+from .layout import empty_map, served
+from .library import Launcher, Op, Results, autocast
+from .non_local import NON_LOCAL, map_rows, mask_of, non_local
+
+Weights = Sequence[Tensor]
+
+
+def non_local_block(x: Tensor, weights: Weights, shortcut: Tensor | None = None) -> Tensor:
+    """``x + attention``, or ``relu(x + attention + shortcut)``, of a map and the weights and biases of its projections.
+
+    Args:
+        x: the map, ``(N, C, H, W)``.
+        weights: of the queries, the keys and the values, each a weight ``(channels, C, 1, 1)`` and a bias.
+        shortcut: of ``x``'s shape.
+    """
+    x, channels_last = served(x)
+    if torch.compiler.is_compiling() or not x.numel():
+        q, k, v = projected(x, weights, channels_last)
+        return non_local(q, k, v, x=x, shortcut=shortcut, key_bias=weights[3], value_bias=weights[5])
+    if shortcut is not None:
+        if shortcut.dtype != torch.promote_types(x.dtype, product_dtype(x)):
+            # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
+            return torch.relu(NON_LOCAL_BLOCK(x, *weights, None) + shortcut)
+        shortcut, _ = served(shortcut, channels_last)
+    return NON_LOCAL_BLOCK(x, *weights, shortcut)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What products of ``x`` are computed in: its own dtype, or autocast's."""
+    return dict(autocast()).get(x.device.type, x.dtype)
+
+
+def is_one_product(x: Tensor, weights: Weights) -> bool:
+    """Whether the weights are put side by side: then one product reads the map, and one sums its gradient.
+
+    But they are put so each time. Counted, that costs more than it saves where they are larger than twice the map.
+    """
+    return sum(each.numel() for each in weights[::2]) <= 2 * x.numel()
+
+
+def projected(x: Tensor, weights: Weights, channels_last: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """q, k and v, ``(N, HW, channels)`` in the layout of ``x``: side by side in one tensor, or as three.
+
+    k and v come without their biases. What those do is known exactly: a bias of the keys shifts whole rows of scores,
+    which changes no softmax, and one of the values comes out of it as it went in, since a softmax's rows sum to 1.
+    """
+    query, query_bias, key, _, value, _ = weights
+    if is_one_product(x, weights):
+        together = torch.cat([query, key, value])
+        bias = torch.cat([query_bias, query_bias.new_zeros(len(together) - len(query_bias))])
+        return projection(x, together, bias, channels_last), None, None
+    return (
+        projection(x, query, query_bias, channels_last),
+        projection(x, key, None, channels_last),
+        projection(x, value, None, channels_last),
+    )
+
+
+def projection(x: Tensor, weight: Tensor, bias: Tensor | None, channels_last: bool) -> Tensor:
+    """A 1×1 convolution of ``x``, as ``(N, HW, channels)``."""
+    if channels_last or not x.numel():
+        # A plain product, (N·HW, C) × (C, channels): the rows are a view of the map.
+        return F.linear(map_rows(x), weight.flatten(1), bias)
+    # Not a product for each image: that would make a weight's gradient for each image too, before it is summed.
+    return map_rows(F.conv2d(x, weight, bias))
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """A channels_last map as ``(N·H·W, C)``: a view, unless a batch has gaps."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def projected_into(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """:func:`projected` of a channels_last map, by operators that plans can call: they write into what they are given."""
+    query, query_bias, key, _, value, _ = weights
+    rows, shape = rows_of(x), (x.shape[0], x.shape[2] * x.shape[3], -1)
+
+    def product(weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = x.new_empty((len(rows), len(weight)))
+        wide = weight.flatten(1).t()
+        return (torch.mm(rows, wide, out=out) if bias is None else torch.addmm(bias, rows, wide, out=out)).view(shape)
+
+    if is_one_product(x, weights):
+        together = x.new_empty((len(query) + len(key) + len(value), *query.shape[1:]))
+        bias = x.new_empty(len(together))
+        torch.cat([query, key, value], out=together)
+        bias[: len(query)].copy_(query_bias)
+        bias[len(query) :].zero_()
+        return product(together, bias), None, None
+    return product(query, query_bias), product(key, None), product(value, None)
+
+
+def projection_bwd(
+    grad: Tensor, x: Tensor, weight: Tensor, dx: Tensor | None, needs_weight: bool, channels_last: bool
+) -> Tensor | None:
+    """Adds the gradient of a projection's map to ``dx``, where there is one, and returns that of the weight."""
+    if channels_last:
+        rows = grad.flatten(0, 1)
+        if dx is not None:
+            sums = dx.permute(0, 2, 3, 1).view(-1, dx.shape[1])  # a view, or an error
+            if sums.dtype == rows.dtype:
+                sums.addmm_(rows, weight.flatten(1))
+            else:
+                sums += rows @ weight.flatten(1)
+        if not needs_weight:
+            return None
+        dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        torch.mm(rows.t(), rows_of(x), out=dweight.flatten(1))
+        return dweight
+    grad_map = grad.transpose(1, 2).unflatten(2, x.shape[2:])
+    one, none, wanted = [1, 1], [0, 0], (dx is not None, needs_weight, False)
+    found, dweight, _ = torch.ops.aten.convolution_backward(
+        grad_map, x, weight, None, one, none, one, False, none, 1, wanted
+    )
+    if dx is not None:
+        dx += found
+    return dweight if needs_weight else None
+
+
+def forward(
+    x: Tensor,
+    query: Tensor,
+    query_bias: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    shortcut: Tensor | None,
+    saves: bool,
+) -> Results:
+    """The output, and what the backward needs: the projections, and what non-local attention keeps of them."""
+    x, channels_last = served(x)
+    dtype = product_dtype(x)
+    weights = [each.to(dtype) for each in (query, query_bias, key, key_bias, value, value_bias)]
+    x_in = x.to(dtype)
+    rows = projected_into(x_in, weights) if channels_last else projected(x_in, weights, False)
+    y, *kept = NON_LOCAL.forward(x, *rows, shortcut, None, weights[-1], 1.0, saves)
+    return [y, *(rows if saves else (None,) * 3), *kept]
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    query: Tensor,
+    query_bias: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    attended: Tensor | None,
+    lse: Tensor | None,
+    bits: Tensor | None,
+    *needs: bool,
+) -> Results:
+    """The gradients of the op's tensors that ``needs`` says."""
+    needs_x, needs_query, needs_query_bias, needs_key, needs_key_bias, needs_value, needs_value_bias, needs_shortcut = (
+        needs
+    )
+    x, channels_last = served(x)
+    grad = served(grad, channels_last)[0]
+    of_rows = needs_x or needs_query or needs_query_bias, needs_x or needs_key, needs_x or needs_value
+    masked, *rows = NON_LOCAL.backward(grad, q, k, v, attended, lse, bits, 1.0, x.shape[1], channels_last, *of_rows)
+    if masked is None:  # without ReLU the residual's gradient is that of the output
+        masked = grad
+    dx = empty_map(x, channels_last).copy_(masked) if needs_x else None
+    dtype = q.dtype
+    dquery = dkey = dvalue = dquery_bias = dkey_bias = dvalue_bias = None
+    if k is None and rows[0] is not None:
+        together = query.new_empty((q.shape[2], *query.shape[1:]))
+        torch.cat([query, key, value], out=together)
+        needs_one = needs_query or needs_key or needs_value
+        found = projection_bwd(rows[0], x.to(dtype), together.to(dtype), dx, needs_one, channels_last)
+        if found is not None:
+            dquery, dkey, dvalue = found.to(query.dtype).split([len(query), len(key), len(value)])
+    elif k is not None:
+        dquery, dkey, dvalue = (
+            None
+            if of_row is None
+            or (found := projection_bwd(of_row, x.to(dtype), each.to(dtype), dx, needed, channels_last)) is None
+            else found.to(each.dtype)
+            for of_row, each, needed in zip(
+                rows, (query, key, value), (needs_query, needs_key, needs_value), strict=True
+            )
+        )
+    if needs_query_bias and rows[0] is not None:
+        dquery_bias = sum_of(rows[0][..., : len(query)], (0, 1), query_bias)
+    if needs_key_bias:
+        # Exactly zero, and there: None would be a parameter that nothing uses.
+        dkey_bias = torch.empty_like(key_bias).zero_()
+    if needs_value_bias:
+        dvalue_bias = sum_of(masked, (0, 2, 3), value_bias)
+    dshortcut = masked if needs_shortcut else None
+    return [dx, dquery, dquery_bias, dkey, dkey_bias, dvalue, dvalue_bias, dshortcut]
+
+
+def sum_of(grad: Tensor, axes: tuple[int, ...], bias: Tensor) -> Tensor:
+    """A bias' gradient: the sum over all positions."""
+    dtype = torch.promote_types(grad.dtype, bias.dtype)
+    return torch.sum(grad, axes, dtype=dtype, out=bias.new_empty(bias.shape, dtype=dtype)).to(bias.dtype)
+
+
+def formula(
+    x: Tensor,
+    query: Tensor,
+    query_bias: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+) -> Tensor:
+    """``x + attention``, the matrix in memory."""
+    pairs = (query, query_bias), (key, key_bias), (value, value_bias)
+    attended = attend_explicit(*(projection(x, weight, bias, True) for weight, bias in pairs))
+    return x + attended.transpose(1, 2).reshape(x.shape)
+
+
+_TENSORS = "Tensor query, Tensor query_bias, Tensor key, Tensor key_bias, Tensor value, Tensor value_bias"
+_NEEDS = ", ".join(f"bool needs_{i}" for i in range(8))
+NON_LOCAL_BLOCK = Op(
+    Launcher(
+        f"non_local_block(Tensor x, {_TENSORS}, Tensor? shortcut, bool saves)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        forward,
+        forward,
+    ),
+    Launcher(
+        f"non_local_block_backward(Tensor grad, Tensor x, {_TENSORS}, Tensor q, Tensor? k, Tensor? v, Tensor? attended,"
+        f" Tensor? lse, Tensor? bits, {_NEEDS})"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        backward,
+    ),
+    tensors=8,
+    formula=formula,
+    mask=lambda bits, x, *_: mask_of(bits, x, served(x)[1]),
+)
