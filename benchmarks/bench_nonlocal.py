@@ -126,7 +126,7 @@ def cases(size: str) -> Iterator[Case]:
     """Every case of a size, the most wanted first."""
     directions = (FORWARD, BACKWARD) if size in ("tiny", "goal") else (FORWARD, BACKWARD, TRAINING)
     if size in ("tiny", "small"):
-        maps = [("stem", 32), ("layer3", 64)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
+        maps = [("stem", 16), ("layer3", 64)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
         for site, image in maps:
             for direction in directions:
                 yield Case(site, image, 1, "float32", direction)

@@ -96,7 +96,7 @@ def prepared(environment: Environment, folder: Path) -> Path:
 
 
 def interpreter(version: str) -> str:
-    """The Python of this version, or the one at work where there is none that runs: a name may be a version switch's."""
+    """The Python of this version, or the one at work where none runs: a name may be a version switch's."""
     found = shutil.which(f"python{version}")
     if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
         return found

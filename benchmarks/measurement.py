@@ -138,7 +138,8 @@ def _timed(
     while runs:
         try:
             if rounds is not None:
-                return measure(runs, clock, rounds)
+                # The interpreter is as slow the first time.
+                return measure(runs, clock, rounds, warm_up=1 if backend.interpreting() else WARM_UP)
             first = sum(map(min, measure(runs, clock, 1, warm_up=1).values()))
             fitting = min(max(int(SECONDS_A_CASE / first), least), MOST_ROUNDS)
             # What takes so long that few rounds fit is warm by now.

@@ -91,7 +91,7 @@ def test_benchmarks_are_collected_where_they_are_asked_for_only() -> None:
     for expected in (
         "bench_blocks.py::test_block[se-tiny-2x32x7x7-float32-channels_last-training-ours]",
         "bench_nonlocal.py::test_attention[layer3-64-batch1-float32-backward-eager]",
-        "bench_models.py::test_model[resnet18-se-block-2x32-float32-channels_last-training-plain]",
+        "bench_models.py::test_model[resnet18-se-layer4-2x32-float32-channels_last-training-plain]",
         "bench_autotune.py::test_launches[eca-tiny",
     ):
         assert expected in asked

@@ -86,7 +86,7 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def projected_into(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """:func:`projected` of a channels_last map, by operators that plans can call: they write into what they are given."""
+    """:func:`projected`, of a channels_last map, by operators that write into what they are given: plans call those."""
     query, query_bias, key, _, value, _ = weights
     rows, shape = rows_of(x), (x.shape[0], x.shape[2] * x.shape[3], -1)
 
