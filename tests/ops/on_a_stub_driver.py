@@ -46,9 +46,9 @@ def plays() -> Iterator[list[plan.Plan]]:
     seen: list[plan.Plan] = []
     play = plan.Plan.play
 
-    def noted(self: plan.Plan, addresses: list[int]) -> Any:
+    def noted(self: plan.Plan, *given: Any) -> Any:
         seen.append(self)
-        return play(self, addresses)
+        return play(self, *given)
 
     plan.Plan.play = noted  # type: ignore[method-assign]
     try:

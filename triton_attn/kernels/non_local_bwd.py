@@ -1,4 +1,4 @@
-"""Attention backward, tiled: the scores are computed again from q, k and their log-sum-exp, block by block.
+"""Attention backward, tiled: the scores are computed again from q, k and the norms of their rows, block by block.
 
 One kernel walks the queries for a block of keys (the gradients of k and v), the other the keys for a block of queries
 (the gradient of q). Every sum has one owner, so there are no atomics, and the same inputs give the same bits.
@@ -76,7 +76,7 @@ def non_local_keys_bwd_kernel(
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
     v_ptr,  # (N, S, dv)
-    lse_ptr,  # (N, 2, L) float32
+    norms_ptr,  # (N, 2, L) float32
     delta_ptr,  # (N, L) float32, with NEEDS_K
     stride_dkn,
     stride_dko,
@@ -148,8 +148,8 @@ def non_local_keys_bwd_kernel(
     for start in range(0, length, BLOCK_M):
         row = start + query
         # A query that is not there has no weight anywhere: exp2(… - inf) = 0.
-        peak = tl.load(lse_ptr + 2 * n * length + row, mask=row < length, other=0.0)
-        log_total = tl.load(lse_ptr + (2 * n + 1) * length + row, mask=row < length, other=float("inf"))
+        peak = tl.load(norms_ptr + 2 * n * length + row, mask=row < length, other=0.0)
+        share = tl.load(norms_ptr + (2 * n + 1) * length + row, mask=row < length, other=0.0)
         if WHOLE_D:
             q = load_operand(q_ptr, v_ptr, row, channel, length, width, stride_qo, CHANNELS_LAST, UPCAST)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -171,7 +171,7 @@ def non_local_keys_bwd_kernel(
                 BLOCK_D,
             )
         score = -score if NEGATIVE else score
-        weight = tl.exp2((score - peak[None, :]) * scale - log_total[None, :])
+        weight = tl.exp2((score - peak[None, :]) * scale) * share[None, :]
         if NEEDS_V or WHOLE_V:
             # With WHOLE_V a block and a slice are the same, all of the values.
             grad = load_operand(grad_ptr, v_ptr, row, own_value, length, value_width, stride_go, CHANNELS_LAST, UPCAST)
@@ -218,7 +218,7 @@ def non_local_queries_bwd_kernel(
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
     v_ptr,  # (N, S, dv)
-    lse_ptr,  # (N, 2, L) float32
+    norms_ptr,  # (N, 2, L) float32
     delta_ptr,  # (N, L) float32
     stride_dqn,
     stride_dqo,
@@ -272,8 +272,8 @@ def non_local_queries_bwd_kernel(
     v_ptr += n * stride_vn * UNIT
     grad_ptr += n * stride_gn * UNIT
 
-    peak = tl.load(lse_ptr + 2 * n * length + row, mask=row < length, other=0.0)
-    log_total = tl.load(lse_ptr + (2 * n + 1) * length + row, mask=row < length, other=0.0)
+    peak = tl.load(norms_ptr + 2 * n * length + row, mask=row < length, other=0.0)
+    share = tl.load(norms_ptr + (2 * n + 1) * length + row, mask=row < length, other=0.0)
     delta = tl.load(delta_ptr + n * length + row, mask=row < length, other=0.0)
     if WHOLE_D:
         q = load_operand(q_ptr, v_ptr, row, channel, length, width, stride_qo, CHANNELS_LAST, UPCAST)
@@ -324,7 +324,7 @@ def non_local_queries_bwd_kernel(
                 BLOCK_D,
             )
         score = -score if NEGATIVE else score
-        weight = tl.exp2((score - peak[:, None]) * scale - log_total[:, None])
+        weight = tl.exp2((score - peak[:, None]) * scale) * share[:, None]
         # A key that is not there has weight 0; its score 0 may be any power above the others.
         weight = tl.where((there < source)[None, :], weight, 0.0)
         if WHOLE_V:

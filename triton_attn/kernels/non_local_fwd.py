@@ -11,7 +11,7 @@ from .attention_tiles import finish, load_operand, load_values, operand, product
 def non_local_fwd_kernel(
     y_ptr,  # (N, L, dv)
     o_ptr,  # (N, L, dv), what was attended, with SAVES and HAS_X
-    lse_ptr,  # (N, 2, L) float32, with SAVES: every row's greatest score, and log2 of its denominator
+    norms_ptr,  # (N, 2, L) float32, with SAVES: every row's greatest score, and one over its denominator
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
     q_ptr,  # (N, L, d)
     k_ptr,  # (N, S, d)
@@ -117,8 +117,8 @@ def non_local_fwd_kernel(
     attended = attended / total[:, None]
     if SAVES:
         if col_start == 0:
-            tl.store(lse_ptr + 2 * n * length + row, peak, mask=row < length)
-            tl.store(lse_ptr + (2 * n + 1) * length + row, tl.log2(total), mask=row < length)
+            tl.store(norms_ptr + 2 * n * length + row, peak, mask=row < length)
+            tl.store(norms_ptr + (2 * n + 1) * length + row, 1.0 / total, mask=row < length)
     if HAS_X and SAVES:
         attended_ptr = o_ptr + n * stride_on * UNIT
         stride_o = stride_oo * unit

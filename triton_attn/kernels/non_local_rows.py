@@ -15,7 +15,7 @@ from .attention_tiles import load_operand, product_over_width
 # The batch is no argument: a smaller last batch compiles nothing again.
 @triton.jit
 def non_local_rows_bwd_kernel(
-    lse_ptr,  # (N, 2, L) float32: every row's greatest score, and log2 of its denominator
+    norms_ptr,  # (N, 2, L) float32: every row's greatest score, and one over its denominator
     delta_ptr,  # (N, L) float32, with HAS_DELTA: Σ p · dp
     grad_ptr,  # (N, L, dv), the gradient of what was attended
     q_ptr,  # (N, L, d)
@@ -67,9 +67,11 @@ def non_local_rows_bwd_kernel(
 
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    # delta is summed as its distance from dp of the greatest score: the more weight that key has, the less it is.
+    # delta is summed as it is, and as its distance from dp of the greatest score: if that key has most of the weight the
+    # distance is small, and exact; if not, it is a detour.
     pivot = tl.zeros((BLOCK_M,), tl.float32)
     part = tl.zeros((BLOCK_M,), tl.float32)
+    whole = tl.zeros((BLOCK_M,), tl.float32)
     if WHOLE_D:
         q = load_operand(q_ptr, v_ptr, row, channel, length, width, stride_qo, CHANNELS_LAST, UPCAST)
     if HAS_DELTA and WHOLE_V:
@@ -129,13 +131,16 @@ def non_local_rows_bwd_kernel(
             new = tl.where(tl.abs(new) < float("inf"), new, 0.0)
             part = (part + total * (pivot - new)) * shrink + tl.sum(weight * (dweight - new[None, :]), axis=0)
             pivot = new
+            whole = whole * shrink + tl.sum(weight * dweight, axis=0)
         total = total * shrink + tl.sum(weight, axis=0)
         peak = higher
 
-    tl.store(lse_ptr + 2 * n * length + row, peak, mask=row < length)
-    tl.store(lse_ptr + (2 * n + 1) * length + row, tl.log2(total), mask=row < length)
+    tl.store(norms_ptr + 2 * n * length + row, peak, mask=row < length)
+    tl.store(norms_ptr + (2 * n + 1) * length + row, 1.0 / total, mask=row < length)
     if HAS_DELTA:
-        tl.store(delta_ptr + n * length + row, pivot + part / total, mask=row < length)
+        # The weight of the greatest score is 1 / total.
+        delta = tl.where(total < 2.0, pivot + part / total, whole / total)
+        tl.store(delta_ptr + n * length + row, delta, mask=row < length)
 
 
 # The tile is that of the kernels that follow.

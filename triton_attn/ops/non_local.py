@@ -5,7 +5,7 @@ one, side by side along the channels: as one matrix product made them, and as on
 
 Two ways, by shape (:func:`..tuning.attention_rules.keeps_rows`):
 
-* tiled: no score is ever in memory. What is kept for the backward is linear in the positions: q, k, v, the log-sum-exp
+* tiled: no score is ever in memory. What is kept for the backward is linear in the positions: q, k, v, the norms
   of every row, and what was attended, o, for ``delta = Σ grad · o``.
 * whole rows, on small maps: the softmax is kept, and the backward is four batched matrix products.
 """
@@ -191,17 +191,17 @@ def forward(
     scale: float,
     saves: bool,
 ) -> Results:
-    """The output, and what the backward needs: o or the softmax, the log-sum-exp (tiled), the bits of ReLU's mask."""
-    x, shortcut, given, y, kept, lse, bits = _prepare(x, q, k, v, shortcut, saves)
+    """The output, and what the backward needs: o or the softmax, the norms of the rows (tiled), the bits of ReLU's mask."""
+    x, shortcut, given, y, kept, norms, bits = _prepare(x, q, k, v, shortcut, saves)
     run = _whole_fwd if given.keeps_rows else _tiled_fwd
-    run(given, y, kept, lse, bits, x, value_bias, shortcut, scale)
-    return y, kept, lse, bits
+    run(given, y, kept, norms, bits, x, value_bias, shortcut, scale)
+    return y, kept, norms, bits
 
 
 def _prepare(
     x: Tensor | None, q: Tensor, k: Tensor | None, v: Tensor | None, shortcut: Tensor | None, saves: bool
 ) -> tuple[Tensor | None, Tensor | None, Problem, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """x and shortcut as served, the problem, and room for y, what is kept, the log-sum-exp and the bits."""
+    """x and shortcut as served, the problem, and room for y, what is kept, the norms and the bits."""
     channels_last = None
     if x is not None:
         x, channels_last = served(x)
@@ -209,7 +209,7 @@ def _prepare(
         shortcut, _ = served(shortcut, channels_last)
     given = problem(q, k, v, 0 if x is None else x.shape[1], channels_last)
     batch, length, dtype = q.shape[0], q.shape[1], given.v.dtype
-    kept = lse = bits = None
+    kept = norms = bits = None
     shape = (batch, length, given.v.shape[2])
     if x is None:
         y = empty_rows(q, shape, dtype, given.channels_last)
@@ -223,18 +223,18 @@ def _prepare(
     elif saves and not given.counts_again:
         # Without a map the output is what was attended.
         kept = None if x is None else empty_rows(q, shape, dtype, given.channels_last)
-        lse = torch.empty((batch, 2, length), dtype=torch.float32, device=q.device)
+        norms = torch.empty((batch, 2, length), dtype=torch.float32, device=q.device)
     if saves and shortcut is not None:
         outer, inner = (length, shape[2]) if given.channels_last else (shape[2], length)
         bits = torch.empty((batch, outer, rules.cdiv(inner, 8)), dtype=torch.uint8, device=q.device)
-    return x, shortcut, given, y, kept, lse, bits
+    return x, shortcut, given, y, kept, norms, bits
 
 
 def _tiled_fwd(
     given: Problem,
     y: Tensor,
     kept: Tensor | None,
-    lse: Tensor | None,
+    norms: Tensor | None,
     bits: Tensor | None,
     x: Tensor | None,
     bias: Tensor | None,
@@ -252,7 +252,7 @@ def _tiled_fwd(
         y.device,
         y_ptr=y,
         o_ptr=kept,
-        lse_ptr=lse,
+        norms_ptr=norms,
         bits_ptr=bits,
         q_ptr=given.q,
         k_ptr=given.k,
@@ -264,7 +264,7 @@ def _tiled_fwd(
         HAS_X=x is not None,
         HAS_BIAS=bias is not None,
         HAS_SHORTCUT=shortcut is not None,
-        SAVES=lse is not None,
+        SAVES=norms is not None,
         SAVE_BITS=bits is not None,
         CHANNELS_LAST=given.channels_last,
         **in_units(given, y=map_rows(y), o=kept, q=given.q, k=given.k, v=given.v, x=map_rows(x), s=map_rows(shortcut)),
@@ -276,7 +276,7 @@ def _whole_fwd(
     given: Problem,
     y: Tensor,
     kept: Tensor | None,
-    lse: Tensor | None,
+    norms: Tensor | None,
     bits: Tensor | None,
     x: Tensor | None,
     bias: Tensor | None,
@@ -325,8 +325,8 @@ def _forward_fake(
     scale: float,
     saves: bool,
 ) -> Results:
-    *_, y, kept, lse, bits = _prepare(x, q, k, v, shortcut, saves)
-    return y, kept, lse, bits
+    *_, y, kept, norms, bits = _prepare(x, q, k, v, shortcut, saves)
+    return y, kept, norms, bits
 
 
 def backward(
@@ -335,7 +335,7 @@ def backward(
     k: Tensor | None,
     v: Tensor | None,
     kept: Tensor | None,
-    lse: Tensor | None,
+    norms: Tensor | None,
     bits: Tensor | None,
     scale: float,
     value_width: int,
@@ -366,9 +366,9 @@ def backward(
         rows_grad = map_rows(masked)
     if tiled:
         if given.counts_again and (delta is not None or dv is not None):
-            lse = torch.empty((q.shape[0], 2, q.shape[1]), dtype=torch.float32, device=q.device)
-            _rows_bwd(given, lse, delta, rows_grad, scale)
-        _tiled_bwd(given, dq, dk, dv, rows_grad, lse, delta, scale)
+            norms = torch.empty((q.shape[0], 2, q.shape[1]), dtype=torch.float32, device=q.device)
+            _rows_bwd(given, norms, delta, rows_grad, scale)
+        _tiled_bwd(given, dq, dk, dv, rows_grad, norms, delta, scale)
     elif kept is not None:
         _whole_bwd(given, dq, dk, dv, rows_grad, kept, scale)
     return results
@@ -449,8 +449,8 @@ def _delta(
     )
 
 
-def _rows_bwd(given: Problem, lse: Tensor, delta: Tensor | None, grad: Tensor, scale: float) -> None:
-    """The log-sum-exp of every row, and delta where there is room for it, of the scores as the backward has them."""
+def _rows_bwd(given: Problem, norms: Tensor, delta: Tensor | None, grad: Tensor, scale: float) -> None:
+    """The norms of every row, and delta where there is room for it, of the scores as the backward has them."""
     from ..kernels.non_local_rows import non_local_rows_bwd_kernel
 
     width, value_width, length, _ = given.sizes
@@ -463,7 +463,7 @@ def _rows_bwd(given: Problem, lse: Tensor, delta: Tensor | None, grad: Tensor, s
         given.shape,
         rule,
         grad.device,
-        lse_ptr=lse,
+        norms_ptr=norms,
         delta_ptr=delta,
         grad_ptr=grad,
         q_ptr=given.q,
@@ -483,7 +483,7 @@ def _tiled_bwd(
     dk: Tensor | None,
     dv: Tensor | None,
     grad: Tensor,
-    lse: Tensor | None,
+    norms: Tensor | None,
     delta: Tensor | None,
     scale: float,
 ) -> None:
@@ -497,7 +497,7 @@ def _tiled_bwd(
         "q_ptr": given.q,
         "k_ptr": given.k,
         "v_ptr": given.v,
-        "lse_ptr": lse,
+        "norms_ptr": norms,
         "delta_ptr": delta,
         **scaled(scale),
         "dscale": scale,
@@ -595,7 +595,7 @@ def _backward_fake(
     k: Tensor | None,
     v: Tensor | None,
     kept: Tensor | None,
-    lse: Tensor | None,
+    norms: Tensor | None,
     bits: Tensor | None,
     scale: float,
     value_width: int,
@@ -614,8 +614,8 @@ class _NonLocal(Op):
     def save(self, ctx: Any, arguments: Sequence[Any], y: Tensor | None, kept: Results) -> None:
         x, q, k, v, shortcut, key_bias, value_bias, ctx.scale = arguments
         ctx.op, ctx.constants = self, arguments[self.tensors :]
-        attended, lse, bits = kept
-        if attended is None and lse is not None:
+        attended, norms, bits = kept
+        if attended is None and norms is not None:
             attended = y
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, shortcut, key_bias, value_bias))
         ctx.key_width = 0 if key_bias is None else key_bias.shape[0]
@@ -623,7 +623,7 @@ class _NonLocal(Op):
             ctx.value_width, ctx.channels_last = v.shape[2], problem(q, k, v, 0, None).channels_last
         else:
             ctx.value_width, ctx.channels_last = x.shape[1], served(x)[1]
-        keep(ctx, q, k, v, attended, lse, bits)
+        keep(ctx, q, k, v, attended, norms, bits)
 
     def differentiate(self, ctx: Any, grad: Tensor | None, needs: Sequence[bool]) -> Results:
         needs_x, *needs_rows, needs_shortcut, needs_key_bias, needs_value_bias = needs
@@ -678,7 +678,7 @@ NON_LOCAL = _NonLocal(
         _forward_fake,
     ),
     Launcher(
-        "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? kept, Tensor? lse, Tensor? bits,"
+        "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? kept, Tensor? norms, Tensor? bits,"
         " float scale, int value_width, bool channels_last, bool needs_q, bool needs_k, bool needs_v)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         backward,

@@ -166,7 +166,7 @@ def backward(
     k: Tensor | None,
     v: Tensor | None,
     attended: Tensor | None,
-    lse: Tensor | None,
+    norms: Tensor | None,
     bits: Tensor | None,
     *needs: bool,
 ) -> Results:
@@ -177,7 +177,7 @@ def backward(
     x, channels_last = served(x)
     grad = served(grad, channels_last)[0]
     of_rows = needs_x or needs_query or needs_query_bias, needs_x or needs_key, needs_x or needs_value
-    masked, *rows = NON_LOCAL.backward(grad, q, k, v, attended, lse, bits, 1.0, x.shape[1], channels_last, *of_rows)
+    masked, *rows = NON_LOCAL.backward(grad, q, k, v, attended, norms, bits, 1.0, x.shape[1], channels_last, *of_rows)
     if masked is None:  # without ReLU the residual's gradient is that of the output
         masked = grad
     dx = empty_map(x, channels_last).copy_(masked) if needs_x else None
@@ -243,7 +243,7 @@ NON_LOCAL_BLOCK = Op(
     ),
     Launcher(
         f"non_local_block_backward(Tensor grad, Tensor x, {_TENSORS}, Tensor q, Tensor? k, Tensor? v, Tensor? attended,"
-        f" Tensor? lse, Tensor? bits, {_NEEDS})"
+        f" Tensor? norms, Tensor? bits, {_NEEDS})"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         backward,
         backward,
