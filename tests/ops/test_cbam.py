@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
 from types import ModuleType
 
 import pytest
@@ -16,7 +14,6 @@ import triton_attn
 from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
-from triton_attn import reference
 
 pytestmark = pytest.mark.interpreter
 
@@ -352,15 +349,6 @@ def test_only_what_is_asked_for_is_computed(name: str) -> None:
 
 
 @both_blocks
-def test_a_second_derivative_is_refused(name: str) -> None:
-    block = make(name, 8, 2)
-    x = torch.randn(1, 8, 3, 3, requires_grad=True)
-    (dx,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
-
-
-@both_blocks
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
 def test_autocast(name: str, x_dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -390,37 +378,13 @@ def test_a_shortcut_of_a_wider_dtype_is_added_as_pytorch_adds_it(name: str) -> N
 
 
 @both_blocks
-@pytest.mark.parametrize(("layout", "saves"), [("contiguous", False), ("channels_last", True), ("transposed", True)])
-def test_opcheck(name: str, layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
-    torch.manual_seed(0)
-    x, shortcut = (lay_out(torch.randn(2, 8, 5, 3), layout) for _ in range(2))
-    weights = [None if w is None else w.detach() for w in parameters(make(name, 8, 2))]
-    if saves:
-        x, shortcut = (t.detach().requires_grad_() for t in (x, shortcut))
-        weights = [None if w is None else w.detach().requires_grad_() for w in weights]
-    op = torch.ops.triton_attn.cbam.default
-    torch.library.opcheck(op, (x, *weights, shortcut, saves))
-    torch.library.opcheck(op, (x, *weights, None, saves))
-    if saves:
-        _, *saved, bits = (t.detach() for t in op(x, *weights, shortcut, True))
-        backward = torch.ops.triton_attn.cbam_backward.default
-        grad = lay_out(torch.randn(2, 8, 5, 3), "contiguous")
-        kept = [None if w is None else w.detach() for w in weights]
-        for needs in ((True, True), (True, False), (False, True)):
-            torch.library.opcheck(backward, (grad, x.detach(), *kept, *saved, bits, *needs))
-        torch.library.opcheck(backward, (grad, x.detach(), *kept, *saved, None, True, True))
-
-
-@both_blocks
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_as_one_graph(name: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_as_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     torch.manual_seed(0)
     torch.compiler.reset()
     block = make(name, 16, 4)
     graphs = Graphs("aot_eager")
-    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
+    compiled = torch.compile(block, fullgraph=True, backend=graphs)
     for shape in ((2, 16, 5, 6), (3, 16, 7, 7)):
         x, shortcut, grad = (torch.randn(shape) for _ in range(3))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -433,30 +397,6 @@ def test_compiles_as_one_graph(name: str, dynamic: bool, monkeypatch: pytest.Mon
     with torch.no_grad():
         assert torch.equal(compiled(x), block(x))
     assert graphs.all_served()
-
-
-@pytest.mark.parametrize("name", ["cbam", "dual"])
-def test_a_training_step_through_a_network(name: str) -> None:
-    """ResNet-18 with attention in every block: the same loss and gradients as with the plain twins."""
-    torch.manual_seed(0)
-    fast = triton_attn.resnet18(name, where="block", num_classes=3)
-    plain = reference.build_resnet("resnet18", name, where="block", num_classes=3)
-    plain.load_state_dict(fast.state_dict())
-    exact = copy.deepcopy(plain).double()
-    images, labels = torch.randn(3, 3, 48, 48), torch.tensor([0, 2, 1])
-    for model in (fast, plain, exact):
-        inputs = images.double() if model is exact else images
-        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
-    served = triton_attn.explain(fast, images)
-    assert [entry.backend for entry in served] == ["triton"] * 8
-    # A layer's weight and bias are one vector: a scalar by itself may cancel to nothing.
-    layers = defaultdict(list)
-    for (key, ours), theirs, right in zip(fast.named_parameters(), plain.parameters(), exact.parameters(), strict=True):
-        layers[key.rpartition(".")[0]].append([p.grad.double().flatten() for p in (ours, theirs, right)])
-    for key, grads in layers.items():
-        ours, theirs, right = (torch.cat(each) for each in zip(*grads, strict=True))
-        error, plain_error = (ours - right).norm() / right.norm(), (theirs - right).norm() / right.norm()
-        assert error <= 2 * plain_error + 1e-6, key
 
 
 @both_blocks

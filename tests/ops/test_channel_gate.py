@@ -16,8 +16,7 @@ import triton_attn
 from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
-from triton_attn import functional, reference
-from triton_attn.ops.library import or_none
+from triton_attn import functional
 
 pytestmark = pytest.mark.interpreter
 
@@ -60,7 +59,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return batch, draw(st.integers(1, min(96, 2**13 // (batch * height * width)))), height, width
 
 
-@settings(max_examples=70)
+@settings(max_examples=45)
 @given(
     name=st.sampled_from(BLOCKS),
     shape=shapes(),
@@ -362,15 +361,6 @@ def test_gradients_of_a_part_of_the_inputs() -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_second_derivative_is_refused(name: str) -> None:
-    block = block_of(name)
-    x = torch.randn(1, 8, 3, 3, requires_grad=True)
-    (dx,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
-
-
-@pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
 def test_autocast(x_dtype: torch.dtype, name: str) -> None:
     torch.manual_seed(0)
@@ -399,36 +389,13 @@ def test_a_shortcut_of_a_wider_dtype_is_added_as_pytorch_adds_it(name: str) -> N
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
-@pytest.mark.parametrize("saves", [False, True])
-def test_opcheck(layout: str, saves: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
-    torch.manual_seed(0)
-    block = block_of(name)
-    x, shortcut = (lay_out(torch.randn(2, 8, 5, 3), layout).requires_grad_(saves) for _ in range(2))
-    for added in (shortcut, None):
-        op, arguments = arguments_of(block, x, added, saves)
-        torch.library.opcheck(op.default, arguments)
-        if not saves:
-            continue
-        _, *saved = (or_none(t.detach()) for t in op(*arguments))
-        grad = lay_out(torch.randn(2, 8, 5, 3), "contiguous")
-        weights = [w.detach() for w in weights_of(block)]
-        network = [each for each in arguments[:-1] if isinstance(each, str)]
-        backward = getattr(torch.ops.triton_attn, f"{op.__name__}_backward").default
-        for needs in ((True, True), (True, False), (False, True)):
-            torch.library.opcheck(backward, (grad, x.detach(), *weights, *saved, *network, *needs))
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_as_one_graph(dynamic: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_as_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     torch.manual_seed(0)
     torch.compiler.reset()
     block = block_of(name, 16, 4)
     graphs = Graphs("aot_eager")
-    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
+    compiled = torch.compile(block, fullgraph=True, backend=graphs)
     for shape in ((2, 16, 5, 6), (3, 16, 7, 7)):
         x, shortcut, grad = (torch.randn(shape) for _ in range(3))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -448,28 +415,6 @@ def test_the_same_after_a_deep_copy(name: str) -> None:
     block = block_of(name)
     x = torch.randn(2, 8, 5, 3)
     assert torch.equal(copy.deepcopy(block)(x), block(x))
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_a_training_step_through_a_network(name: str) -> None:
-    """ResNet-18 with attention in every block: the same loss and gradients as with the plain twins."""
-    torch.manual_seed(0)
-    fast = triton_attn.resnet18(name, where="block", num_classes=3)
-    plain = reference.build_resnet("resnet18", name, where="block", num_classes=3)
-    plain.load_state_dict(fast.state_dict())
-    exact = copy.deepcopy(plain).double()
-    images, labels = torch.randn(3, 3, 64, 64), torch.tensor([0, 2, 1])
-    for model in (fast, plain, exact):
-        inputs = images.double() if model is exact else images
-        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
-    served = triton_attn.explain(fast, images)
-    assert [entry.backend for entry in served] == ["triton"] * 8
-    for (name, ours), theirs, right in zip(
-        fast.named_parameters(), plain.parameters(), exact.parameters(), strict=True
-    ):
-        scale = right.grad.norm()
-        error, plain_error = (ours.grad - right.grad).norm() / scale, (theirs.grad - right.grad).norm() / scale
-        assert error <= 2 * plain_error + 1e-6, name
 
 
 @pytest.mark.parametrize("name", BLOCKS)

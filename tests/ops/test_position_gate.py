@@ -17,7 +17,6 @@ from benchmarks.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, largest_error, lay_out, run
 from triton_attn import functional, reference
-from triton_attn.ops.library import or_none
 
 pytestmark = pytest.mark.interpreter
 
@@ -60,7 +59,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(shape=shapes(), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS), with_shortcut=st.booleans())
 @example(shape=(1, 2, 1, 1), dtype=torch.float32, layout="contiguous", with_shortcut=True)
 @example(shape=(2, 63, 7, 7), dtype=torch.float16, layout="channels_last", with_shortcut=True)
@@ -100,7 +99,7 @@ def draw_gated(
     return [lay_out(t.to(dtype), layout) for t in inputs], lay_out(torch.randn(shape).to(dtype), layout)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     shape=shapes(),
     gating=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
@@ -384,14 +383,6 @@ def test_both_weights_of_a_gate_by_itself_have_a_gradient_of_their_own() -> None
     assert block.conv2.weight.grad.any()
 
 
-def test_a_second_derivative_is_refused() -> None:
-    block = triton_attn.AttentionModule(16)
-    x = torch.randn(1, 16, 3, 3, requires_grad=True)
-    (dx,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
-
-
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("name", "channels"), [("pixel", 16), ("gate", 16), ("pixel", 272), ("gated", 16)])
@@ -440,25 +431,6 @@ def op_arguments(name: str, layout: str, with_signal: bool, requires_grad: bool)
     return [None if t is None else t.detach().requires_grad_(requires_grad) for t in arguments]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
-@pytest.mark.parametrize("saves", [False, True])
-@pytest.mark.parametrize(("name", "with_signal"), [("pixel", False), ("gate", True), ("gate", False)])
-def test_opcheck(name: str, with_signal: bool, layout: str, saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
-    *inputs, shortcut = op_arguments(name, layout, with_signal, saves)
-    op = torch.ops.triton_attn.position_gate.default
-    torch.library.opcheck(op, (*inputs, shortcut, saves))
-    torch.library.opcheck(op, (*inputs, None, saves))
-    if saves:
-        _, *sums, bits = (or_none(t.detach()) for t in op(*inputs, shortcut, True))
-        backward = torch.ops.triton_attn.position_gate_backward.default
-        grad = torch.randn(2, 6, 5, 3)
-        saved = [None if t is None else t.detach() for t in inputs]
-        for needs in ((True, with_signal, True), (True, False, False), (False, False, True)):
-            torch.library.opcheck(backward, (grad, *saved, *sums, bits, *needs))
-        torch.library.opcheck(backward, (grad, *saved, *sums, None, True, with_signal, True))
-
-
 def compiled_and_not(
     block: nn.Module,
     compiled: Callable[..., Tensor],
@@ -480,15 +452,14 @@ def same_bits(ours: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(ours, right, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("name", "channels"), [("pixel", 16), ("gate", 16), ("pixel", 272)])
-def test_compiles_as_one_graph(name: str, channels: int, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_as_one_graph(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     torch.manual_seed(0)
     torch.compiler.reset()
     block = builder(name, channels)(triton_attn)
     graphs = Graphs("aot_eager")
-    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
+    compiled = torch.compile(block, fullgraph=True, backend=graphs)
     for shape in ((2, channels, 5, 6), (3, channels, 7, 7)):
         x, shortcut = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
         compiled_and_not(block, compiled, [x, shortcut], ["shortcut"], same_bits)
@@ -497,14 +468,13 @@ def test_compiles_as_one_graph(name: str, channels: int, dynamic: bool, monkeypa
     assert graphs.all_served()
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_with_a_gating_signal_and_autocast(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_with_a_gating_signal_and_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     torch.manual_seed(0)
     torch.compiler.reset()
     block = triton_attn.AttentionGate(16, 12)
     graphs = Graphs("aot_eager")
-    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
+    compiled = torch.compile(block, fullgraph=True, backend=graphs)
     inputs = [torch.randn(2, 16, 6, 8), torch.randn(2, 12, 3, 4)]
     # The compiler resizes by a decomposition of its own.
     compiled_and_not(block, compiled, inputs, ["gating"], torch.testing.assert_close)

@@ -18,14 +18,14 @@ class NonLocalBlock(reference.NonLocalBlock):
         if backend.is_plain(x):
             return super().forward(x, shortcut, return_attention=return_attention)
         weights = self.weights()
-        y = ops.NON_LOCAL_BLOCK.again(x, *weights, shortcut)
-        if y is None:
-            if not backend.use_triton(x, *weights, shortcut):
-                return super().forward(x, shortcut, return_attention=return_attention)
-            check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
-            y = ops.non_local_block(x, weights, shortcut)
-        if not return_attention:
+        y = ops.NON_LOCAL_BLOCK.again(x, *weights, shortcut) if not return_attention else None
+        if y is not None:
             return y
+        if not backend.use_triton(x, *weights, shortcut):
+            return super().forward(x, shortcut, return_attention=return_attention)
+        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
+        if not return_attention:
+            return ops.non_local_block(x, weights, shortcut)
         check_returned(x)
         q, k, _ = self.project(x)
-        return y, attention_matrix(q, k)
+        return ops.non_local_block(x, weights, shortcut), attention_matrix(q, k)

@@ -67,8 +67,8 @@ def non_local_rows_bwd_kernel(
 
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    # delta is summed as it is, and as its distance from dp of the greatest score: if that key has most of the weight the
-    # distance is small, and exact; if not, it is a detour.
+    # delta is summed as it is, and as its distance from dp of the greatest score: where that key has most of the weight
+    # the distance is small, and exact; elsewhere it is a detour.
     pivot = tl.zeros((BLOCK_M,), tl.float32)
     part = tl.zeros((BLOCK_M,), tl.float32)
     whole = tl.zeros((BLOCK_M,), tl.float32)

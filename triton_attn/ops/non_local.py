@@ -191,7 +191,7 @@ def forward(
     scale: float,
     saves: bool,
 ) -> Results:
-    """The output, and what the backward needs: o or the softmax, the norms of the rows (tiled), the bits of ReLU's mask."""
+    """The output, and what the backward needs: o or the softmax, the norms of rows (tiled), the bits of ReLU's mask."""
     x, shortcut, given, y, kept, norms, bits = _prepare(x, q, k, v, shortcut, saves)
     run = _whole_fwd if given.keeps_rows else _tiled_fwd
     run(given, y, kept, norms, bits, x, value_bias, shortcut, scale)

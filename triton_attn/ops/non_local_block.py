@@ -109,27 +109,28 @@ def projection_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, dx: Tensor | None, needs_weight: bool, channels_last: bool
 ) -> Tensor | None:
     """Adds the gradient of a projection's map to ``dx``, where there is one, and returns that of the weight."""
+    x, wide = x.to(grad.dtype), weight.to(grad.dtype)
     if channels_last:
         rows = grad.flatten(0, 1)
         if dx is not None:
             sums = dx.permute(0, 2, 3, 1).view(-1, dx.shape[1])  # a view, or an error
             if sums.dtype == rows.dtype:
-                sums.addmm_(rows, weight.flatten(1))
+                sums.addmm_(rows, wide.flatten(1))
             else:
-                sums += rows @ weight.flatten(1)
+                sums += rows @ wide.flatten(1)
         if not needs_weight:
             return None
-        dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        dweight = torch.empty_like(wide, memory_format=torch.contiguous_format)
         torch.mm(rows.t(), rows_of(x), out=dweight.flatten(1))
-        return dweight
+        return dweight.to(weight.dtype)
     grad_map = grad.transpose(1, 2).unflatten(2, x.shape[2:])
     one, none, wanted = [1, 1], [0, 0], (dx is not None, needs_weight, False)
     found, dweight, _ = torch.ops.aten.convolution_backward(
-        grad_map, x, weight, None, one, none, one, False, none, 1, wanted
+        grad_map, x, wide, None, one, none, one, False, none, 1, wanted
     )
     if dx is not None:
         dx += found
-    return dweight if needs_weight else None
+    return dweight.to(weight.dtype) if needs_weight else None
 
 
 def forward(
@@ -170,7 +171,7 @@ def backward(
     bits: Tensor | None,
     *needs: bool,
 ) -> Results:
-    """The gradients of the op's tensors that ``needs`` says."""
+    """The gradients of the op's tensors that ``needs`` says; of all three weights in one where they were put so."""
     needs_x, needs_query, needs_query_bias, needs_key, needs_key_bias, needs_value, needs_value_bias, needs_shortcut = (
         needs
     )
@@ -181,34 +182,35 @@ def backward(
     if masked is None:  # without ReLU the residual's gradient is that of the output
         masked = grad
     dx = empty_map(x, channels_last).copy_(masked) if needs_x else None
-    dtype = q.dtype
-    dquery = dkey = dvalue = dquery_bias = dkey_bias = dvalue_bias = None
-    if k is None and rows[0] is not None:
+    weights, needed = [query, key, value], [needs_query, needs_key, needs_value]
+    if k is None:
         together = query.new_empty((q.shape[2], *query.shape[1:]))
-        torch.cat([query, key, value], out=together)
-        needs_one = needs_query or needs_key or needs_value
-        found = projection_bwd(rows[0], x.to(dtype), together.to(dtype), dx, needs_one, channels_last)
-        if found is not None:
-            dquery, dkey, dvalue = found.to(query.dtype).split([len(query), len(key), len(value)])
-    elif k is not None:
-        dquery, dkey, dvalue = (
-            None
-            if of_row is None
-            or (found := projection_bwd(of_row, x.to(dtype), each.to(dtype), dx, needed, channels_last)) is None
-            else found.to(each.dtype)
-            for of_row, each, needed in zip(
-                rows, (query, key, value), (needs_query, needs_key, needs_value), strict=True
-            )
-        )
-    if needs_query_bias and rows[0] is not None:
-        dquery_bias = sum_of(rows[0][..., : len(query)], (0, 1), query_bias)
-    if needs_key_bias:
+        weights, needed = [torch.cat(weights, out=together)], [any(needed)]
+    dweights: list[Tensor | None] = [None] * 3
+    for i, (of_row, weight, needs_weight) in enumerate(zip(rows, weights, needed, strict=False)):
+        if of_row is not None:
+            dweights[i] = projection_bwd(of_row, x, weight, dx, needs_weight, channels_last)
+    dquery, dkey, dvalue = dweights
+    return [
+        dx,
+        dquery,
+        sum_of(rows[0][..., : len(query)], (0, 1), query_bias) if needs_query_bias else None,
+        dkey,
         # Exactly zero, and there: None would be a parameter that nothing uses.
-        dkey_bias = torch.empty_like(key_bias).zero_()
-    if needs_value_bias:
-        dvalue_bias = sum_of(masked, (0, 2, 3), value_bias)
-    dshortcut = masked if needs_shortcut else None
-    return [dx, dquery, dquery_bias, dkey, dkey_bias, dvalue, dvalue_bias, dshortcut]
+        torch.empty_like(key_bias).zero_() if needs_key_bias else None,
+        dvalue,
+        sum_of(masked, (0, 2, 3), value_bias) if needs_value_bias else None,
+        masked if needs_shortcut else None,
+    ]
+
+
+def gradients(found: Results, tensors: Results) -> Results:
+    """:func:`backward`'s results, a gradient for each of the op's tensors."""
+    dx, dquery, dquery_bias, dkey, dkey_bias, dvalue, *others = found
+    _, query, _, key, _, value, _ = tensors
+    if dquery is not None and len(dquery) > len(query):
+        dquery, dkey, dvalue = dquery.split([len(query), len(key), len(value)])
+    return [dx, dquery, dquery_bias, dkey, dkey_bias, dvalue, *others]
 
 
 def sum_of(grad: Tensor, axes: tuple[int, ...], bias: Tensor) -> Tensor:
@@ -251,4 +253,5 @@ NON_LOCAL_BLOCK = Op(
     tensors=8,
     formula=formula,
     mask=lambda bits, x, *_: mask_of(bits, x, served(x)[1]),
+    gradients=gradients,
 )
