@@ -45,11 +45,14 @@ def check(step: Launch, target: str, width: int = 16) -> None:
 @pytest.mark.parametrize(
     ("target", "dtype", "with_shortcut", "memory_format"),
     [
-        *((target, torch.bfloat16, True, layout) for target in TARGETS for layout in BOTH),
-        # Others come out much alike; the compile report has them all on all targets.
-        *((target, torch.float32, True, layout) for target in ("sm_80", "gfx942") for layout in BOTH),
+        # `make guard` has sm_90 in bfloat16, and the compile report has all of them: others come out much alike.
+        ("sm_80", torch.bfloat16, True, torch.contiguous_format),
+        ("sm_80", torch.float32, True, torch.contiguous_format),
         ("sm_90", torch.float16, True, torch.contiguous_format),
         ("sm_90", torch.bfloat16, False, torch.channels_last),
+        ("sm_100", torch.bfloat16, True, torch.channels_last),
+        ("gfx942", torch.bfloat16, True, torch.contiguous_format),
+        ("gfx942", torch.float32, True, torch.channels_last),
     ],
     ids=lambda value: {True: "shortcut", False: "plain"}.get(value, str(value)),
 )
@@ -64,8 +67,7 @@ def test_layer1(
 
 
 @BLOCKS
-@LAYOUTS
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize(("target", "memory_format"), [("sm_90", BOTH[1]), ("gfx942", BOTH[0])], ids=str)
 def test_layer4(name: str, target: str, memory_format: torch.memory_format) -> None:
     """7 × 7 maps: 16 bytes at a time in channels_last; contiguous rows of 49 elements are not aligned."""
     for step in block_launches(name, LAYER4, torch.bfloat16, memory_format, True, target=target):
@@ -73,7 +75,7 @@ def test_layer4(name: str, target: str, memory_format: torch.memory_format) -> N
 
 
 @BLOCKS
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90"])
 def test_inference(name: str, target: str) -> None:
     steps = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True, training=False, target=target)
     training = block_launches(name, LAYER1, torch.bfloat16, torch.channels_last, True, target=target)

@@ -70,7 +70,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return batch, draw(st.integers(1, min(96, 2**13 // (batch * height * width)))), height, width
 
 
-@settings(max_examples=24)
+@settings(max_examples=16)
 @given(
     name=st.sampled_from(BLOCKS),
     shape=shapes(),
@@ -425,12 +425,9 @@ def test_the_function_is_the_block(name: str) -> None:
 
 @both_blocks
 @both_layouts
-@pytest.mark.parametrize("with_shortcut", [False, True])
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((2, 64, 28, 28), torch.float16), ((1, 96, 30, 32), torch.float32)], ids=str
-)
-def test_traffic(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut: bool) -> None:
+def test_traffic(name: str, layout: str) -> None:
     """The contract, counted: over the map 4 passes forward and 5 backward, one more of each with a shortcut."""
+    shape, dtype, with_shortcut = (1, 96, 30, 32), torch.float32, True
     from benchmarks.meter import count_kernels
     from triton_attn.tuning import spatial_rules
 

@@ -83,8 +83,9 @@ def test_parity_over_many_tiles(shape: tuple[int, ...], per_channel: bool, layou
     check(shape, per_channel, torch.float32, layout, with_shortcut=True)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(
+    ("per_channel", "memory_format"), [(False, torch.contiguous_format), (True, torch.channels_last)], ids=str
+)
 def test_traffic(per_channel: bool, memory_format: torch.memory_format) -> None:
     """Every map once: x and y, dy, x and dx, and the logits and their gradient."""
     from benchmarks.meter import count_kernels

@@ -156,47 +156,6 @@ def test_the_rule_bites(name: str, fault: str, dtype: torch.dtype, monkeypatch: 
         check_block(builder(name, 16, dtype), (2, 16, 3, 4), dtype, "contiguous", with_shortcut=True)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("name", BLOCKS)
-def test_traffic(name: str, memory_format: torch.memory_format) -> None:
-    """2 T forward and 3 T backward, in whole sectors, at a shape of 4·10⁵ elements."""
-    from benchmarks.meter import count_kernels
-
-    torch.manual_seed(0)
-    block = triton_attn.create_attention(name, 64, dtype=torch.float16)
-    x, grad = (torch.randn(2, 64, 56, 56).half().contiguous(memory_format=memory_format) for _ in range(2))
-    size = x.numel() * x.itemsize
-    with count_kernels() as forward:
-        y = block(x.requires_grad_())
-    with count_kernels() as backward:
-        torch.autograd.grad(y, [x, *block.parameters()], grad)
-    assert forward.total <= 2 * 1.02 * size
-    assert backward.total <= 3 * 1.02 * size
-    assert forward.total_sectors <= 1.15 * forward.total
-    assert backward.total_sectors <= 1.15 * backward.total
-    assert dict(forward.launches) == {"position_gate_fwd_kernel": 1}
-    assert dict(backward.launches) == {"position_gate_bwd_kernel": 1, "partial_sums_kernel": 1}
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_traffic_with_a_shortcut(memory_format: torch.memory_format) -> None:
-    """3 T and a bit per element forward, 4 T and a bit per element backward."""
-    from benchmarks.meter import count_kernels
-
-    block = triton_attn.AttentionModule(64, dtype=torch.float16)
-    x, shortcut, grad = (
-        torch.randn(2, 64, 40, 40).half().contiguous(memory_format=memory_format).requires_grad_() for _ in range(3)
-    )
-    size = x.numel() * x.itemsize
-    with count_kernels() as forward:
-        y = block(x, shortcut)
-    with count_kernels() as backward:
-        torch.autograd.grad(y, [x, shortcut, *block.parameters()], grad)
-    assert forward.total <= (3 + 1 / 16) * 1.02 * size
-    assert backward.total <= (4 + 1 / 16) * 1.02 * size
-    assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
-
-
 def test_only_what_is_asked_for_is_computed() -> None:
     from benchmarks.meter import count_kernels
 
