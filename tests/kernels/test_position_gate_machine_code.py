@@ -7,9 +7,8 @@ import importlib
 import pytest
 import torch
 
-from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, launches_of, promised
+from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, block_launches, launches_of, promised
 from benchmarks.ptx import compiled_quickly
-from triton_attn.tuning import chips
 
 pytestmark = pytest.mark.compile
 
@@ -28,25 +27,8 @@ def position_gate_launches(
     with_signal: bool = False,
 ) -> list[Launch]:
     """What a training step of AttentionModule(C) or AttentionGate(C) starts on ``target``, on meta tensors."""
-    position_gate = importlib.import_module("triton_attn.ops.position_gate")
-    batch, channels, height, width = shape
-    hidden, outputs = (channels // 16, channels) if kind == "pixel" else (channels // 2, 1)
-
-    def make(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    def step() -> None:
-        x = make(*shape).contiguous(memory_format=memory_format)
-        shortcut = torch.empty_like(x) if with_shortcut else None
-        signal = None
-        if with_signal:
-            signal = make(batch, hidden, height, width).contiguous(memory_format=memory_format)
-        weights = make(hidden, channels, 1, 1), make(hidden), make(outputs, hidden, 1, 1), make(outputs)
-        y, bits = position_gate.forward(x, *weights, signal, shortcut, True)
-        position_gate.backward(y, x, *weights, signal, bits if with_shortcut else None, True, with_signal, True)
-
-    with chips.assume(chips.CHIPS[target]):
-        return launches_of(step)
+    gating = (shape[0], shape[1] // 2, *shape[2:]) if with_signal else None
+    return block_launches(kind, shape, dtype, memory_format, with_shortcut, gating=gating, target=target)
 
 
 def map_gate_launches(outputs: int, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format):

@@ -12,9 +12,9 @@ from triton_attn.tuning import chips, position_rules
 @given(channels=st.integers(1, 300), hidden=st.integers(1, 300), itemsize=st.sampled_from([2, 4]), row=sizes)
 def test_position_gate(channels: int, hidden: int, itemsize: int, row: int) -> None:
     for config in (
-        position_rules.position_gate_fwd(channels, hidden, itemsize, row),
-        position_rules.position_gate_bwd(channels, hidden, itemsize, row, chips.CHIPS["sm_80"]),
-        position_rules.position_gate_bwd(channels, hidden, itemsize, row, chips.CHIPS["gfx942"]),
+        rule(channels, hidden, itemsize, row, chips.CHIPS[target])
+        for rule in (position_rules.position_gate_fwd, position_rules.position_gate_bwd)
+        for target in ("sm_80", "gfx942")
     ):
         assert all(is_power_of_two(value) for value in config.values())
         assert config["BLOCK_C"] >= max(channels, 16)

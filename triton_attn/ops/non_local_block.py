@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference.non_local import attend_explicit
-from .layout import empty_map, served
+from .layout import served
 from .library import Launcher, Op, Results, autocast
 from .non_local import NON_LOCAL, map_rows, mask_of, non_local
 
@@ -107,30 +107,29 @@ def projected_into(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None, 
 
 def projection_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, dx: Tensor | None, needs_weight: bool, channels_last: bool
-) -> Tensor | None:
-    """Adds the gradient of a projection's map to ``dx``, where there is one, and returns that of the weight."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """``dx``, where there is one, and the gradient of a projection's map; and that of the weight."""
     x, wide = x.to(grad.dtype), weight.to(grad.dtype)
     if channels_last:
-        rows = grad.flatten(0, 1)
-        if dx is not None:
-            sums = dx.permute(0, 2, 3, 1).view(-1, dx.shape[1])  # a view, or an error
-            if sums.dtype == rows.dtype:
-                sums.addmm_(rows, wide.flatten(1))
-            else:
-                sums += rows @ wide.flatten(1)
-        if not needs_weight:
-            return None
-        dweight = torch.empty_like(wide, memory_format=torch.contiguous_format)
-        torch.mm(rows.t(), rows_of(x), out=dweight.flatten(1))
-        return dweight.to(weight.dtype)
+        rows, dweight = grad.flatten(0, 1), None
+        if needs_weight:
+            dweight = torch.empty_like(wide, memory_format=torch.contiguous_format)
+            torch.mm(rows.t(), rows_of(x), out=dweight.flatten(1))
+            dweight = dweight.to(weight.dtype)
+        if dx is None:
+            return None, dweight
+        shape = x.shape[0], *x.shape[2:], x.shape[1]
+        if dx.dtype != rows.dtype:
+            return dx + (rows @ wide.flatten(1)).view(shape).permute(0, 3, 1, 2), dweight
+        total = rows.new_empty((len(rows), x.shape[1]))
+        torch.addmm(rows_of(dx), rows, wide.flatten(1), out=total)
+        return total.view(shape).permute(0, 3, 1, 2), dweight
     grad_map = grad.transpose(1, 2).unflatten(2, x.shape[2:])
     one, none, wanted = [1, 1], [0, 0], (dx is not None, needs_weight, False)
     found, dweight, _ = torch.ops.aten.convolution_backward(
         grad_map, x, wide, None, one, none, one, False, none, 1, wanted
     )
-    if dx is not None:
-        dx += found
-    return dweight.to(weight.dtype) if needs_weight else None
+    return None if dx is None else dx + found, dweight.to(weight.dtype) if needs_weight else None
 
 
 def forward(
@@ -181,7 +180,7 @@ def backward(
     masked, *rows = NON_LOCAL.backward(grad, q, k, v, attended, norms, bits, 1.0, x.shape[1], channels_last, *of_rows)
     if masked is None:  # without ReLU the residual's gradient is that of the output
         masked = grad
-    dx = empty_map(x, channels_last).copy_(masked) if needs_x else None
+    dx = masked if needs_x else None
     weights, needed = [query, key, value], [needs_query, needs_key, needs_value]
     if k is None:
         together = query.new_empty((q.shape[2], *query.shape[1:]))
@@ -189,10 +188,10 @@ def backward(
     dweights: list[Tensor | None] = [None] * 3
     for i, (of_row, weight, needs_weight) in enumerate(zip(rows, weights, needed, strict=False)):
         if of_row is not None:
-            dweights[i] = projection_bwd(of_row, x, weight, dx, needs_weight, channels_last)
+            dx, dweights[i] = projection_bwd(of_row, x, weight, dx, needs_weight, channels_last)
     dquery, dkey, dvalue = dweights
     return [
-        dx,
+        None if dx is None else dx.to(x.dtype),
         dquery,
         sum_of(rows[0][..., : len(query)], (0, 1), query_bias) if needs_query_bias else None,
         dkey,

@@ -129,7 +129,12 @@ def forward(
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
         Shape.of(x, channels_last),
         position_rules.position_gate_fwd(
-            x.shape[1], weight1.shape[0], x.itemsize, rows(x, channels_last)[1], signal is not None
+            x.shape[1],
+            weight1.shape[0],
+            x.itemsize,
+            rows(x, channels_last)[1],
+            chips.chip_of(x.device),
+            signal is not None,
         ),
         x.device,
         y_ptr=y,

@@ -27,21 +27,25 @@ def position_gate_is_fused(
 
 
 @cache
-def position_gate_fwd(channels: int, hidden: int, itemsize: int, row: int, has_signal: bool = False) -> dict[str, int]:
+def position_gate_fwd(
+    channels: int, hidden: int, itemsize: int, row: int, chip: Chip, has_signal: bool = False
+) -> dict[str, int]:
     """Blocks for the gates of a tile of positions; ``itemsize`` is the map's, ``row`` its contiguous axis."""
     block_c, padded = max(power_of_two(channels), 16), max(power_of_two(hidden), 16)
-    block_m = min(padded, 64 // itemsize)
+    # AMD's threads hold more of a weight's chunk: with two weights to be summed, 32 rows of 256 are too many.
+    block_m = min(padded, 16 if chip.amd else 64 // itemsize)
     block_p = min(max(8 * TILE // (block_c * itemsize**2), 16), 256 // itemsize)
     if has_signal:  # a tile of its own
         block_p = max(block_p // 2, 16)
-    if _is_ragged(channels, row):
+    is_ragged = _is_ragged(channels, row)
+    if is_ragged:
         block_p = max(block_p // 4, 16)
     return {
         "BLOCK_P": block_p,
         "BLOCK_C": block_c,
         "BLOCK_M": block_m,
         "CHUNKS": padded // block_m,
-        "num_warps": 8 if block_c * block_p >= 8192 else 4,
+        "num_warps": 8 if is_ragged or block_c * block_p >= 8192 else 4,
         "num_stages": 1,
     }
 
