@@ -7,6 +7,7 @@ autograd sees one step in place of some twenty, and the gradients of x are summe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -193,7 +194,7 @@ def backward(
     return [
         None if dx is None else dx.to(x.dtype),
         dquery,
-        sum_of(rows[0][..., : len(query)], (0, 1), query_bias) if needs_query_bias else None,
+        None if rows[0] is None or not needs_query_bias else sum_of(rows[0][..., : len(query)], (0, 1), query_bias),
         dkey,
         # Exactly zero, and there: None would be a parameter that nothing uses.
         torch.empty_like(key_bias).zero_() if needs_key_bias else None,
@@ -203,7 +204,7 @@ def backward(
     ]
 
 
-def gradients(found: Results, tensors: Results) -> Results:
+def gradients(found: Results, tensors: Sequence[Any]) -> Results:
     """:func:`backward`'s results, a gradient for each of the op's tensors."""
     dx, dquery, dquery_bias, dkey, dkey_bias, dvalue, *others = found
     _, query, _, key, _, value, _ = tensors
@@ -229,7 +230,8 @@ def formula(
 ) -> Tensor:
     """``x + attention``, the matrix in memory."""
     pairs = (query, query_bias), (key, key_bias), (value, value_bias)
-    attended = attend_explicit(*(projection(x, weight, bias, True) for weight, bias in pairs))
+    q, k, v = (projection(x, weight, bias, True) for weight, bias in pairs)
+    attended = attend_explicit(q, k, v)
     return x + attended.transpose(1, 2).reshape(x.shape)
 
 
