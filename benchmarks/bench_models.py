@@ -31,7 +31,7 @@ from triton_attn.reference.registry import BLOCKS as PLAIN
 from triton_attn.reference.resnet import build_resnet
 
 TRAINING, INFERENCE = "training", "inference"
-WHERE = {"stem+layer4": ("stem", "layer4"), "block": ("block",)}
+WHERE = ("stem+layer4", "block")
 CLASSES = 1000
 # timm's network with the attention in every block, and the same one without.
 TIMM: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -122,7 +122,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def build(case: Case, provider: str, state: dict[str, Tensor]) -> nn.Module:
     """A provider's network, with ``state`` where it has the same parameters."""
-    where, make = WHERE[case.where], getattr(networks, case.network)
+    where, make = case.where.split("+"), getattr(networks, case.network)
     kind = provider.removesuffix("-compile")
     model: nn.Module
     if kind.startswith("timm"):
@@ -150,7 +150,7 @@ def build(case: Case, provider: str, state: dict[str, Tensor]) -> nn.Module:
 def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
     """The images and weights that all providers get, and what makes their runs."""
     torch.manual_seed(0)
-    state = getattr(networks, case.network)(case.attention, where=WHERE[case.where]).state_dict()
+    state = getattr(networks, case.network)(case.attention, where=case.where.split("+")).state_dict()
     layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     images = torch.randn(case.batch, 3, case.image, case.image, device=device()).to(getattr(torch, case.dtype))
     images = images.contiguous(memory_format=layout)

@@ -89,6 +89,7 @@ def test_the_last_word() -> None:
 def test_an_environment_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))
+    monkeypatch.setattr(compat, "interpreter", lambda _: sys.executable)
     environment = ENVIRONMENTS[0]
     python = compat.prepared(environment, tmp_path)
     assert python == tmp_path / "torch-2.8" / "bin" / "python"

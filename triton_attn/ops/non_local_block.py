@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference.non_local import attend_explicit
@@ -76,9 +75,9 @@ def projection(x: Tensor, weight: Tensor, bias: Tensor | None, channels_last: bo
     """A 1×1 convolution of ``x``, as ``(N, HW, channels)``."""
     if channels_last or not x.numel():
         # A plain product, (N·HW, C) × (C, channels): the rows are a view of the map.
-        return F.linear(map_rows(x), weight.flatten(1), bias)
+        return torch.ops.aten.linear(map_rows(x), weight.flatten(1), bias)
     # Not a product for each image: that would make a weight's gradient for each image too, before it is summed.
-    return map_rows(F.conv2d(x, weight, bias))
+    return map_rows(torch.conv2d(x, weight, bias))
 
 
 def rows_of(x: Tensor) -> Tensor:
