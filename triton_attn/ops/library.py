@@ -124,20 +124,22 @@ _UNKNOWN: Any = object()
 
 def look_up(arguments: Sequence[Any]) -> Found | None:
     """What a plan is found by, and the tensors' addresses; None where they are not plain ones."""
-    key: list[Any] = [_precision(), autocast()]
+    key: list[Any] = [_precision(), autocast() if _any_autocast() else ()]
     addresses: list[int] = []
     for each in arguments:
         kind = type(each)
         if kind is _Parameter or (kind is Tensor and not each.is_neg()):
-            address, device = each.data_ptr(), each.get_device()
-            if device < 0 and each.is_meta:
+            address = each.data_ptr()
+            if not address and each.is_meta:
                 return None
             addresses.append(address)
-            key += (each.shape, each.stride(), each.dtype, device, address % plan.MULTIPLE)
-        elif isinstance(each, Tensor):
-            return None
-        else:
+            key += each.shape, each.stride(), each.dtype, each.get_device()
+            if address % plan.MULTIPLE:
+                key.append(address % plan.MULTIPLE)
+        elif each is None or not isinstance(each, Tensor):
             key.append(each)
+        else:
+            return None
     return tuple(key), addresses
 
 
