@@ -18,7 +18,8 @@ def position_gate_is_fused(
 ) -> bool:
     """Whether one kernel makes the gates of a position; else the library multiplies, and a kernel applies the gates."""
     most_channels, per_position, per_element = FUSED[itemsize]
-    if row % 4 or (outputs > 1 and channels & (channels - 1)):  # element by element, or masks: more registers
+    has_masks = channels & (channels - 1) != 0
+    if row % 4 or (has_masks and (outputs > 1 or row % 8)):  # element by element, or masks: more registers
         most_channels = min(most_channels, 128)
     if has_signal:  # it has a tile of its own, and so has its gradient
         per_position //= 2
