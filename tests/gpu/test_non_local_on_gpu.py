@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -19,14 +17,6 @@ pytestmark = pytest.mark.gpu
 SITES = [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def float32_in_full() -> Iterator[None]:
-    """Convolutions take tf32 where matrix products do not: not here."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, count: int) -> list[Tensor]:
@@ -100,6 +90,8 @@ def test_large_scores(site: tuple[int, int, int], memory_format: torch.memory_fo
     [
         (1, 1, 1, 1),
         (7, 300, 48, 8),
+        (300, 300, 32, 16),
+        (300, 300, 16, 64),
         (1000, 333, 32, 64),
         (333, 1000, 128, 256),
         (65, 64, 64, 600),

@@ -28,9 +28,13 @@ def keeps_rows(width: int, value_width: int, length: int, source: int) -> bool:
     return 8 * length * source < value_width * (3 * length + source) + width * (length + source)
 
 
-def tile_width(size: int) -> int:
-    """The least block over ``size`` channels that a product takes."""
-    return max(power_of_two(size), 16)
+def tile_width(size: int, itemsize: int) -> int:
+    """The least block over ``size`` channels that a product takes.
+
+    Of float32 it is 32: in blocks of 16, on Hopper under Triton 3.6, the backward's kernels read shared memory beside
+    their factors, which is an illegal access or a wrong gradient.
+    """
+    return max(power_of_two(size), 32 if itemsize == 4 else 16)
 
 
 # Queries × keys, in order of preference: on Hopper, products of fewer than 64 columns to a warp group wait for memory.
@@ -50,7 +54,7 @@ def fits(elements: int, itemsize: int, chip: Chip) -> bool:
 @cache
 def forward(width: int, value_width: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
     """Blocks of the tiled forward: values go in slices of at most 512, of which each computes the scores again."""
-    d, v = tile_width(width), min(tile_width(value_width), widest(itemsize, chip))
+    d, v = tile_width(width, itemsize), min(tile_width(value_width, itemsize), widest(itemsize, chip))
     warps, stages = 8, 3 if v <= 64 and itemsize == 2 else 2
     for whole_d in (True, False):
         if whole_d and not held(d, 512 if channels_last else 256, itemsize):
@@ -103,14 +107,14 @@ def roomy(chip: Chip) -> bool:
 @cache
 def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip, channels_last: bool) -> dict[str, int]:
     """Blocks of the forward that holds whole rows of scores."""
-    n = tile_width(source)
+    n = tile_width(source, itemsize)
     chunks = 16 if itemsize == 4 else 32 if chip.amd else 64
     return {
-        "SLICE": min(tile_width(value_width), 512),
+        "SLICE": min(tile_width(value_width, itemsize), 512),
         "BLOCK_M": 64,
         "BLOCK_N": n,
-        "BLOCK_D": min(tile_width(width), chunks),
-        "BLOCK_V": min(tile_width(value_width), chunks),
+        "BLOCK_D": min(tile_width(width, itemsize), chunks),
+        "BLOCK_V": min(tile_width(value_width, itemsize), chunks),
         "num_warps": 4 if n <= 64 and channels_last else 8,  # contiguous rows of 49 go element by element
         "num_stages": 2,
     }
@@ -150,7 +154,7 @@ def keys_bwd(
     """
     needs_k = needs_k or itemsize == 4
     needs_v = needs_v and not (needs_k and itemsize == 4)
-    d, v = tile_width(width), tile_width(value_width)
+    d, v = tile_width(width, itemsize), tile_width(value_width, itemsize)
     most = widest(itemsize, chip)
     slice_d, slice_v = min(d, most), min(v, most)
     warps, stages = 8, 2
@@ -189,7 +193,7 @@ def together(width: int, value_width: int, itemsize: int, chip: Chip) -> bool:
 
     Apart, the scores are computed once more: a tenth of the backward's products.
     """
-    return tile_width(width) + tile_width(value_width) <= 192 and itemsize == 2 and not chip.amd
+    return tile_width(width, itemsize) + tile_width(value_width, itemsize) <= 192 and itemsize == 2 and not chip.amd
 
 
 @cache
