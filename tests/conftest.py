@@ -3,6 +3,7 @@
 plain        no Triton: networks, training, the command line (the default)
 interpreter  kernels on the CPU, by Triton's interpreter
 compile      kernels to machine code, without a GPU
+execute      kernels as compiled for a GPU, executed on the CPU, thread by thread
 gpu          on a GPU, skipped where there is none; it needs pytest alone, none of its plugins and not hypothesis
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-LANES = ("plain", "interpreter", "compile", "gpu")
+LANES = ("plain", "interpreter", "compile", "execute", "gpu")
 
 try:
     import hypothesis

@@ -1,0 +1,240 @@
+"""What the lane executes: a block or a function on one input, forward and backward, held to the rule on numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import triton_attn
+from tests import parity
+from triton_attn import functional
+from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
+
+from .hook import Executor
+from .program import BACKWARDS, DRAWN, Order
+
+CLASSES = {
+    "se": "SEBlock",
+    "eca": "ECABlock",
+    "cbam": "CBAM",
+    "coordinate": "CoordinateAttention",
+    "dual": "DualAttentionBlock",
+    "nonlocal": "NonLocalBlock",
+    "gate": "AttentionGate",
+    "pixel": "AttentionModule",
+}
+NON_LOCAL = "nonlocal_attention"
+LAYOUTS = ("contiguous", "channels_last")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A case of the lane.
+
+    Attributes:
+        name: of a block, as ``create_attention`` has it, or ``"nonlocal_attention"``, the function.
+        shape: ``(N, C, H, W)``, or the function's ``(L, S, d, dv)``.
+        layout: of the map; for the function ``"channels_last"`` has each position's channels side by side.
+        gating_channels: of the attention gate's own signal, with a map half as high and wide.
+        tied: whether many values of the map are equal, and with them maxima.
+        training: whether there is a backward.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    with_shortcut: bool = False
+    gating_channels: int | None = None
+    tied: bool = False
+    training: bool = True
+    targets: tuple[str, ...] = ("sm_80",)
+    order: Order = field(default_factory=Order)
+
+    def __str__(self) -> str:
+        options = [word for word, wanted in (("shortcut", self.with_shortcut), ("tied", self.tied)) if wanted]
+        options += [f"gating {self.gating_channels}"] if self.gating_channels else []
+        options += [] if self.training else ["inference"]
+        options += [] if self.targets == ("sm_80",) else [self.targets[0]]
+        options += [] if self.order == Order() else [f"order {self.order.programs}{self.order.warps}{self.order.lanes}"]
+        size = "x".join(map(str, self.shape))
+        return " ".join([self.name, size, str(self.dtype).removeprefix("torch."), self.layout, *options])
+
+
+def build(configuration: Configuration, package: ModuleType) -> nn.Module:
+    """The configuration's block, of either package."""
+    channels = configuration.shape[1]
+    arguments = (channels,) if configuration.gating_channels is None else (channels, configuration.gating_channels)
+    block: nn.Module = getattr(package, CLASSES[configuration.name])(*arguments)
+    if configuration.name in ("gate", "pixel") and configuration.dtype != torch.float32:
+        with torch.no_grad():  # away from the hidden ReLU's kink, where rounding would decide
+            block.conv1.bias[::2] += 4
+            block.conv1.bias[1::2] -= 4
+    return block
+
+
+def results(configuration: Configuration) -> list[Tensor]:
+    """The output and the gradients, of one fixed input, by the backend in force."""
+    torch.manual_seed(0)
+    if configuration.name == NON_LOCAL:
+        inputs, grad = _attention_inputs(configuration, 0)
+        return _attend(functional.nonlocal_attention, inputs, grad)
+    block = build(configuration, triton_attn).to(configuration.dtype)
+    batch, channels, height, width = configuration.shape
+    x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
+    others = {"shortcut": shortcut} if configuration.with_shortcut else {}
+    if configuration.gating_channels is not None:
+        size = (batch, configuration.gating_channels, -(-height // 2), -(-width // 2))
+        others["gating"] = _map(configuration, size)
+    if not configuration.training:
+        with torch.no_grad():
+            return [block.eval()(x, **others)]
+    y, grads = parity.run(block, [x, *others.values()], grad, list(others))
+    return [y, *grads]
+
+
+def _map(configuration: Configuration, size: Sequence[int]) -> Tensor:
+    values = torch.randn(*size)
+    if configuration.tied:
+        values = values.round()
+    return parity.lay_out(values.to(configuration.dtype), configuration.layout)
+
+
+def check(configuration: Configuration) -> Executor:
+    """Execute it, and hold every result to the rule.
+
+    Returns:
+        The executor, which knows the launches and what a GPU would punish.
+
+    Raises:
+        AssertionError: a result is off.
+    """
+    executor = Executor(configuration.targets, configuration.order)
+    with executor.installed():
+        if configuration.name == NON_LOCAL:
+            _check_attention(configuration)
+        elif configuration.gating_channels is not None or not configuration.training:
+            _check_results(configuration)
+        else:
+            parity.check_block(
+                lambda package: build(configuration, package),
+                configuration.shape,
+                configuration.dtype,
+                configuration.layout,
+                with_shortcut=configuration.with_shortcut,
+                prepare=_prepared(configuration),
+                any_order=configuration.name not in ("cbam", "dual"),
+            )
+    return executor
+
+
+def _prepared(configuration: Configuration) -> Any:
+    if configuration.name in ("cbam", "dual"):
+        return parity.clear_maxima
+    return (lambda _, x: x.round()) if configuration.tied else (lambda _, x: x)
+
+
+def _check_results(configuration: Configuration) -> None:
+    """Against the plain block in float64, with ten times the rounding of its dtype: where the rule has no helper."""
+    with triton_attn.use_backend("triton"):
+        ours = results(configuration)
+    with triton_attn.use_backend("reference"):
+        plain = results(configuration)
+    for ours_i, plain_i in zip(ours, plain, strict=True):
+        error = (ours_i.double() - plain_i.double()).abs().max()
+        assert error <= 10 * torch.finfo(configuration.dtype).eps * plain_i.double().abs().max()
+
+
+def _attention_inputs(configuration: Configuration, seed: int) -> tuple[list[Tensor], Tensor]:
+    length, source, d, dv = configuration.shape
+    torch.manual_seed(seed)
+    found = []
+    for size, scale in (((length, d), d**-0.25), ((source, d), d**-0.25), ((source, dv), 1), ((length, dv), 1)):
+        if configuration.layout == "channels_last":
+            drawn = torch.randn(2, *size)
+        else:
+            drawn = torch.randn(2, *size[::-1]).transpose(1, 2)
+        found.append((drawn * scale).to(configuration.dtype))
+    return found[:3], found[3]
+
+
+def _attend(function: Any, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = function(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
+
+
+def _check_attention(configuration: Configuration) -> None:
+    errors, drawn = [], []
+    for seed in (2, 1, 0):
+        inputs, grad = _attention_inputs(configuration, seed)
+        plain = _attend(nonlocal_attention, inputs, grad)
+        exact = _attend(attend_explicit, [t.double() for t in inputs], grad.double())
+        drawn = [inputs, grad, plain, exact]
+        errors.append([parity.largest_error(a, b) for a, b in zip(plain, exact, strict=True)])
+    inputs, grad, plain, exact = drawn
+    with triton_attn.use_backend("triton"):
+        ours = _attend(functional.nonlocal_attention, inputs, grad)
+    for i, what in enumerate(("y", "q", "k", "v")):
+        parity.assert_within(ours[i], plain[i], exact[i], what, plain_error=max(each[i] for each in errors))
+
+
+F32, F16, BF16 = DTYPES
+NEXT = ("sm_90", "sm_80")  # kernels without a product; others are executed for sm_80
+FIXED = (
+    *(
+        Configuration(name, (2, 32, 5, 7), dtype, layout, with_shortcut=dtype == BF16)
+        for name in CLASSES
+        for dtype in (F32, BF16)
+        for layout in LAYOUTS
+    ),
+    *(Configuration(name, (1, 16, 4, 4), F16, "channels_last", targets=NEXT) for name in ("se", "eca", "coordinate")),
+    *(Configuration(name, (1, 16, 4, 4), F32, targets=NEXT) for name in ("cbam", "dual")),
+    *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("se", "gate", "nonlocal")),
+    Configuration("se", (3, 40, 9, 31), F32, "contiguous", with_shortcut=True),
+    Configuration("eca", (2, 72, 1, 1), F32, "channels_last"),
+    Configuration("coordinate", (2, 16, 6, 9), F32, "contiguous", with_shortcut=True, tied=True),
+    Configuration("coordinate", (2, 16, 6, 9), BF16, "channels_last", tied=True),
+    Configuration("gate", (2, 32, 6, 6), F32, "contiguous", gating_channels=12),
+    Configuration("gate", (2, 32, 6, 6), F32, "channels_last", with_shortcut=True, gating_channels=12),
+    Configuration("gate", (1, 200, 3, 7), F32, "contiguous", with_shortcut=True),
+    Configuration("pixel", (1, 272, 3, 3), F16, "channels_last", with_shortcut=True),
+    Configuration("nonlocal", (1, 16, 17, 19), BF16, "channels_last", with_shortcut=True),
+    Configuration("nonlocal", (1, 16, 17, 19), F32, "contiguous"),
+    Configuration(NON_LOCAL, (7, 300, 48, 8), F32, "channels_last"),
+    Configuration(NON_LOCAL, (7, 300, 48, 8), BF16, "channels_last"),
+    Configuration(NON_LOCAL, (65, 33, 24, 40), F32, "contiguous"),
+    Configuration(NON_LOCAL, (65, 33, 24, 40), F16, "contiguous"),
+    Configuration(NON_LOCAL, (70, 50, 64, 160), BF16, "channels_last"),
+)
+ORDERS = (Order(BACKWARDS, BACKWARDS, BACKWARDS), Order(DRAWN, DRAWN, DRAWN, 5))
+
+
+def drawn(seed: int) -> Configuration:
+    """A configuration that goes by the seed alone."""
+    chance = random.Random(seed)
+    dtype, layout, targets = chance.choice(DTYPES), chance.choice(LAYOUTS), chance.choice((("sm_80",), NEXT))
+    order = Order(*(chance.randrange(3) for _ in range(3)), seed)
+    name = chance.choice([*CLASSES, NON_LOCAL])
+    if name == NON_LOCAL:
+        shape = tuple(chance.randint(1, most) for most in (150, 150, 72, 100))
+        return Configuration(name, shape, dtype, layout, targets=targets, order=order)
+    channels = 16 * chance.randint(1, 6) if name == "pixel" else 2 * chance.randint(8, 40)
+    shape = (chance.randint(1, 3), channels, chance.randint(1, 13), chance.randint(1, 13))
+    return Configuration(
+        name,
+        shape,
+        dtype,
+        layout,
+        with_shortcut=chance.random() < 0.5,
+        tied=name == "coordinate" and chance.random() < 0.5,
+        targets=targets,
+        order=order,
+    )
