@@ -16,7 +16,7 @@ PAGE = $(if $(filter benchmarks/results,$(OUTPUT)),docs,$(OUTPUT))
 QUICK ?=
 ENVIRONMENTS ?= build/compat
 
-.PHONY: demo test lint plain interpreter compile gpu-tests compat guard traffic compile-report baseline bench gpu report docs clean
+.PHONY: demo test lint plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
@@ -39,7 +39,7 @@ demo: $(INSTALLED)
 	  '          $(BIN)/triton-attn train --data PATH/TO/IMAGES --model resnet50 --attention se --where block --output runs/mine' \
 	  '          $(BIN)/triton-attn info'
 
-test: lint gpu-tests guard plain interpreter compile
+test: lint gpu-tests guard plain interpreter compile execute
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -58,6 +58,10 @@ interpreter: $(INSTALLED)
 
 compile: $(INSTALLED)
 	$(LANE) compile -n 2
+
+# Kernels as compiled, executed on the CPU; a longer sweep: .venv/bin/python -m tests.execute --draw 300
+execute: $(INSTALLED)
+	$(LANE) execute -n 2
 
 gpu-tests: $(INSTALLED)
 	$(LANE) gpu

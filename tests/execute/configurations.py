@@ -87,7 +87,7 @@ def results(configuration: Configuration) -> list[Tensor]:
         inputs, grad = _attention_inputs(configuration, 0)
         return _attend(functional.nonlocal_attention, inputs, grad)
     block = build(configuration, triton_attn).to(configuration.dtype)
-    batch, channels, height, width = configuration.shape
+    batch, _, height, width = configuration.shape
     x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
     others = {"shortcut": shortcut} if configuration.with_shortcut else {}
     if configuration.gating_channels is not None:

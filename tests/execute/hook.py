@@ -15,7 +15,7 @@ from triton_attn.ops import launch as launches
 from triton_attn.tuning import chips
 
 from .instructions import NotExecutedError
-from .program import Order, Program, program_of
+from .program import IN_ORDER, Order, Program, program_of
 from .runtime import Finding
 
 Run = Callable[[Program, tuple[int, ...], list[Any]], "tuple[Finding, ...]"]
@@ -29,12 +29,12 @@ class Executor:
         found: of every launch that was not clean, the kernel and the findings.
     """
 
-    def __init__(self, targets: tuple[str, ...] = ("sm_80",), order: Order = Order(), run: Run | None = None) -> None:
+    def __init__(self, targets: tuple[str, ...] = ("sm_80",), order: Order = IN_ORDER, run: Run | None = None) -> None:
         self.targets, self.order, self._run = targets, order, run
         self.executed: list[tuple[Launch, str]] = []
         self.found: list[tuple[str, tuple[Finding, ...]]] = []
 
-    def start(self, kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+    def start(self, kernel: Any, grid: tuple[int, ...], _: torch.device, **arguments: Any) -> None:
         """What ``launch.start`` does."""
         if 0 in grid:
             return
@@ -58,7 +58,7 @@ class Executor:
     def installed(self) -> Iterator[Executor]:
         """Within this, blocks under ``use_backend("triton")`` take tensors of the CPU, and launches come here."""
 
-        def obstacle(x: torch.Tensor, *others: torch.Tensor | None) -> str | None:
+        def obstacle(x: torch.Tensor, *_: torch.Tensor | None) -> str | None:
             return None if x.dtype in backend.DTYPES else f"{x.dtype}"
 
         with (

@@ -148,7 +148,9 @@ class _Body:
 
 _LOAD = re.compile(r"(?:@\$(\d+) )?ld\.global\S*\.b(\d+) \{[^}]*\}, \[ \$(\d+) \+ (\d+) \]")
 _STORE = re.compile(r"(?:@\$(\d+) )?st\.(global|shared)\S*\.b(\d+) \[ \$(\d+) \+ (\d+) \], \{?([^};]*)")
-_COPY = re.compile(r"(?:@\$(\d+) )?cp\.async\.\w+\.shared\.global \[ \$(\d+) \+ 0 \], \[ \$(\d+) \+ 0 \], (\w+), \$(\d+);")
+_COPY = re.compile(
+    r"(?:@\$(\d+) )?cp\.async\.\w+\.shared\.global \[ \$(\d+) \+ 0 \], \[ \$(\d+) \+ 0 \], (\w+), \$(\d+);"
+)
 _PRODUCT = re.compile(r"mma\.sync\.aligned\.m16n8k(?:8|16)\.row\.col\.f32\.(tf32|bf16|f16)\.\1\.f32")
 
 

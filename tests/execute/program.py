@@ -33,8 +33,8 @@ class Order:
 
 
 @cache
-def _machine() -> Any:
-    """The target machine of this process, with the runtime's functions known to its linker."""
+def _target() -> Any:
+    """This CPU, with the runtime's functions known to the linker."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     for name in (*FUNCTIONS, "global_smem"):
@@ -44,32 +44,39 @@ def _machine() -> Any:
     mathematics = ctypes.CDLL("libm.so.6")
     for name in ("exp2f", "log2f", "fmaf", "fmaxf", "fminf", "floorf"):
         llvm.add_symbol(name, ctypes.cast(getattr(mathematics, name), ctypes.c_void_p).value)
-    return llvm.Target.from_triple(TRIPLE).create_target_machine(opt=1, codemodel="large", jit=True)
+    return llvm.Target.from_triple(TRIPLE)
+
+
+IN_ORDER = Order()
 
 
 class Program:
     """Machine code for this CPU.
 
     Attributes:
+        kernel: its name.
         ir: what it was made of.
         barriers: how many it has, of those that all threads of a program reach.
     """
 
-    def __init__(self, ir: str, types: Sequence[str], threads: int, shared: int) -> None:
-        self.ir, self.types, self.threads, self.shared = ir, types, threads, shared
+    def __init__(self, kernel: str, ir: str, types: Sequence[str], threads: int, shared: int) -> None:
+        self.kernel, self.ir, self.types, self.threads, self.shared = kernel, ir, types, threads, shared
         self.barriers = ir.count(BARRIER)
+        target = _target()
         module = llvm.parse_assembly(ir)
         module.verify()
-        self._engine = llvm.create_mcjit_compiler(module, _machine())
+        # An engine takes its machine along when it goes.
+        machine = target.create_target_machine(opt=1, codemodel="large", jit=True)
+        self._engine = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
         self._entry = self._engine.get_function_address("entry")
 
     def without(self, barrier: int) -> Program:
         """The same without one of its barriers."""
-        return Program(without_barrier(self.ir, barrier), self.types, self.threads, self.shared)
+        return Program(self.kernel, without_barrier(self.ir, barrier), self.types, self.threads, self.shared)
 
     def run(
-        self, grid: Sequence[int], values: Sequence[Any], order: Order = Order(), short: int = 0
+        self, grid: Sequence[int], values: Sequence[Any], order: Order = IN_ORDER, short: int = 0
     ) -> tuple[Finding, ...]:
         """Run it for every program of ``grid``, on tensors and numbers; ``short`` bytes of each tensor are none of it.
 
@@ -105,5 +112,6 @@ def program_of(launch: Launch, target: str) -> Program:
     """
     source, options, gpu = source_of(launch, target)
     binary = triton.compile(source, target=gpu, options=options)
-    ir, types = translate(binary.asm["llir"], launch.kernel.fn.__name__)
-    return Program(ir, types, 32 * binary.metadata.num_warps, max(binary.metadata.shared, 0))
+    name = launch.kernel.fn.__name__
+    ir, types = translate(binary.asm["llir"], name)
+    return Program(name, ir, types, 32 * binary.metadata.num_warps, max(binary.metadata.shared, 0))

@@ -1,4 +1,4 @@
-"""The runtime of ``runtime/``, in C: compiled once by the C compiler that the package ``ziglang`` brings, and loaded."""
+"""The runtime of ``runtime/``, in C: compiled once, by the C compiler of the package ``ziglang``, and loaded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,18 @@ def library() -> ctypes.CDLL:
     if not path.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         own = path.with_suffix(f".{os.getpid()}")
-        command = [sys.executable, "-m", "ziglang", "cc", "-O2", "-shared", "-fPIC", "-fno-sanitize=all", "-o", str(own)]
+        command = [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "cc",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-fno-sanitize=all",
+            "-o",
+            str(own),
+        ]
         subprocess.run([*command, *map(str, SOURCES.glob("*.c"))], check=True)
         own.replace(path)  # another process may have been as far
     loaded = ctypes.CDLL(str(path))

@@ -81,6 +81,8 @@ def _without_gpu(ir: str) -> str:
     ir = re.sub(r"\bf0x([0-9A-F]{8})\b", _as_double, ir)
     for name, value in _INFINITIES.items():
         ir = ir.replace(name, value)
+    # Of zeros of both signs, NVIDIA's maximum is the positive one, whichever comes first.
+    ir = re.sub(r"@llvm\.(max|min)num\.", r"@llvm.\1imumnum.", ir)
     return ir.replace("ptx_kernel ", "")
 
 
