@@ -58,12 +58,13 @@ def mutants(name: str) -> list[Mutant]:
 
 
 def _copies(values: list[Any]) -> list[Any]:
-    """Of tensors, with their strides and what lies between their elements."""
-    found = []
+    """Of tensors, with their strides and what lies between their elements; those of one storage share one again."""
+    found, storages = [], {}
     for value in values:
         if isinstance(value, torch.Tensor):
-            storage = value.detach().untyped_storage().clone()
-            value = torch.empty(0, dtype=value.dtype).set_(storage, value.storage_offset(), value.shape, value.stride())
+            storage = value.detach().untyped_storage()
+            copy = storages.setdefault(storage.data_ptr(), storage.clone())
+            value = torch.empty(0, dtype=value.dtype).set_(copy, value.storage_offset(), value.shape, value.stride())
         found.append(value)
     return found
 
