@@ -30,6 +30,7 @@ CLASSES = {
     "pixel": "AttentionModule",
 }
 NON_LOCAL = "nonlocal_attention"
+CHANNEL_GATE = "channel_gate"
 LAYOUTS = ("contiguous", "channels_last")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -39,12 +40,16 @@ class Configuration:
     """A case of the lane.
 
     Attributes:
-        name: of a block, as ``create_attention`` has it, or ``"nonlocal_attention"``, the function.
-        shape: ``(N, C, H, W)``, or the function's ``(L, S, d, dv)``.
-        layout: of the map; for the function ``"channels_last"`` has each position's channels side by side.
+        name: of a block, as ``create_attention`` has it, or of a function, ``"nonlocal_attention"`` or
+            ``"channel_gate"``.
+        shape: ``(N, C, H, W)``, or of non-local attention ``(L, S, d, dv)``.
+        layout: of the map; for that function ``"channels_last"`` has each position's channels side by side.
         gating_channels: of the attention gate's own signal, with a map half as high and wide.
         tied: whether many values of the map are equal, and with them maxima.
         training: whether there is a backward.
+        needs: of what it computes gradients: ``"all"``, ``"map"``, ``"weights"``, ``"shortcut"``; or ``"v"``, of that
+            function.
+        options: more arguments of a function.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Configuration:
     gating_channels: int | None = None
     tied: bool = False
     training: bool = True
+    needs: str = "all"
+    options: tuple[tuple[str, Any], ...] = ()
     targets: tuple[str, ...] = ("sm_80",)
     order: Order = field(default_factory=Order)
 
@@ -62,6 +69,8 @@ class Configuration:
         options = [word for word, wanted in (("shortcut", self.with_shortcut), ("tied", self.tied)) if wanted]
         options += [f"gating {self.gating_channels}"] if self.gating_channels else []
         options += [] if self.training else ["inference"]
+        options += [] if self.needs == "all" else [f"{self.needs} alone"]
+        options += [f"{name} {value}" for name, value in self.options]
         options += [] if self.targets == ("sm_80",) else [self.targets[0]]
         options += [] if self.order == Order() else [f"order {self.order.programs}{self.order.warps}{self.order.lanes}"]
         size = "x".join(map(str, self.shape))
@@ -85,7 +94,13 @@ def results(configuration: Configuration) -> list[Tensor]:
     torch.manual_seed(0)
     if configuration.name == NON_LOCAL:
         inputs, grad = _attention_inputs(configuration, 0)
-        return _attend(functional.nonlocal_attention, inputs, grad)
+        if configuration.needs == "v":
+            q, k, v = inputs
+            y = functional.nonlocal_attention(q, k, v.requires_grad_())
+            return [y.detach(), *torch.autograd.grad(y, v, grad)]
+        return _attend(functional.nonlocal_attention, inputs, grad, dict(configuration.options))
+    if configuration.name == CHANNEL_GATE:
+        return _gate_channels(configuration)
     block = build(configuration, triton_attn).to(configuration.dtype)
     batch, _, height, width = configuration.shape
     x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
@@ -96,8 +111,25 @@ def results(configuration: Configuration) -> list[Tensor]:
     if not configuration.training:
         with torch.no_grad():
             return [block.eval()(x, **others)]
-    y, grads = parity.run(block, [x, *others.values()], grad, list(others))
-    return [y, *grads]
+    if configuration.needs == "all":
+        y, grads = parity.run(block, [x, *others.values()], grad, list(others))
+        return [y, *grads]
+    block.requires_grad_(configuration.needs == "weights")
+    leaves = {"map": [x], "weights": list(block.parameters()), "shortcut": [shortcut]}[configuration.needs]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    y = block(x, **others)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+def _gate_channels(configuration: Configuration) -> list[Tensor]:
+    channels, hidden = configuration.shape[1], configuration.shape[1] // 4
+    x, grad = (_map(configuration, configuration.shape) for _ in range(2))
+    sizes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
+    leaves = [x, *((torch.randn(size) / 4).to(configuration.dtype) for size in sizes)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    y = functional.channel_gate(*leaves, **dict(configuration.options))
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
 def _map(configuration: Configuration, size: Sequence[int]) -> Tensor:
@@ -118,9 +150,14 @@ def check(configuration: Configuration) -> Executor:
     """
     executor = Executor(configuration.targets, configuration.order)
     with executor.installed():
-        if configuration.name == NON_LOCAL:
+        if configuration.name == NON_LOCAL and configuration.needs == "all":
             _check_attention(configuration)
-        elif configuration.gating_channels is not None or not configuration.training:
+        elif (
+            configuration.name == CHANNEL_GATE
+            or configuration.gating_channels is not None
+            or configuration.needs != "all"
+            or not configuration.training
+        ):
             _check_results(configuration)
         else:
             parity.check_block(
@@ -165,23 +202,23 @@ def _attention_inputs(configuration: Configuration, seed: int) -> tuple[list[Ten
     return found[:3], found[3]
 
 
-def _attend(function: Any, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+def _attend(function: Any, inputs: Sequence[Tensor], grad: Tensor, options: dict[str, Any]) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in inputs]
-    y = function(*leaves)
+    y = function(*leaves, **options)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
 
 
 def _check_attention(configuration: Configuration) -> None:
-    errors, drawn = [], []
+    errors, drawn, options = [], [], dict(configuration.options)
     for seed in (2, 1, 0):
         inputs, grad = _attention_inputs(configuration, seed)
-        plain = _attend(nonlocal_attention, inputs, grad)
-        exact = _attend(attend_explicit, [t.double() for t in inputs], grad.double())
+        plain = _attend(nonlocal_attention, inputs, grad, options)
+        exact = _attend(attend_explicit, [t.double() for t in inputs], grad.double(), options)
         drawn = [inputs, grad, plain, exact]
         errors.append([parity.largest_error(a, b) for a, b in zip(plain, exact, strict=True)])
     inputs, grad, plain, exact = drawn
     with triton_attn.use_backend("triton"):
-        ours = _attend(functional.nonlocal_attention, inputs, grad)
+        ours = _attend(functional.nonlocal_attention, inputs, grad, options)
     for i, what in enumerate(("y", "q", "k", "v")):
         parity.assert_within(ours[i], plain[i], exact[i], what, plain_error=max(each[i] for each in errors))
 
@@ -197,7 +234,19 @@ FIXED = (
     ),
     *(Configuration(name, (1, 16, 4, 4), F16, "channels_last", targets=NEXT) for name in ("se", "eca", "coordinate")),
     *(Configuration(name, (1, 16, 4, 4), F32, targets=NEXT) for name in ("cbam", "dual")),
-    *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("se", "gate", "nonlocal")),
+    *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("se", "cbam", "gate", "nonlocal")),
+    Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, options=(("pool", "max"), ("hidden_activation", "none"))),
+    Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, "channels_last", options=(("pool", "both"),)),
+    Configuration("se", (2, 32, 5, 7), F32, needs="map"),
+    Configuration("gate", (2, 32, 5, 7), F32, needs="map"),
+    Configuration("gate", (2, 32, 5, 7), F32, needs="weights"),
+    Configuration("gate", (1, 200, 3, 7), F32, needs="map"),
+    Configuration("gate", (1, 200, 3, 7), F32, needs="weights"),
+    Configuration("gate", (1, 200, 3, 7), F32, needs="shortcut", with_shortcut=True),
+    Configuration(NON_LOCAL, (33, 40, 24, 20), F32, "channels_last", needs="v"),
+    Configuration("gate", (1, 200, 3, 7), F32, with_shortcut=True, training=False),
+    Configuration("nonlocal", (1, 64, 3, 3), F32, with_shortcut=True),
+    Configuration("nonlocal", (1, 64, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
     Configuration("se", (3, 40, 9, 31), F32, "contiguous", with_shortcut=True),
     Configuration("eca", (2, 72, 1, 1), F32, "channels_last"),
     Configuration("coordinate", (2, 16, 6, 9), F32, "contiguous", with_shortcut=True, tied=True),
@@ -213,6 +262,9 @@ FIXED = (
     Configuration(NON_LOCAL, (65, 33, 24, 40), F32, "contiguous"),
     Configuration(NON_LOCAL, (65, 33, 24, 40), F16, "contiguous"),
     Configuration(NON_LOCAL, (70, 50, 64, 160), BF16, "channels_last"),
+    Configuration(NON_LOCAL, (33, 40, 72, 20), F32, "channels_last", options=(("scale", -0.5),)),
+    Configuration(NON_LOCAL, (66, 70, 16, 136), F32, "contiguous"),
+    Configuration(NON_LOCAL, (20, 20, 64, 96), F16, "contiguous", options=(("scale", -0.5),)),
 )
 ORDERS = (Order(BACKWARDS, BACKWARDS, BACKWARDS), Order(DRAWN, DRAWN, DRAWN, 5))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -28,7 +29,26 @@ def test_numbers_and_findings(configuration: Configuration) -> None:
     assert not executor.found
 
 
-def test_every_kernel_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def started() -> dict[str, dict[str, set[bool]]]:
+    """The kernels that the fixed configurations start, and of each the values that its flags have."""
+    found: dict[str, dict[str, set[bool]]] = {}
+
+    def note(kernel: Any, *_: Any, **arguments: Any) -> None:
+        flags = found.setdefault(kernel.fn.__name__, {})
+        for parameter in kernel.params:
+            value = arguments.get(parameter.name, ...)
+            if parameter.is_constexpr and (value is None or isinstance(value, bool)):
+                flags.setdefault(parameter.name, set()).add(bool(value))
+
+    for configuration in FIXED:
+        executor = Executor()
+        with executor.installed(), triton_attn.use_backend("triton"), mock.patch.object(launch, "start", note):
+            results(configuration)
+    return found
+
+
+def test_every_kernel_is_executed(started: dict[str, Any]) -> None:
     folder = Path(triton_attn.__file__).parent / "kernels"
     written = {
         node.name
@@ -36,17 +56,18 @@ def test_every_kernel_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
     }
-    started: set[str] = set()
+    assert written == started.keys()
 
-    def note(kernel: Any, *_: Any, **__: Any) -> None:
-        started.add(kernel.fn.__name__)
 
-    for configuration in FIXED:
-        with Executor().installed(), triton_attn.use_backend("triton"):
-            monkeypatch.setattr(launch, "start", note)
-            results(configuration)
-            monkeypatch.undo()
-    assert written == started
+# Of these flags one value alone is executed. The interpreter needs UPCAST and AS_KEYS; WIDE is for 2³¹ elements and more.
+ONE_VALUE = {"UPCAST", "AS_KEYS", "WIDE"}
+# Means go from the squeeze to the network at once: the kernel between them is started where there are maxima.
+ONE_VALUE_OF_A_KERNEL = {("bottleneck_hidden_kernel", "MAX")}
+
+
+def test_every_flag_is_executed_both_ways(started: dict[str, dict[str, set[bool]]]) -> None:
+    one = {(kernel, flag) for kernel, flags in started.items() for flag, values in flags.items() if len(values) == 1}
+    assert {each for each in one if each[1] not in ONE_VALUE} == ONE_VALUE_OF_A_KERNEL
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=["backwards", "drawn"])
