@@ -59,7 +59,7 @@ def test_every_kernel_is_executed(started: dict[str, Any]) -> None:
     assert written == started.keys()
 
 
-# Of these flags one value alone is executed. The interpreter needs UPCAST and AS_KEYS; WIDE is for 2³¹ elements and more.
+# Of these flags one value alone is executed: the interpreter needs UPCAST and AS_KEYS, tensors of 2³¹ elements WIDE.
 ONE_VALUE = {"UPCAST", "AS_KEYS", "WIDE"}
 # Means go from the squeeze to the network at once: the kernel between them is started where there are maxima.
 ONE_VALUE_OF_A_KERNEL = {("bottleneck_hidden_kernel", "MAX")}
