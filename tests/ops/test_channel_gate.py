@@ -59,7 +59,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return batch, draw(st.integers(1, min(96, 2**13 // (batch * height * width)))), height, width
 
 
-@settings(max_examples=45)
+@settings(max_examples=24)
 @given(
     name=st.sampled_from(BLOCKS),
     shape=shapes(),

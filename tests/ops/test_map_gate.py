@@ -48,7 +48,7 @@ def check(shape: tuple[int, ...], per_channel: bool, dtype: torch.dtype, layout:
         assert_within(*each, name)
 
 
-@settings(max_examples=25)
+@settings(max_examples=16)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 96),

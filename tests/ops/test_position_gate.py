@@ -59,7 +59,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(shape=shapes(), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS), with_shortcut=st.booleans())
 @example(shape=(1, 2, 1, 1), dtype=torch.float32, layout="contiguous", with_shortcut=True)
 @example(shape=(2, 63, 7, 7), dtype=torch.float16, layout="channels_last", with_shortcut=True)
@@ -99,7 +99,7 @@ def draw_gated(
     return [lay_out(t.to(dtype), layout) for t in inputs], lay_out(torch.randn(shape).to(dtype), layout)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(
     shape=shapes(),
     gating=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
