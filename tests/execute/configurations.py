@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import triton_attn
 from tests import parity
+from tests.parity import DTYPES
 from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
 
@@ -32,7 +33,6 @@ CLASSES = {
 NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 LAYOUTS = ("contiguous", "channels_last")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,9 @@ def test_parity(site: tuple[int, int, int], name: str, dtype: torch.dtype, memor
 def test_same_bits_and_no_image_depends_on_its_batch(
     site: tuple[int, int, int], name: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    """Wide ones are products of the library, which may choose another algorithm for another batch: close, then."""
-    same: Callable[..., None] = partial(torch.testing.assert_close, **({} if site[0] > 128 else {"rtol": 0, "atol": 0}))
+    """Wide ones are products of the library, which in float32 chooses another algorithm for another batch."""
+    by_batch = site[0] > 128 and dtype == torch.float32 and memory_format == torch.contiguous_format
+    same: Callable[..., None] = partial(torch.testing.assert_close, **({} if by_batch else {"rtol": 0, "atol": 0}))
     torch.manual_seed(0)
     block = builder(name, site[0])(triton_attn).to("cuda", dtype)
     x, grad = draw((13, *site), dtype, memory_format, 2)
