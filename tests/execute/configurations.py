@@ -16,20 +16,12 @@ from tests import parity
 from tests.parity import DTYPES
 from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
+from triton_attn.registry import BLOCKS
 
 from .hook import Executor
 from .program import BACKWARDS, DRAWN, Order
 
-CLASSES = {
-    "se": "SEBlock",
-    "eca": "ECABlock",
-    "cbam": "CBAM",
-    "coordinate": "CoordinateAttention",
-    "dual": "DualAttentionBlock",
-    "nonlocal": "NonLocalBlock",
-    "gate": "AttentionGate",
-    "pixel": "AttentionModule",
-}
+NAMES = ("se", "eca", "cbam", "coordinate", "dual", "nonlocal", "gate", "pixel")  # what is drawn goes by their order
 NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 LAYOUTS = ("contiguous", "channels_last")
@@ -81,7 +73,7 @@ def build(configuration: Configuration, package: ModuleType) -> nn.Module:
     """The configuration's block, of either package."""
     channels = configuration.shape[1]
     arguments = (channels,) if configuration.gating_channels is None else (channels, configuration.gating_channels)
-    block: nn.Module = getattr(package, CLASSES[configuration.name])(*arguments)
+    block: nn.Module = getattr(package, BLOCKS[configuration.name].__name__)(*arguments)
     if configuration.name in ("gate", "pixel") and configuration.dtype != torch.float32:
         with torch.no_grad():  # away from the hidden ReLU's kink, where rounding would decide
             block.conv1.bias[::2] += 4
@@ -228,7 +220,7 @@ NEXT = ("sm_90", "sm_80")  # kernels without a product; others are executed for 
 FIXED = (
     *(
         Configuration(name, (2, 32, 5, 7), dtype, layout, with_shortcut=dtype == BF16)
-        for name in CLASSES
+        for name in NAMES
         for dtype in (F32, BF16)
         for layout in LAYOUTS
     ),
@@ -274,7 +266,7 @@ def drawn(seed: int) -> Configuration:
     chance = random.Random(seed)
     dtype, layout, targets = chance.choice(DTYPES), chance.choice(LAYOUTS), chance.choice((("sm_80",), NEXT))
     order = Order(*(chance.randrange(3) for _ in range(3)), seed)
-    name = chance.choice([*CLASSES, NON_LOCAL])
+    name = chance.choice([*NAMES, NON_LOCAL])
     if name == NON_LOCAL:
         shape = tuple(chance.randint(1, most) for most in (150, 150, 72, 100))
         return Configuration(name, shape, dtype, layout, targets=targets, order=order)
