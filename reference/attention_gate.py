@@ -9,16 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activations import ONE_AT_ZERO
+from .channel_gate import activate
 from .common import (
     AttentionBlock,
     add_shortcut,
     check_map,
     check_parameter,
     check_pointwise_weight,
-    hidden_channels,
+    hidden_width,
     positive,
     weight_and_bias,
 )
+from .identity import last_convolution
 
 
 def spatial_gate(
@@ -30,13 +33,14 @@ def spatial_gate(
     psi_weight: Tensor,
     psi_bias: Tensor,
     gating: Tensor | None = None,
+    activation: str = "sigmoid",
 ) -> Tensor:
     """``σ(psi(relu(conv1(x) + conv2(gating))))`` of ``x`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
     signal = F.conv2d(x if gating is None else gating, weight2, bias2)
     if signal.shape[2:] != x.shape[2:]:
         # A 1×1 convolution and a bilinear resize commute, and this order resizes fewer channels.
         signal = F.interpolate(signal, size=x.shape[2:], mode="bilinear", align_corners=False)
-    return torch.sigmoid(F.conv2d(F.relu(F.conv2d(x, weight1, bias1) + signal), psi_weight, psi_bias))
+    return activate(F.conv2d(F.relu(F.conv2d(x, weight1, bias1) + signal), psi_weight, psi_bias), activation)
 
 
 def attention_gate(
@@ -85,6 +89,7 @@ class AttentionGate(AttentionBlock):
     Args:
         in_channels: ``C``, the channels of the map.
         gating_channels: the channels of the gating signal; None means ``in_channels``.
+        identity: change nothing at first: the gate is ``2σ``, and ``psi`` starts at 0.
         device, dtype: where and in what type the parameters are made.
 
     Raises:
@@ -96,17 +101,20 @@ class AttentionGate(AttentionBlock):
         in_channels: int,
         gating_channels: int | None = None,
         *,
+        identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = hidden_channels(in_channels, 2)
+        hidden = hidden_width(in_channels, 2)
         if gating_channels is None:
             gating_channels = in_channels
         positive("gating_channels", gating_channels)
         self.conv1 = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
         self.conv2 = nn.Conv2d(gating_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.psi = nn.Conv2d(hidden, 1, kernel_size=1, device=device, dtype=dtype)
+        self.identity = identity
+        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
+        self.psi = last_convolution(hidden, 1, identity, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
         """Gate ``x`` ``(N, C, H, W)`` by itself or by ``gating`` ``(N, gating_channels, any H, any W)``.
@@ -116,11 +124,11 @@ class AttentionGate(AttentionBlock):
         """
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         check_gating(x, gating, self.conv2.weight)
-        return attention_gate(x, *self.weights(), gating, shortcut)
+        return add_shortcut(x * self.spatial_gate(x, gating), shortcut)
 
     def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
         """The gate, ``(N, 1, H, W)``."""
-        return spatial_gate(x, *self.weights(), gating)
+        return spatial_gate(x, *self.weights(), gating, self.activation)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""

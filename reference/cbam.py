@@ -9,18 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .channel_gate import channel_gate
+from .activations import ONE_AT_ZERO
+from .channel_gate import activate, channel_gate
 from .common import AttentionBlock, add_shortcut, check_map, weight_and_bias
+from .identity import ZeroLayer
 from .se import SEBlock
 
 
-def spatial_gate(u: Tensor, conv_weight: Tensor, conv_bias: Tensor) -> Tensor:
-    """``σ(conv7×7([mean_c u, max_c u]))`` of ``u`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
-    # Of tied maxima the first has the gradient. Where there is none, amax is the same, several times as fast on a CPU.
+def pooled_channels(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the maximum over channels, ``(N, 1, H, W)`` each. Of tied maxima the first has the gradient."""
+    # Where there is none, amax is the same, several times as fast on a CPU.
     differentiable = torch.is_grad_enabled() and u.requires_grad
     top = u.max(dim=1, keepdim=True).values if differentiable else u.amax(dim=1, keepdim=True)
-    pooled = torch.cat([u.mean(1, keepdim=True), top], dim=1)
-    return torch.sigmoid(F.conv2d(pooled, conv_weight, conv_bias, padding=3))
+    return u.mean(1, keepdim=True), top
+
+
+def spatial_gate(u: Tensor, conv_weight: Tensor, conv_bias: Tensor, activation: str = "sigmoid") -> Tensor:
+    """``σ(conv7×7([mean_c u, max_c u]))`` of ``u`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
+    pooled = torch.cat(pooled_channels(u), dim=1)
+    return activate(F.conv2d(pooled, conv_weight, conv_bias, padding=3), activation)
 
 
 def cbam(
@@ -55,6 +62,7 @@ class CBAM(AttentionBlock):
     Args:
         in_channels: ``C``, the channels of the map.
         reduction: the channel gate's hidden layer has ``C // reduction`` channels.
+        identity: change nothing at first: both gates are ``2σ``, and their last layers start at 0.
         device, dtype: where and in what type the parameters are made.
 
     Raises:
@@ -66,12 +74,19 @@ class CBAM(AttentionBlock):
         in_channels: int,
         reduction: int = 16,
         *,
+        identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channel_attention = SEBlock(in_channels, reduction, device=device, dtype=dtype)
-        self.spatial_attention = nn.Conv2d(2, 1, kernel_size=7, padding=3, device=device, dtype=dtype)
+        self.identity = identity
+        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
+        self.channel_attention = SEBlock(in_channels, reduction, identity=identity, device=device, dtype=dtype)
+        self.spatial_attention = (
+            ZeroLayer((1, 2, 7, 7), device=device, dtype=dtype)
+            if identity
+            else nn.Conv2d(2, 1, kernel_size=7, padding=3, device=device, dtype=dtype)
+        )
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
@@ -81,7 +96,7 @@ class CBAM(AttentionBlock):
 
     def spatial_gate(self, u: Tensor) -> Tensor:
         """The spatial gate of the channel-gated map ``u``, ``(N, 1, H, W)``."""
-        return spatial_gate(u, *self.spatial_weights())
+        return spatial_gate(u, *self.spatial_weights(), self.activation)
 
     def spatial_weights(self) -> tuple[Tensor, Tensor]:
         """The spatial gate's parameters, in the order the functions take them."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activations import GATES, HIDDEN
 from .common import add_shortcut
 
 POOLS = ("mean", "max", "both")
@@ -22,17 +22,15 @@ def pooled(x: Tensor, pool: str) -> list[Tensor]:
 
 def activate(logits: Tensor, activation: str) -> Tensor:
     """A gate's last step."""
-    if activation == "none":
-        return logits
-    return torch.sigmoid(logits) if activation == "sigmoid" else F.hardsigmoid(logits)
+    return GATES[activation](logits)
 
 
 def bottleneck_gate(
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
+    bias1: Tensor | None,
     weight2: Tensor,
-    bias2: Tensor,
+    bias2: Tensor | None,
     *,
     pool: str = "mean",
     hidden_activation: str = "relu",
@@ -41,10 +39,7 @@ def bottleneck_gate(
     """The gate of two dense layers, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.channel_gate`."""
     logits = None
     for vector in pooled(x, pool):
-        hidden = F.linear(vector, weight1, bias1)
-        if hidden_activation == "relu":
-            hidden = torch.relu(hidden)
-        own = F.linear(hidden, weight2, bias2)
+        own = F.linear(HIDDEN[hidden_activation](F.linear(vector, weight1, bias1)), weight2, bias2)
         logits = own if logits is None else logits + own
     assert logits is not None
     return activate(logits, activation).unsqueeze(-1).unsqueeze(-1)
@@ -53,9 +48,9 @@ def bottleneck_gate(
 def channel_gate(
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
+    bias1: Tensor | None,
     weight2: Tensor,
-    bias2: Tensor,
+    bias2: Tensor | None,
     shortcut: Tensor | None = None,
     *,
     pool: str = "mean",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class AttentionBlock(nn.Module):
     """An attention block: takes ``(N, C, H, W)``, returns the same shape, dtype and layout."""
 
+    identity = False  # whether it was built to change nothing at first
+
+    def extra_repr(self) -> str:
+        return "identity=True" if self.identity else ""
+
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """The attention this block pays to ``x``, by kind, for looking at.
 
@@ -21,8 +28,11 @@ class AttentionBlock(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define attention_maps")
 
 
-def weight_and_bias(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Those of a module's layer ``name``, a small part of what looking at two attributes after two others costs."""
+def weight_and_bias(module: nn.Module, name: str) -> tuple[Tensor, Any]:
+    """Those of a module's layer ``name``, None for no bias.
+
+    A small part of what looking at two attributes after two others costs.
+    """
     layer = module._modules[name]
     assert layer is not None
     own = layer._parameters
@@ -31,13 +41,16 @@ def weight_and_bias(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     return layer.weight, layer.bias  # type: ignore[return-value]  # parametrised, pruned, and the like
 
 
-def hidden_channels(channels: int, reduction: int) -> int:
-    """``channels // reduction``, or a ValueError where that leaves nothing.
+def hidden_width(channels: int, reduction: int, given: int | None = None) -> int:
+    """The hidden channels that were given, or ``channels // reduction``.
 
     Raises:
-        ValueError: ``channels`` or ``reduction`` is not a positive integer, or no hidden channel is left.
+        ValueError: an argument is not a positive integer, or no hidden channel is left.
     """
     positive("channels", channels)
+    if given is not None:
+        positive("hidden_channels", given)
+        return given
     positive("reduction", reduction)
     hidden = channels // reduction
     if hidden == 0:

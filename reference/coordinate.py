@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .channel_gate import bottleneck_gate, channel_gate
-from .common import AttentionBlock, check_map, hidden_channels, weight_and_bias
+from .common import AttentionBlock, check_map, hidden_width, weight_and_bias
+from .identity import ZeroLayer
 
 LINEAR: dict[str, Any] = {"pool": "both", "hidden_activation": "none", "activation": "none"}
 
@@ -24,6 +25,7 @@ class CoordinateAttention(AttentionBlock):
     Args:
         in_channels: ``C``, the channels of the map.
         reduction: ``fc`` has ``C // reduction`` output channels.
+        identity: change nothing at first: ``fc_out``'s weight starts at 0 and its bias, which counts twice, at ½.
         device, dtype: where and in what type the parameters are made.
 
     Raises:
@@ -35,13 +37,19 @@ class CoordinateAttention(AttentionBlock):
         in_channels: int,
         reduction: int = 16,
         *,
+        identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = hidden_channels(in_channels, reduction)
+        hidden = hidden_width(in_channels, reduction)
         self.fc = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.fc_out = nn.Conv2d(hidden, in_channels, kernel_size=1, device=device, dtype=dtype)
+        self.identity = identity
+        self.fc_out = (
+            ZeroLayer((in_channels, hidden, 1, 1), 0.5, device=device, dtype=dtype)
+            if identity
+            else nn.Conv2d(hidden, in_channels, kernel_size=1, device=device, dtype=dtype)
+        )
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""

@@ -39,6 +39,7 @@ class DualAttentionBlock(AttentionBlock):
     Args:
         in_channels: ``C``, the channels of the map.
         reduction: each channel gate's hidden layer has ``C // reduction`` channels.
+        identity: change nothing at first: the three gates are ``2σ``, and their last layers start at 0.
         device, dtype: where and in what type the parameters are made.
 
     Raises:
@@ -50,12 +51,14 @@ class DualAttentionBlock(AttentionBlock):
         in_channels: int,
         reduction: int = 16,
         *,
+        identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channel_attention = SEBlock(in_channels, reduction, device=device, dtype=dtype)
-        self.spatial_attention = CBAM(in_channels, reduction, device=device, dtype=dtype)
+        self.identity = identity
+        self.channel_attention = SEBlock(in_channels, reduction, identity=identity, device=device, dtype=dtype)
+        self.spatial_attention = CBAM(in_channels, reduction, identity=identity, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""

@@ -10,8 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .activations import ONE_AT_ZERO
 from .channel_gate import eca, neighbours_gate
 from .common import AttentionBlock, check_map, positive
+from .identity import ZeroLayer
 
 
 def adaptive_kernel_size(channels: int) -> int:
@@ -26,6 +28,7 @@ class ECABlock(AttentionBlock):
     Args:
         channels: ``C``, the channels of the map.
         kernel_size: odd; None takes the paper's adaptive size.
+        identity: change nothing at first: the gate is ``2σ``, and the convolution starts at 0.
         device, dtype: where and in what type the parameter is made.
 
     Raises:
@@ -37,6 +40,7 @@ class ECABlock(AttentionBlock):
         channels: int,
         kernel_size: int | None = 3,
         *,
+        identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -47,15 +51,20 @@ class ECABlock(AttentionBlock):
         positive("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.channels = channels
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        self.channels, self.identity = channels, identity
+        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
+        self.conv = (
+            ZeroLayer((1, 1, kernel_size), None, device=device, dtype=dtype)
+            if identity
+            else nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        )
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
         weight = self.conv.weight
         check_map(x, self.channels, weight, shortcut)
-        return eca(x, weight, shortcut)
+        return eca(x, weight, shortcut, activation=self.activation)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.channels, self.conv.weight)
-        return {"channel": neighbours_gate(x, self.conv.weight)}
+        return {"channel": neighbours_gate(x, self.conv.weight, activation=self.activation)}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from . import attention_by_rows
 from .attention_by_rows import AttentionByRows
 from .channel_gate import check_choice
-from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_channels, weight_and_bias
+from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_width, weight_and_bias
+from .identity import last_convolution
 
 # Up to this many positions the (HW × HW) matrix of an image is small (4 MB in float32), and building it is the
 # faster way; above it the matrix is never in memory.
@@ -128,6 +129,7 @@ class NonLocalBlock(AttentionBlock):
 
     Args:
         in_channels: ``C``, the channels of the map, at least 2.
+        identity: change nothing at first: the values' convolution starts at 0.
         device, dtype: where and in what type the parameters are made.
 
     Raises:
@@ -138,14 +140,16 @@ class NonLocalBlock(AttentionBlock):
         self,
         in_channels: int,
         *,
+        identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = hidden_channels(in_channels, 2)
+        hidden = hidden_width(in_channels, 2)
         self.query_conv = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
         self.key_conv = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.value_conv = nn.Conv2d(in_channels, in_channels, kernel_size=1, device=device, dtype=dtype)
+        self.identity = identity
+        self.value_conv = last_convolution(in_channels, in_channels, identity, device=device, dtype=dtype)
 
     def forward(
         self, x: Tensor, shortcut: Tensor | None = None, *, return_attention: bool = False

@@ -6,20 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activations import ONE_AT_ZERO
+from .channel_gate import activate
 from .common import (
     AttentionBlock,
     add_shortcut,
     check_map,
     check_parameter,
     check_pointwise_weight,
-    hidden_channels,
+    hidden_width,
     weight_and_bias,
 )
+from .identity import last_convolution
 
 
-def pixel_gate(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+def pixel_gate(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, activation: str = "sigmoid"
+) -> Tensor:
     """``σ(conv2(relu(conv1(x))))`` of ``x`` ``(N, C, H, W)``, in the same shape."""
-    return torch.sigmoid(F.conv2d(F.relu(F.conv2d(x, weight1, bias1)), weight2, bias2))
+    return activate(F.conv2d(F.relu(F.conv2d(x, weight1, bias1)), weight2, bias2), activation)
 
 
 def pixel_attention(
@@ -43,6 +48,7 @@ class AttentionModule(AttentionBlock):
 
     Args:
         in_channels: ``C``, the channels of the map, at least 16.
+        identity: change nothing at first: the gate is ``2σ``, and ``conv2`` starts at 0.
         device, dtype: where and in what type the parameters are made.
 
     Raises:
@@ -53,22 +59,25 @@ class AttentionModule(AttentionBlock):
         self,
         in_channels: int,
         *,
+        identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = hidden_channels(in_channels, 16)
+        hidden = hidden_width(in_channels, 16)
         self.conv1 = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.conv2 = nn.Conv2d(hidden, in_channels, kernel_size=1, device=device, dtype=dtype)
+        self.identity = identity
+        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
+        self.conv2 = last_convolution(hidden, in_channels, identity, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        return pixel_attention(x, *self.weights(), shortcut)
+        return add_shortcut(x * pixel_gate(x, *self.weights(), self.activation), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.conv1.in_channels, self.conv1.weight)
-        return {"pixel": pixel_gate(x, *self.weights())}
+        return {"pixel": pixel_gate(x, *self.weights(), self.activation)}
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters, in the order the functions take them."""

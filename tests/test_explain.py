@@ -63,3 +63,23 @@ def test_the_interpreter_counts_as_a_gpu() -> None:
     assert "interpreter" in entry.reason
     (entry,) = triton_attn.explain(triton_attn.SEBlock(8, 2).double(), torch.randn(1, 8, 4, 4).double())
     assert entry.backend == "reference"
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (triton_attn.CBAM(16, identity=True), "identity=True"),
+        (triton_attn.SEBlock(16, gate="hard_sigmoid", hidden_activation="gelu"), "hidden_activation='gelu'"),
+    ],
+)
+def test_what_has_no_kernel_is_told_and_refused(block: triton_attn.reference.AttentionBlock, reason: str) -> None:
+    x = torch.randn(1, 16, 4, 4)
+    expected = block(x)
+    (entry,) = triton_attn.explain(block, x)
+    assert entry.backend == "reference"
+    assert reason in entry.reason
+    with triton_attn.use_backend("reference"):
+        assert triton_attn.explain(block, x)[0].reason == "asked for"
+        assert torch.equal(block(x), expected)
+    with triton_attn.use_backend("triton"), pytest.raises(triton_attn.BackendError, match=reason):
+        block(x)

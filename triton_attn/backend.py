@@ -99,6 +99,19 @@ def use_triton(x: Tensor, *others: Tensor | None) -> bool:
     return not obstacle
 
 
+def refuse(reason: str) -> None:
+    """Note that the plain twin serves a call, since there is no kernel for what it computes.
+
+    Raises:
+        BackendError: Triton was asked for.
+    """
+    request, heard = requested_backend(), _heard.value
+    if heard is not None:
+        heard.append(Choice("reference", "asked for" if request == "reference" else reason))
+    elif request == "triton":
+        raise BackendError(f"backend 'triton' was asked for, but cannot serve: {reason}")
+
+
 def is_plain(x: Tensor) -> bool:
     """Whether a call on ``x`` is the twin's, at once: on a CPU finding out why may take longer than a small block."""
     return (

@@ -15,6 +15,9 @@ class AttentionGate(reference.AttentionGate):
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, gating, shortcut)
+        if self.identity:
+            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
+            return super().forward(x, gating, shortcut)
         weights = self.weights()
         if gating is None:
             weight1, bias1, weight2, bias2, *psi = weights

@@ -14,6 +14,9 @@ class CBAM(reference.CBAM):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
+        if self.identity:
+            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
+            return super().forward(x, shortcut)
         channel, spatial = self.channel_attention.weights(), self.spatial_weights()
         if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut)) is not None:
             return y

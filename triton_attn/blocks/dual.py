@@ -14,6 +14,9 @@ class DualAttentionBlock(reference.DualAttentionBlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
+        if self.identity:
+            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
+            return super().forward(x, shortcut)
         first, second = self.channel_attention.weights(), self.spatial_attention.channel_attention.weights()
         spatial = self.spatial_attention.spatial_weights()
         if (y := ops.CBAM.again(x, *first, *second, *spatial, shortcut)) is not None:

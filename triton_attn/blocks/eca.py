@@ -14,6 +14,9 @@ class ECABlock(reference.ECABlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
+        if self.identity:
+            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
+            return super().forward(x, shortcut)
         if (y := ops.ECA.again(x, self.conv.weight, shortcut, "mean", "sigmoid")) is not None:
             return y
         if not backend.use_triton(x, self.conv.weight, shortcut):

@@ -14,6 +14,9 @@ class AttentionModule(reference.AttentionModule):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
+        if self.identity:
+            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
+            return super().forward(x, shortcut)
         weights = self.weights()
         if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut)) is not None:
             return y

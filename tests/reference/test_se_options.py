@@ -1,0 +1,95 @@
+"""SE's options: against the formula written out, torchvision's SqueezeExcitation and timm's SEModule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from triton_attn import reference
+
+
+def erf(z: Tensor) -> Tensor:
+    return torch.special.erf(z)
+
+
+HIDDEN = {
+    "relu": lambda z: (z + z.abs()) / 2,
+    "silu": lambda z: z / (1 + torch.exp(-z)),
+    "hardswish": lambda z: z * torch.clip(z + 3, 0, 6) / 6,
+    "gelu": lambda z: z * (1 + erf(z / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda z: z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2,
+    "leaky_relu": lambda z: torch.where(z > 0, z, z / 100),
+    "none": lambda z: z,
+}
+GATES = {
+    "sigmoid": lambda z: 1 / (1 + torch.exp(-z)),
+    "hard_sigmoid": lambda z: torch.clip(z + 3, 0, 6) / 6,
+    "none": lambda z: z,
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("identity", [False, True])
+def test_formula(hidden, gate, bias, identity):
+    torch.manual_seed(0)
+    block = reference.SEBlock(
+        12, hidden_channels=5, bias=bias, hidden_activation=hidden, gate=gate, identity=identity, dtype=torch.float64
+    )
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=2.0)
+    x = torch.randn(3, 12, 4, 5, dtype=torch.float64)
+    state = block.state_dict()
+    assert state["fc1.weight"].shape == (5, 12)
+    assert ("fc1.bias" in state) == ("fc2.bias" in state) == bias
+    bias1, bias2 = (state.get(f"fc{i}.bias", torch.zeros((), dtype=torch.float64)) for i in (1, 2))
+    z = HIDDEN[hidden](torch.einsum("mc,nchw->nm", state["fc1.weight"], x) / 20 + bias1)
+    z = torch.einsum("cm,nm->nc", state["fc2.weight"], z) + bias2
+    expected = GATES[gate](z)
+    if identity:
+        expected = 1 + z if gate == "none" else 2 * expected
+    torch.testing.assert_close(block(x), x * expected[:, :, None, None], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(block.attention_maps(x)["channel"][:, :, 0, 0], expected, rtol=1e-12, atol=1e-12)
+    x = torch.randn(2, 12, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "gate", "activation", "scale"),
+    [
+        ("relu", "sigmoid", nn.ReLU, nn.Sigmoid),  # RegNet
+        ("silu", "sigmoid", nn.SiLU, nn.Sigmoid),  # EfficientNet
+        ("relu", "hard_sigmoid", nn.ReLU, nn.Hardsigmoid),  # MobileNetV3
+    ],
+)
+def test_as_torchvision_and_timm_have_it(hidden, gate, activation, scale):
+    misc, layers = pytest.importorskip("torchvision.ops.misc"), pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 5, 4)
+    ours = reference.SEBlock(16, hidden_channels=6, hidden_activation=hidden, gate=gate)
+    state = {key: v[..., None, None] if v.dim() == 2 else v for key, v in ours.state_dict().items()}
+    for theirs in (
+        misc.SqueezeExcitation(16, 6, activation, scale),
+        layers.SEModule(16, rd_channels=6, act_layer=activation, gate_layer=scale),
+    ):
+        theirs.load_state_dict(state)
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_wrong_options_are_refused():
+    for wrong in ("swish", "ReLU", "", None):
+        with pytest.raises(ValueError, match=rf"hidden_activation must be one of 'relu', 'silu', .*, got {wrong!r}"):
+            reference.SEBlock(16, hidden_activation=wrong)
+    for wrong in ("double_sigmoid", "softmax", None):
+        with pytest.raises(ValueError, match=rf"gate must be one of 'sigmoid', 'hard_sigmoid', 'none', got {wrong!r}"):
+            reference.SEBlock(16, gate=wrong)
+    for wrong in (0, -1, 2.0, True, "8"):
+        with pytest.raises(ValueError, match=rf"hidden_channels must be a positive integer, got {wrong!r}"):
+            reference.SEBlock(16, hidden_channels=wrong)
+    assert reference.SEBlock(4, hidden_channels=1).fc1.out_features == 1, "whatever the reduction would leave"
+    assert "gate='hard_sigmoid'" in repr(reference.SEBlock(16, gate="hard_sigmoid"))
