@@ -1,5 +1,6 @@
 """The plain PyTorch twin of every block and network: the formulas, the oracle of the tests, the path on a CPU."""
 
+from . import published
 from .attention_gate import AttentionGate
 from .cbam import CBAM
 from .common import AttentionBlock
@@ -24,4 +25,5 @@ __all__ = [
     "ResNetWithAttention",
     "SEBlock",
     "build_resnet",
+    "published",
 ]

@@ -67,13 +67,28 @@ def positive(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
-def check_map(x: Tensor, channels: int, parameter: Tensor, shortcut: Tensor | None = None, *, name: str = "x") -> None:
+def odd(name: str, value: object) -> None:
+    """Raise a ValueError that names the argument unless ``value`` is an odd integer of at least 1."""
+    positive(name, value)
+    if isinstance(value, int) and value % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {value}")
+
+
+def check_map(
+    x: Tensor,
+    channels: int | None,
+    parameter: Tensor | None,
+    shortcut: Tensor | None = None,
+    *,
+    name: str = "x",
+) -> None:
     """Check a block's input before any arithmetic starts.
 
     Args:
         x: the feature map, ``(N, C, H, W)``, floating point.
-        channels: the channel count ``C`` that the block was built for.
-        parameter: one of the block's parameters, whose device and (outside autocast) dtype ``x`` must share.
+        channels: the channel count ``C`` that the block was built for, or None for any.
+        parameter: one of the block's parameters, whose device and (outside autocast) dtype ``x`` must share; None for
+            a block that has none.
         shortcut: what is added behind the block, of ``x``'s shape and device.
         name: what the caller calls ``x``.
 
@@ -81,17 +96,18 @@ def check_map(x: Tensor, channels: int, parameter: Tensor, shortcut: Tensor | No
         TypeError: not a tensor, not a floating-point one, or not of the parameters' dtype.
         ValueError: wrong number of dimensions, channel count, device, or shape of the shortcut.
     """
+    expected = f"(N, {'C' if channels is None else channels}, H, W)"
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape (N, {channels}, H, W), got {type(x).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor of shape {expected}, got {type(x).__name__}")
     if x.dim() != 4:
-        raise ValueError(f"{name} must be 4-D, (N, {channels}, H, W), got shape {tuple(x.shape)}")
-    if x.shape[1] != channels:
-        raise ValueError(f"{name} must have {channels} channels, (N, {channels}, H, W), got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must be 4-D, {expected}, got shape {tuple(x.shape)}")
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(f"{name} must have {channels} channels, {expected}, got shape {tuple(x.shape)}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
-    if x.device != parameter.device:
+    if parameter is not None and x.device != parameter.device:
         raise ValueError(f"{name} is on {x.device}, but the block's parameters are on {parameter.device}")
-    if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+    if parameter is not None and x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
             f"{name} is {x.dtype}, but the block's parameters are {parameter.dtype}: convert one of them, "
             "or use torch.autocast"

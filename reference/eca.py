@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .activations import ONE_AT_ZERO
 from .channel_gate import eca, neighbours_gate
-from .common import AttentionBlock, check_map, positive
+from .common import AttentionBlock, check_map, odd, positive
 from .identity import ZeroLayer
 
 
@@ -48,9 +48,7 @@ class ECABlock(AttentionBlock):
         positive("channels", channels)
         if kernel_size is None:
             kernel_size = adaptive_kernel_size(channels)
-        positive("kernel_size", kernel_size)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        odd("kernel_size", kernel_size)
         self.channels, self.identity = channels, identity
         self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
         self.conv = (

@@ -109,9 +109,14 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mode: str) ->
         raise ValueError(f"v must have k's {k.shape[1]} positions, got shape {tuple(v.shape)}")
     if k.shape[1] == 0 and q.shape[1] > 0:
         raise ValueError("k must have at least 1 position for q to attend to, got none")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+    if not is_finite(scale):
         raise ValueError(f"scale must be a finite number, got {scale!r}")
     check_choice("mode", mode, MODES)
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_returned(x: Tensor) -> None:

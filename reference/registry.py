@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from . import published
 from .attention_gate import AttentionGate
 from .cbam import CBAM
 from .coordinate import CoordinateAttention
@@ -29,7 +30,27 @@ BLOCKS: dict[str, type[nn.Module]] = {
     "se": SEBlock,
 }
 
-SITES = ("stem", "layer1", "layer2", "layer3", "layer4", "block")
+PUBLISHED: dict[str, type[nn.Module]] = {
+    "published.cbam": published.CBAM,
+    "published.channel": published.ChannelAttention,
+    "published.coordinate": published.CoordinateAttention,
+    "published.danet": published.DualAttention,
+    "published.eca": published.ECABlock,
+    "published.gate": published.AttentionGate,
+    "published.global_context": published.GlobalContext,
+    "published.grid_gate": published.GridAttentionGate,
+    "published.nonlocal": published.NonLocal,
+    "published.pixel": published.PixelAttention,
+    "published.position": published.PositionAttention,
+    "published.scse": published.SCSE,
+    "published.se": published.SEBlock,
+    "published.simam": published.SimAM,
+}
+"""The blocks as papers and other libraries have them; those above are the tutorial's."""
+
+ALL = dict(sorted((BLOCKS | PUBLISHED).items()))
+
+SITES = ("stem", "layer1", "layer2", "layer3", "layer4", "paper", "block")
 
 Factory = Callable[[int], nn.Module]
 Attention = str | Factory

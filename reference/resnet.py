@@ -14,24 +14,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .registry import BLOCKS, Attention, Factory, look_up, sites_of
+from .registry import ALL, Attention, Factory, look_up, sites_of
 from .weights import Weights, load_torchvision, load_weights
 
 
 class Attended(nn.Module):
-    """What every residual block does once its branch is computed: attend, add the shortcut, ReLU."""
+    """What every residual block does once its branch is computed: attend, add the shortcut, ReLU, attend to that."""
 
     attention: nn.Module | None
+    outplanes: int
     takes_shortcut: bool
+    after: nn.ModuleDict | None
 
     def attend(self, channels: int, attention: Factory | None) -> None:
+        self.outplanes, self.after = channels, None
         self.attention = None if attention is None else attention(channels)
         # A block that takes the shortcut does the rest in the same pass over memory.
         self.takes_shortcut = (
             self.attention is not None and "shortcut" in inspect.signature(self.attention.forward).parameters
         )
 
+    def attend_after(self, attention: Factory) -> None:
+        """Have attention behind the last ReLU; its keys have the part ``attention`` as all of attention's."""
+        self.after = nn.ModuleDict({"attention": attention(self.outplanes)})
+
     def tail(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        y = self._added(branch, shortcut)
+        return y if self.after is None else self.after["attention"](y)
+
+    def _added(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         if self.attention is None:
             return F.relu(branch + shortcut, inplace=True)
         if self.takes_shortcut:
@@ -114,7 +125,8 @@ class ResNet(nn.Module):
         block: :class:`BasicBlock` or :class:`Bottleneck`.
         layers: how many of them in each of the four stages.
         num_classes: the width of the last layer.
-        attention: from site (``"stem"``, ``"layer1"`` … ``"layer4"``, ``"block"``) to ``channels -> nn.Module``.
+        attention: from site (``"stem"``, ``"layer1"`` … ``"layer4"``, ``"paper"``, ``"block"``) to
+            ``channels -> nn.Module``.
     """
 
     def __init__(
@@ -126,7 +138,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         attention = dict(attention or {})
-        within = attention.pop("block", None)
+        within, paper = attention.pop("block", None), attention.pop("paper", None)
         depth1, depth2, depth3, depth4 = layers
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -138,6 +150,11 @@ class ResNet(nn.Module):
         self.layer4 = _stage(block, 256 * block.expansion, 512, depth4, 2, within)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * block.expansion, num_classes)
+        if paper is not None:
+            for stage, most in ((self.layer2, 2), (self.layer3, 3)):
+                for place in (stage[i] for i in paper_places(len(stage), most)):
+                    assert isinstance(place, Attended)
+                    place.attend_after(paper)
         channels = {"stem": 64} | {f"layer{i + 1}": (64 << i) * block.expansion for i in range(4)}
         self.attention = nn.ModuleDict({site: make(channels[site]) for site, make in attention.items()})
         for name, module in self.named_modules():
@@ -156,6 +173,16 @@ class ResNet(nn.Module):
 
     def _attend(self, site: str, x: Tensor) -> Tensor:
         return self.attention[site](x) if site in self.attention else x
+
+
+def paper_places(depth: int, most: int) -> list[int]:
+    """Behind which blocks of a stage the non-local networks attend: ``most`` of them, evenly, and no two side by side.
+
+    Source: Wang et al., "Non-local Neural Networks", https://arxiv.org/abs/1711.07971: five in a ResNet-50 (layer2.1
+    and 3; layer3.1, 3 and 5) and in a ResNet-101 (layer2.1 and 3; layer3.6, 13 and 20). Other depths go likewise.
+    """
+    count = max(1, min(most, depth // 2))
+    return [(i + 1) * (depth // count) - 1 for i in range(count)]
 
 
 def _stage(
@@ -185,7 +212,7 @@ def build_resnet(
     attention_kwargs: Mapping[str, Any] | None = None,
     weights: Weights = None,
     num_classes: int = 1000,
-    blocks: Mapping[str, type[nn.Module]] = BLOCKS,
+    blocks: Mapping[str, type[nn.Module]] = ALL,
 ) -> ResNet:
     """Build a ResNet by name; the arguments are those of :func:`triton_attn.resnet50`.
 

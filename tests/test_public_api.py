@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import triton_attn
-from triton_attn import reference
+from triton_attn import reference, registry
+from triton_attn.reference import registry as plain_registry
 
 CLASSES = {
     "AttentionGate": "gate",
@@ -37,7 +38,7 @@ FUNCTIONS = (
 
 
 def test_every_name_is_there():
-    names = {*CLASSES, *FUNCTIONS, "ResNetWithAttention", "functional", "reference"}
+    names = {*CLASSES, *FUNCTIONS, "ResNetWithAttention", "functional", "published", "reference"}
     assert names <= set(triton_attn.__all__)
     assert names <= set(dir(triton_attn))
     assert sorted(set(triton_attn.__all__)) == sorted(triton_attn.__all__), "a name twice"
@@ -70,6 +71,24 @@ def test_blocks_are_their_references_subclasses(cls, name):
     created.load_state_dict(plain(32).state_dict(), strict=True)
     x = torch.randn(2, 32, 5, 5)
     assert created(x).shape == x.shape
+
+
+@pytest.mark.parametrize("name", triton_attn.list_attention("published"))
+def test_published_blocks_are_their_references_subclasses(name):
+    fast, plain = registry.PUBLISHED[name], plain_registry.PUBLISHED[name]
+    assert issubclass(fast, reference.AttentionBlock)
+    assert inspect.signature(fast) == inspect.signature(plain)
+    assert inspect.signature(fast.forward) == inspect.signature(plain.forward)
+    own = {key for key, value in vars(fast).items() if callable(value)}
+    assert own == ({"forward"} if name != "published.eca" else set()), "a block overrides forward alone"
+    assert getattr(triton_attn.published, fast.__name__) is fast
+    assert getattr(reference.published, fast.__name__) is plain
+    created, twin = triton_attn.create_attention(name, 32).eval(), plain(32).eval()
+    assert type(created) is fast
+    twin.load_state_dict(created.state_dict(), strict=True)
+    x = torch.randn(2, 32, 5, 5)
+    assert torch.equal(created(x), twin(x)), "on a CPU a block is its twin"
+    assert torch.equal(created(x, shortcut=x), twin(x, shortcut=x))
 
 
 def test_create_attention_passes_arguments_on():
@@ -149,7 +168,7 @@ def test_explain():
 def public() -> list[tuple[str, object]]:
     """Every public class and function, with the public methods that this package defines."""
     found: list[tuple[str, object]] = []
-    for module in (triton_attn, reference, triton_attn.functional):
+    for module in (triton_attn, triton_attn.published, reference, reference.published, triton_attn.functional):
         for name in getattr(module, "__all__", None) or vars(module):
             each = getattr(module, name)
             if name.startswith("_") or not (inspect.isfunction(each) or inspect.isclass(each)):

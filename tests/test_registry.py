@@ -13,9 +13,17 @@ from triton_attn.reference import registry as plain
 def test_fast_and_plain_names_agree():
     assert registry.BLOCKS.keys() == plain.BLOCKS.keys()
     assert triton_attn.list_attention() == sorted(plain.BLOCKS)
-    for name, fast in registry.BLOCKS.items():
-        assert fast.__mro__[1] is plain.BLOCKS[name]
-        assert fast.__name__ == plain.BLOCKS[name].__name__
+    assert triton_attn.list_attention("published") == sorted(plain.PUBLISHED)
+    assert triton_attn.list_attention("all") == list(registry.ALL) == list(plain.ALL)
+    assert registry.ALL.keys() == registry.BLOCKS.keys() | registry.PUBLISHED.keys()
+    assert all(name.startswith("published.") for name in registry.PUBLISHED)
+    for name, fast in registry.ALL.items():
+        assert issubclass(fast, plain.ALL[name])
+        assert fast is not plain.ALL[name]
+        assert fast.__name__ == plain.ALL[name].__name__
+        assert fast.__mro__[1] is plain.ALL[name] or name == "published.eca"
+    with pytest.raises(ValueError, match=r"family must be one of 'tutorial', 'published', 'all', got 'mine'"):
+        triton_attn.list_attention("mine")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ CONSTRUCTORS = {
     "resnet101": resnet101,
     "resnet152": resnet152,
 }
-ALL_SITES = ("stem", "layer1", "layer2", "layer3", "layer4", "block")
+ALL_SITES = ("stem", "layer1", "layer2", "layer3", "layer4", "paper", "block")
 
 
 def images(*shape: int) -> Tensor:
@@ -176,7 +176,7 @@ def test_trace():
     [
         (
             {"attention": "sebam"},
-            r"unknown attention 'sebam'; did you mean 'cbam'\? \(known: .*, pixel, se\)",
+            r"unknown attention 'sebam'; did you mean 'cbam'\? \(known: .*, pixel, published\.cbam, .*, se\)",
         ),
         ({"attention": "se", "where": "layer9"}, r"unknown site 'layer9'; did you mean 'layer\d'\?"),
         ({"attention": {"blocks": "se"}}, r"unknown site 'blocks'; did you mean 'block'\?"),

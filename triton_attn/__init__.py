@@ -1,7 +1,7 @@
 """Attention blocks for convolutional networks as fused Triton kernels, with a plain PyTorch twin for each."""
 
 # _checkout says where the others find `reference`, and so comes first.
-from . import _checkout, functional, reference  # noqa: F401
+from . import _checkout, functional, published, reference  # noqa: F401
 from .backend import BackendError, use_backend
 from .blocks import (
     CBAM,
@@ -36,6 +36,7 @@ __all__ = [
     "explain",
     "functional",
     "list_attention",
+    "published",
     "reference",
     "resnet18",
     "resnet34",

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from . import blocks
+from . import blocks, published
+from .reference.channel_gate import check_choice
 from .reference.registry import look_up
 
 BLOCKS: dict[str, type[nn.Module]] = {
@@ -21,21 +22,52 @@ BLOCKS: dict[str, type[nn.Module]] = {
 }
 
 
-def list_attention() -> list[str]:
-    """The names of the blocks, sorted."""
-    return sorted(BLOCKS)
+PUBLISHED: dict[str, type[nn.Module]] = {
+    "published.cbam": published.CBAM,
+    "published.channel": published.ChannelAttention,
+    "published.coordinate": published.CoordinateAttention,
+    "published.danet": published.DualAttention,
+    "published.eca": published.ECABlock,
+    "published.gate": published.AttentionGate,
+    "published.global_context": published.GlobalContext,
+    "published.grid_gate": published.GridAttentionGate,
+    "published.nonlocal": published.NonLocal,
+    "published.pixel": published.PixelAttention,
+    "published.position": published.PositionAttention,
+    "published.scse": published.SCSE,
+    "published.se": published.SEBlock,
+    "published.simam": published.SimAM,
+}
+"""The blocks as papers and other libraries have them; those above are the tutorial's."""
+
+ALL = dict(sorted((BLOCKS | PUBLISHED).items()))
+FAMILIES = {"tutorial": BLOCKS, "published": PUBLISHED, "all": ALL}
+
+
+def list_attention(family: str = "tutorial") -> list[str]:
+    """The names of the blocks, sorted.
+
+    Args:
+        family: ``"tutorial"``, the blocks that go by a name alone; ``"published"``, those of papers and other libraries
+            (``"published.cbam"``); or ``"all"``.
+
+    Raises:
+        ValueError: an unknown family.
+    """
+    check_choice("family", family, tuple(FAMILIES))
+    return sorted(FAMILIES[family])
 
 
 def create_attention(name: str, channels: int, **kwargs: Any) -> nn.Module:
     """Build a block by name.
 
     Args:
-        name: one of :func:`list_attention`.
+        name: one of ``list_attention("all")``.
         channels: the channels of the map it will see.
-        **kwargs: the block's own arguments (``reduction``, ``kernel_size``, ``device``, ``dtype`` …).
+        **kwargs: the block's own arguments (``reduction``, ``kernel_size``, ``identity``, ``device``, ``dtype`` …).
 
     Raises:
         ValueError: an unknown name (the error says the nearest known one), or arguments that the block refuses.
     """
-    look_up("attention", name, BLOCKS)
-    return BLOCKS[name](channels, **kwargs)
+    look_up("attention", name, ALL)
+    return ALL[name](channels, **kwargs)

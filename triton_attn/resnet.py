@@ -8,7 +8,7 @@ from typing import Any
 from .reference.registry import Attention
 from .reference.resnet import ResNet, build_resnet
 from .reference.weights import Weights
-from .registry import BLOCKS
+from .registry import ALL
 
 Sites = Attention | Mapping[str, Attention] | None
 
@@ -24,18 +24,21 @@ def resnet18(
     """Build a ResNet-18, with attention where it is wanted.
 
     Args:
-        attention: the name of a block (see :func:`triton_attn.list_attention`), a callable ``channels -> nn.Module``,
-            a mapping from site to either (``{"layer3": "nonlocal", "block": "se"}``), or None for a plain ResNet.
+        attention: the name of a block (``triton_attn.list_attention("all")``), a callable ``channels -> nn.Module``, a
+            mapping from site to either (``{"layer3": "nonlocal", "block": "se"}``), or None for a plain ResNet.
         where: the sites, unless ``attention`` names them: ``"stem"`` (after the stem's ReLU, 64 channels),
-            ``"layer1"`` … ``"layer4"`` (after that stage), ``"block"`` (in every residual block, before the addition).
-        attention_kwargs: arguments for the blocks given by name (``{"reduction": 8}``).
+            ``"layer1"`` … ``"layer4"`` (after that stage), ``"block"`` (in every residual block, before the addition),
+            ``"paper"`` (after a few residual blocks of layer2 and layer3, as the non-local networks have it).
+        attention_kwargs: arguments for the blocks given by name (``{"reduction": 8}``). With ``{"identity": True}``
+            the network starts as the plain one, whose weights may be loaded.
         weights: a path (``.pth``, ``.safetensors``), a state dict, or a torchvision weights enum or its name
             (``"IMAGENET1K_V1"``). Attention keys may be missing, and are logged; all others must fit.
         num_classes: the width of the last layer.
 
     Returns:
         A network from images ``(N, 3, H, W)`` to logits ``(N, num_classes)``, with torchvision's parameter names;
-        attention lies under ``attention.<site>.*`` and ``layerK.I.attention.*``.
+        attention lies under ``attention.<site>.*``, ``layerK.I.attention.*`` and (``"paper"``)
+        ``layerK.I.after.attention.*``.
 
     Raises:
         TypeError: an argument of another kind than these.
@@ -50,7 +53,7 @@ def resnet18(
         attention_kwargs=attention_kwargs,
         weights=weights,
         num_classes=num_classes,
-        blocks=BLOCKS,
+        blocks=ALL,
     )
 
 
@@ -70,7 +73,7 @@ def resnet34(
         attention_kwargs=attention_kwargs,
         weights=weights,
         num_classes=num_classes,
-        blocks=BLOCKS,
+        blocks=ALL,
     )
 
 
@@ -90,7 +93,7 @@ def resnet50(
         attention_kwargs=attention_kwargs,
         weights=weights,
         num_classes=num_classes,
-        blocks=BLOCKS,
+        blocks=ALL,
     )
 
 
@@ -110,7 +113,7 @@ def resnet101(
         attention_kwargs=attention_kwargs,
         weights=weights,
         num_classes=num_classes,
-        blocks=BLOCKS,
+        blocks=ALL,
     )
 
 
@@ -130,5 +133,5 @@ def resnet152(
         attention_kwargs=attention_kwargs,
         weights=weights,
         num_classes=num_classes,
-        blocks=BLOCKS,
+        blocks=ALL,
     )

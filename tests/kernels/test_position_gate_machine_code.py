@@ -40,8 +40,8 @@ def map_gate_launches(outputs: int, shape: tuple[int, ...], dtype: torch.dtype, 
         logits = torch.empty_like(x)
         if outputs == 1:
             logits = torch.empty((shape[0], 1, *shape[2:]), dtype=dtype, device="meta")
-        y, bits = map_gate.forward(x, logits, torch.empty_like(x), True)
-        map_gate.backward(y, x, logits, bits, True, True)
+        y, bits = map_gate.forward(x, logits, torch.empty_like(x), "sigmoid", True)
+        map_gate.backward(y, x, logits, bits, "sigmoid", True, True)
 
     return launches_of(step)
 

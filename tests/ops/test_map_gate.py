@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -9,15 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.parity import DTYPES, LAYOUTS, assert_within, away_from_the_kink, lay_out
-from triton_attn.ops.map_gate import map_gate
+from triton_attn.ops.map_gate import ACTIVATIONS, map_gate
 
 pytestmark = pytest.mark.interpreter
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
-def plain(x: Tensor, logits: Tensor, shortcut: Tensor | None = None) -> Tensor:
-    y = x * torch.sigmoid(logits)
+def plain(x: Tensor, logits: Tensor, shortcut: Tensor | None = None, activation: str = "sigmoid") -> Tensor:
+    gate = {"sigmoid": 1, "double_sigmoid": 2}.get(activation, 0) * torch.sigmoid(logits)
+    y = x * (logits if activation == "none" else gate)
     return y if shortcut is None else torch.relu(y + shortcut)
 
 
@@ -29,21 +32,35 @@ def gradients(function: object, inputs: Inputs, grad: Tensor) -> list[Tensor]:
 
 
 def draw(
-    shape: tuple[int, ...], outputs: int, dtype: torch.dtype, layout: str, with_shortcut: bool
+    shape: tuple[int, ...],
+    outputs: int,
+    dtype: torch.dtype,
+    layout: str,
+    with_shortcut: bool,
+    activation: str = "sigmoid",
 ) -> tuple[Inputs, Tensor]:
     x, logits, shortcut = torch.randn(shape), torch.randn(shape[0], outputs, *shape[2:]), torch.randn(shape)
     x, logits, shortcut, grad = (lay_out(t.to(dtype), layout) for t in (x, logits, shortcut, torch.randn(shape)))
     if not with_shortcut:
         return (x, logits, None), grad
-    return (x, logits, shortcut), away_from_the_kink(grad, plain(x.double(), logits.double()) + shortcut.double())
+    before_relu = plain(x.double(), logits.double(), None, activation) + shortcut.double()
+    return (x, logits, shortcut), away_from_the_kink(grad, before_relu)
 
 
-def check(shape: tuple[int, ...], per_channel: bool, dtype: torch.dtype, layout: str, with_shortcut: bool) -> None:
+def check(
+    shape: tuple[int, ...],
+    per_channel: bool,
+    dtype: torch.dtype,
+    layout: str,
+    with_shortcut: bool,
+    activation: str = "sigmoid",
+) -> None:
     torch.manual_seed(0)
-    inputs, grad = draw(shape, shape[1] if per_channel else 1, dtype, layout, with_shortcut)
-    ours = gradients(map_gate, inputs, grad)
-    theirs = gradients(plain, inputs, grad)
-    right = gradients(plain, tuple(None if t is None else t.double() for t in inputs), grad.double())
+    inputs, grad = draw(shape, shape[1] if per_channel else 1, dtype, layout, with_shortcut, activation)
+    ours = gradients(partial(map_gate, activation=activation), inputs, grad)
+    exact = partial(plain, activation=activation)
+    theirs = gradients(exact, inputs, grad)
+    right = gradients(exact, tuple(None if t is None else t.double() for t in inputs), grad.double())
     for name, *each in zip(("y", "dx", "dlogits", "dshortcut"), ours, theirs, right, strict=False):
         assert_within(*each, name)
 
@@ -58,10 +75,14 @@ def check(shape: tuple[int, ...], per_channel: bool, dtype: torch.dtype, layout:
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(LAYOUTS),
     with_shortcut=st.booleans(),
+    activation=st.sampled_from(ACTIVATIONS),
 )
-@example(1, 1, 1, 1, False, torch.float32, "contiguous", True)
-@example(2, 3, 33, 9, True, torch.float16, "channels_last", True)
-@example(2, 96, 7, 7, False, torch.float16, "contiguous", True)
+@example(1, 1, 1, 1, False, torch.float32, "contiguous", True, "sigmoid")
+@example(2, 3, 33, 9, True, torch.float16, "channels_last", True, "double_sigmoid")
+@example(2, 3, 33, 9, True, torch.float32, "channels_last", False, "none")
+@example(2, 96, 7, 7, False, torch.float16, "contiguous", True, "sigmoid")
+@example(2, 96, 7, 7, False, torch.float16, "channels_last", True, "double_sigmoid")
+@example(2, 96, 7, 7, False, torch.bfloat16, "contiguous", True, "none")
 def test_parity(
     batch: int,
     channels: int,
@@ -71,9 +92,10 @@ def test_parity(
     dtype: torch.dtype,
     layout: str,
     with_shortcut: bool,
+    activation: str,
 ) -> None:
     channels = max(min(channels, 2**13 // (batch * height * width)), 1)
-    check((batch, channels, height, width), per_channel, dtype, layout, with_shortcut)
+    check((batch, channels, height, width), per_channel, dtype, layout, with_shortcut, activation)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -140,6 +162,17 @@ def test_empty_maps(shape: tuple[int, ...], outputs: int) -> None:
     assert dlogits.shape == inputs[1].shape
 
 
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_a_gate_of_exactly_one(with_shortcut: bool) -> None:
+    # A sum is rounded to bfloat16 by a GPU, and cut off by the interpreter.
+    for dtype in DTYPES[:2] if with_shortcut else DTYPES:
+        (x, logits, shortcut), grad = draw((2, 8, 5, 3), 1, dtype, "contiguous", with_shortcut)
+        y, dx, dlogits, *_ = gradients(partial(map_gate, activation="double_sigmoid"), (x, 0 * logits, shortcut), grad)
+        assert torch.equal(y, x if shortcut is None else torch.relu(x + shortcut))
+        assert with_shortcut or torch.equal(dx, grad)
+        assert dlogits.any()
+
+
 def test_only_what_is_asked_for_is_written() -> None:
     from benchmarks.meter import count_kernels
 
@@ -174,13 +207,13 @@ def test_opcheck(outputs: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> 
     (x, logits, shortcut), grad = draw((2, 6, 5, 3), outputs, torch.float32, layout, with_shortcut=True)
     x, logits, shortcut = (t.detach().requires_grad_() for t in (x, logits, shortcut))
     op = torch.ops.triton_attn.map_gate.default
-    torch.library.opcheck(op, (x, logits, shortcut, True))
-    torch.library.opcheck(op, (x.detach(), logits.detach(), None, False))
-    _, bits = op(x, logits, shortcut, True)
+    torch.library.opcheck(op, (x, logits, shortcut, "sigmoid", True))
+    torch.library.opcheck(op, (x.detach(), logits.detach(), None, "double_sigmoid", False))
+    _, bits = op(x, logits, shortcut, "sigmoid", True)
     backward = torch.ops.triton_attn.map_gate_backward.default
     for needs in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(backward, (grad, x.detach(), logits.detach(), bits, *needs))
-    torch.library.opcheck(backward, (grad, x.detach(), logits.detach(), None, True, True))
+        torch.library.opcheck(backward, (grad, x.detach(), logits.detach(), bits, "sigmoid", *needs))
+    torch.library.opcheck(backward, (grad, x.detach(), logits.detach(), None, "none", True, True))
 
 
 def test_same_inputs_same_bits_and_grad_is_kept() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triton_attn import reference
 from triton_attn.reference import ResNetWithAttention, build_resnet
+from triton_attn.reference.published import NonLocal
 from triton_attn.reference.registry import BLOCKS, SITES
 from triton_attn.reference.resnet import ARCHITECTURES, BasicBlock, Bottleneck
 
@@ -102,7 +103,20 @@ def channels_of(name: str) -> dict[str, list[int]]:
     counts = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}[name]
     widths = [64 * expansion, 128 * expansion, 256 * expansion, 512 * expansion]
     within = [width for width, count in zip(widths, counts, strict=True) for _ in range(count)]
-    return {"stem": [64], "block": within} | {stage: [width] for stage, width in zip(STAGES, widths, strict=True)}
+    paper = {"resnet18": [128, 256], "resnet50": [512] * 2 + [1024] * 3}[name]
+    return {"stem": [64], "paper": paper, "block": within} | {
+        stage: [width] for stage, width in zip(STAGES, widths, strict=True)
+    }
+
+
+# Behind which blocks the non-local networks attend, by the paper and its code (50 and 101), and likewise (the rest).
+PAPER = {
+    "resnet18": ["layer2.1", "layer3.1"],
+    "resnet34": ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"],
+    "resnet50": ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"],
+    "resnet101": ["layer2.1", "layer2.3", "layer3.6", "layer3.13", "layer3.20"],
+    "resnet152": ["layer2.3", "layer2.7", "layer3.11", "layer3.23", "layer3.35"],
+}
 
 
 class Scale(nn.Module):
@@ -131,12 +145,24 @@ def test_site_keys_and_channels(name, site):
     assert seen == channels_of(name)[site]
     added = {key: value.shape[0] for key, value in state.items() if key not in plain}
     assert plain <= set(state)
-    if site != "block":
+    if site == "paper":
+        assert added == {f"{place}.after.attention.gain": c for place, c in zip(PAPER[name], seen, strict=True)}
+    elif site != "block":
         assert added == {f"attention.{site}.gain": seen[0]}
     else:
         depths = ARCHITECTURES[name][1]
         places = [f"layer{k + 1}.{i}" for k, depth in enumerate(depths) for i in range(depth)]
         assert added == {f"{place}.attention.gain": c for place, c in zip(places, seen, strict=True)}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_where_the_paper_attends(name):
+    with torch.device("meta"):
+        model = build_resnet(name, {"paper": "published.nonlocal", "block": "se"})
+    assert [
+        key.removesuffix(".after.attention") for key, each in model.named_modules() if isinstance(each, NonLocal)
+    ] == (PAPER[name])
+    assert model.layer3[1].attention is not None
 
 
 def test_the_default_sites_are_the_tutorials():
@@ -160,7 +186,8 @@ def test_attention_acts_where_it_stands(site, shortcut):
         branch = layer.bn2(layer.conv2(F.relu(layer.bn1(layer.conv1(x)))))
         if site == "block":
             branch = layer.attention(branch)  # on the branch, before the addition
-        return F.relu(branch + (x if layer.downsample is None else layer.downsample(x)))
+        y = F.relu(branch + (x if layer.downsample is None else layer.downsample(x)))
+        return y if layer.after is None else layer.after["attention"](y)
 
     def attend(at: str, x: Tensor) -> Tensor:
         return model.attention[at](x) if at == site else x
@@ -172,6 +199,8 @@ def test_attention_acts_where_it_stands(site, shortcut):
         y = attend(stage, y)
     expected = model.fc(y.mean((2, 3)))
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+    behind = [layer for stage in STAGES for layer in getattr(model, stage) if layer.after is not None]
+    assert behind == ([model.layer2[1], model.layer3[1]] if site == "paper" else [])
     plain = build_resnet("resnet18", num_classes=6).eval().double()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "attention" not in k.split(".")})
     assert (plain(x) - expected).abs().max() > 1e-3

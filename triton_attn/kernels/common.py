@@ -89,10 +89,12 @@ def relu(x):
 
 @triton.jit
 def activate(logits, ACTIVATION: tl.constexpr):
-    """A gate's last step: "sigmoid", "hard_sigmoid" (relu6(x + 3) / 6) or "none"."""
+    """A gate's last step: "sigmoid", "double_sigmoid" (2σ), "hard_sigmoid" (relu6(x + 3) / 6) or "none"."""
     gate = logits
     if ACTIVATION == "sigmoid":
         gate = tl.sigmoid(logits)
+    if ACTIVATION == "double_sigmoid":
+        gate = 2.0 * tl.sigmoid(logits)
     if ACTIVATION == "hard_sigmoid":
         # Comparisons, not tl.minimum: NaN must stay NaN.
         gate = tl.where(logits <= -3.0, 0.0, tl.where(logits >= 3.0, 1.0, logits / 6.0 + 0.5))
@@ -105,6 +107,8 @@ def slope(gate, ACTIVATION: tl.constexpr):
     derivative = tl.full(gate.shape, 1.0, tl.float32)
     if ACTIVATION == "sigmoid":
         derivative = gate * (1.0 - gate)
+    if ACTIVATION == "double_sigmoid":
+        derivative = gate * (1.0 - 0.5 * gate)
     if ACTIVATION == "hard_sigmoid":
         derivative = tl.where((gate > 0.0) & (gate < 1.0), 1.0 / 6.0, 0.0)
     return derivative

@@ -1,15 +1,16 @@
-"""The gating multiply with a gate for every element, or for every position: x · σ(logits), and its backward."""
+"""The gating multiply with a gate for every element, or for every position: x · act(logits), and its backward."""
 
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, relu, store_bits, store_tile
+from .common import activate, load_bits, load_tile, relu, slope, store_bits, store_tile
 
 
 @triton.jit
-def gate_of_positions(ptr, n, p, positions):
-    """σ of the logits (N, 1, H, W) at positions p, in float32."""
-    return tl.sigmoid(tl.load(ptr + n.to(tl.int64) * positions + p, mask=p < positions, other=0.0).to(tl.float32))
+def gate_of_positions(ptr, n, p, positions, ACTIVATION: tl.constexpr):
+    """The gates of the logits (N, 1, H, W) at positions p, in float32."""
+    logits = tl.load(ptr + n.to(tl.int64) * positions + p, mask=p < positions, other=0.0).to(tl.float32)
+    return activate(logits, ACTIVATION)
 
 
 @triton.jit
@@ -36,6 +37,7 @@ def map_gate_fwd_kernel(
     outer_size,
     inner_size,
     UNIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
@@ -43,7 +45,7 @@ def map_gate_fwd_kernel(
     BLOCK_OUTER: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
 ):
-    """y = x · σ(logits), or with a shortcut relu(x · σ(logits) + shortcut), whose mask is kept as bits."""
+    """y = x · act(logits), or with a shortcut relu(x · act(logits) + shortcut), whose mask is kept as bits."""
     unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
     stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
     stride_zn, stride_zo, stride_sn, stride_so = stride_zn * unit, stride_zo * unit, stride_sn * unit, stride_so * unit
@@ -58,11 +60,11 @@ def map_gate_fwd_kernel(
 
     x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
     if PER_CHANNEL:
-        gate = tl.sigmoid(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo))
+        gate = activate(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo), ACTIVATION)
     elif CHANNELS_LAST:
-        gate = over_channels(gate_of_positions(logits_ptr, n, outer, outer_size), CHANNELS_LAST)
+        gate = over_channels(gate_of_positions(logits_ptr, n, outer, outer_size, ACTIVATION), CHANNELS_LAST)
     else:
-        gate = over_channels(gate_of_positions(logits_ptr, n, inner, inner_size), CHANNELS_LAST)
+        gate = over_channels(gate_of_positions(logits_ptr, n, inner, inner_size, ACTIVATION), CHANNELS_LAST)
     y = x * gate
     if HAS_SHORTCUT:
         y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
@@ -97,6 +99,7 @@ def map_gate_bwd_kernel(
     channels,
     positions,
     UNIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     NEEDS_MAP: tl.constexpr,
@@ -133,14 +136,14 @@ def map_gate_bwd_kernel(
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     p = first_p + tl.arange(0, BLOCK_P)
     if not PER_CHANNEL:
-        gate_of_position = gate_of_positions(logits_ptr, n, p, positions)
+        gate_of_position = gate_of_positions(logits_ptr, n, p, positions, ACTIVATION)
     for start in range(first_c, tl.minimum(first_c + walk, channels), BLOCK_C):
         outer_start, inner_start = (first_p, start) if CHANNELS_LAST else (start, first_p)
         outer = outer_start + tl.arange(0, BLOCK_OUTER)
         inner = inner_start + tl.arange(0, BLOCK_INNER)
         mask = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
         if PER_CHANNEL:
-            gate = tl.sigmoid(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo))
+            gate = activate(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo), ACTIVATION)
         else:
             gate = over_channels(gate_of_position, CHANNELS_LAST)
         grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
@@ -152,7 +155,7 @@ def map_gate_bwd_kernel(
         if NEEDS_LOGITS:
             dgate = grad * load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
             if PER_CHANNEL:
-                dlogits = dgate * gate * (1.0 - gate)
+                dlogits = dgate * slope(gate, ACTIVATION)
                 store_tile(dlogits_ptr, dlogits, n, outer, inner, mask, stride_dzn, stride_dzo)
             else:
                 total += dgate
@@ -160,7 +163,7 @@ def map_gate_bwd_kernel(
             store_tile(dx_ptr, grad * gate, n, outer, inner, mask, stride_dxn, stride_dxo)
 
     if NEEDS_LOGITS and not PER_CHANNEL:
-        dlogits = tl.sum(total, axis=1 if CHANNELS_LAST else 0) * gate_of_position * (1.0 - gate_of_position)
+        dlogits = tl.sum(total, axis=1 if CHANNELS_LAST else 0) * slope(gate_of_position, ACTIVATION)
         offsets = n.to(tl.int64) * positions + p
         tl.store(dlogits_ptr + offsets, dlogits.to(dlogits_ptr.dtype.element_ty), mask=p < positions)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reference.channel_gate import activate
 from ..tuning import position_rules, rules
 from ..tuning.keys import Shape
 from . import gating, launch
@@ -16,16 +17,22 @@ from .gating import empty_bits, in_units
 from .layout import empty_map, rows, served
 from .library import Launcher, Op, Results
 
+ACTIVATIONS = ("sigmoid", "double_sigmoid", "none")
 
-def map_gate(x: Tensor, logits: Tensor, shortcut: Tensor | None = None) -> Tensor:
-    """``x · σ(logits)``, and ``relu(x · σ(logits) + shortcut)`` with a shortcut, of ``x``'s dtype.
 
-    ``x`` ``(N, C, H, W)``; ``logits`` ``(N, C, H, W)`` or ``(N, 1, H, W)``.
+def map_gate(x: Tensor, logits: Tensor, shortcut: Tensor | None = None, activation: str = "sigmoid") -> Tensor:
+    """``x · act(logits)``, and ``relu(x · act(logits) + shortcut)`` with a shortcut.
+
+    ``x`` ``(N, C, H, W)``; ``logits`` ``(N, C, H, W)`` or ``(N, 1, H, W)``; ``activation`` is one of ``ACTIVATIONS``.
     """
+    x = x.to(torch.promote_types(x.dtype, logits.dtype))
+    if shortcut is not None and shortcut.dtype != x.dtype:
+        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
+        return torch.relu(map_gate(x, logits, None, activation) + shortcut)
     x, channels_last = served(x)
     logits = _served_logits(logits, channels_last)
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    return MAP_GATE(x, logits, shortcut)
+    return MAP_GATE(x, logits, shortcut, activation)
 
 
 def _served_logits(logits: Tensor, channels_last: bool) -> Tensor:
@@ -37,7 +44,7 @@ def _empty_logits(logits: Tensor, channels_last: bool) -> Tensor:
     return empty_map(logits, channels_last and logits.shape[1] > 1)
 
 
-def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
+def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation: str, saves: bool) -> Results:
     """The output, and the bits of ReLU's mask for the backward."""
     from ..kernels.map_gate import map_gate_fwd_kernel
 
@@ -64,6 +71,7 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> 
         shortcut_ptr=shortcut,
         outer_size=outer,
         inner_size=inner // unit,
+        ACTIVATION=activation,
         PER_CHANNEL=per_channel,
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=bits is not None,
@@ -73,13 +81,13 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> 
     return y, bits
 
 
-def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
+def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation: str, saves: bool) -> Results:
     x, channels_last = served(x)
     return empty_map(x, channels_last), empty_bits(x, channels_last) if saves and shortcut is not None else None
 
 
 def backward(
-    grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, needs_map: bool, needs_logits: bool
+    grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, activation: str, needs_map: bool, needs_logits: bool
 ) -> Results:
     """The gradients of x, logits and shortcut.
 
@@ -118,6 +126,7 @@ def backward(
         logits_ptr=logits,
         channels=channels // unit if channels_last else channels,
         positions=positions if channels_last else positions // unit,
+        ACTIVATION=activation,
         PER_CHANNEL=per_channel,
         HAS_SHORTCUT=bits is not None,
         NEEDS_MAP=needs_map,
@@ -129,7 +138,7 @@ def backward(
 
 
 def _backward_fake(
-    grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, needs_map: bool, needs_logits: bool
+    grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, activation: str, needs_map: bool, needs_logits: bool
 ) -> Results:
     x, channels_last = served(x)
     return (
@@ -139,17 +148,19 @@ def _backward_fake(
     )
 
 
-def _formula(x: Tensor, logits: Tensor) -> Tensor:
-    return x * torch.sigmoid(logits)
+def _formula(x: Tensor, logits: Tensor, activation: str) -> Tensor:
+    return x * activate(logits, activation)
 
 
 MAP_GATE = Op(
     Launcher(
-        "map_gate(Tensor x, Tensor logits, Tensor? shortcut, bool saves) -> (Tensor, Tensor)", forward, _forward_fake
+        "map_gate(Tensor x, Tensor logits, Tensor? shortcut, str activation, bool saves) -> (Tensor, Tensor)",
+        forward,
+        _forward_fake,
     ),
     Launcher(
-        "map_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor? bits, bool needs_map, bool needs_logits)"
-        " -> (Tensor, Tensor, Tensor)",
+        "map_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor? bits, str activation, bool needs_map,"
+        " bool needs_logits) -> (Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,
     ),

@@ -1,0 +1,160 @@
+"""DANet: attention between positions, attention between channels, and the head that adds them.
+
+Source: Fu et al., "Dual Attention Network for Scene Segmentation", https://arxiv.org/abs/1809.02983; where the paper
+and its code differ (the sign of the channels' scores), this is the code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, positive
+from ..identity import last_convolution
+from ..non_local import nonlocal_attention
+
+
+class PositionAttention(AttentionBlock):
+    """``x + γ · (v Aᵀ)`` with ``A = softmax over keys of qᵀk``: no scale, q and k of C // 8 channels, γ = 0 at first.
+
+    Args:
+        in_channels: ``C``, the channels of the map, at least 8.
+        hidden_channels: of q and k; None means ``C // 8``.
+        identity: as published: γ starts at 0, and no walk over layers finds it.
+        device, dtype: where and in what type the parameters are made.
+
+    Raises:
+        ValueError: fewer than 8 channels, and no ``hidden_channels``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int | None = None,
+        *,
+        identity: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = hidden_width(in_channels, 8, hidden_channels)
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.identity = identity
+        self.query_conv = nn.Conv2d(in_channels, hidden, 1, **where)
+        self.key_conv = nn.Conv2d(in_channels, hidden, 1, **where)
+        self.value_conv = nn.Conv2d(in_channels, in_channels, 1, **where)
+        self.gamma = nn.Parameter(torch.zeros(1, **where))
+
+    def reset_parameters(self) -> None:
+        """Start again; the convolutions are not this module's own."""
+        nn.init.zeros_(self.gamma)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the new map, or ``relu(new + shortcut)``."""
+        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
+        convolutions = self.query_conv, self.key_conv, self.value_conv
+        q, k, v = (convolution(x).flatten(2).transpose(1, 2) for convolution in convolutions)
+        attended = nonlocal_attention(q, k, v).transpose(1, 2).unflatten(2, x.shape[2:])
+        return add_shortcut(x + self.gamma.to(attended.dtype) * attended, shortcut)
+
+
+class ChannelAttention(AttentionBlock):
+    """``x + γ · softmax(max_row E − E) X`` with ``E = X Xᵀ`` between channels, ``X`` the map as ``(C, HW)``.
+
+    That is a softmax over −E: a channel looks at those that are least like it. γ = 0 at first.
+
+    Args:
+        in_channels: ``C``, the channels of the map, or None for any.
+        identity: as published: γ starts at 0, and no walk over layers finds it.
+        device, dtype: where and in what type the parameter is made.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | None = None,
+        *,
+        identity: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels is not None:
+            positive("in_channels", in_channels)
+        self.channels, self.identity = in_channels, identity
+        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Start again."""
+        nn.init.zeros_(self.gamma)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the new map, or ``relu(new + shortcut)``."""
+        check_map(x, self.channels, self.gamma, shortcut)
+        rows = x.flatten(2)
+        scores = rows @ rows.transpose(1, 2)
+        attention = torch.softmax(scores.amax(-1, keepdim=True) - scores, dim=-1)
+        attention = self.gamma.to(attention.dtype) * attention  # C×C, where the map would be another pass
+        return add_shortcut(x + (attention.to(scores.dtype) @ rows).unflatten(2, x.shape[2:]), shortcut)
+
+
+class DualAttention(AttentionBlock):
+    """``conv_out(dropout(f_p(PAM(h_p(x))) + f_c(CAM(h_c(x)))))``: DANet's head.
+
+    ``h`` and ``f`` are 3×3 convolutions, each with a batch norm and ReLU, to C // 4 channels and between as many.
+
+    Args:
+        in_channels: ``C``, the channels of the map, at least 32 by default.
+        out_channels: of the result; None means ``C``. DANet has as many as there are classes.
+        hidden_channels: between the convolutions; None means ``C // 4``.
+        dropout: the share of channels that are dropped in training.
+        identity: add the head to the map, and change nothing at first: ``conv_out`` starts at 0.
+        device, dtype: where and in what type the parameters are made.
+
+    Raises:
+        ValueError: too few channels, ``dropout`` is no share, or ``identity`` with other channels out than in.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        hidden_channels: int | None = None,
+        *,
+        dropout: float = 0.1,
+        identity: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = hidden_width(in_channels, 4, hidden_channels)
+        out = in_channels if out_channels is None else out_channels
+        positive("out_channels", out)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be from 0 to 1, got {dropout!r}")
+        if identity and out != in_channels:
+            raise ValueError(f"out_channels must be in_channels={in_channels} for identity=True, got {out}")
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.identity, self.in_channels = identity, in_channels
+        self.position_in = _convolution(in_channels, hidden, **where)
+        self.position = PositionAttention(hidden, **where)
+        self.position_out = _convolution(hidden, hidden, **where)
+        self.channel_in = _convolution(in_channels, hidden, **where)
+        self.channel = ChannelAttention(hidden, **where)
+        self.channel_out = _convolution(hidden, hidden, **where)
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv_out = last_convolution(hidden, out, identity, **where)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` ``(N, C, H, W)`` to ``(N, out_channels, H, W)``; with a shortcut ``relu(… + shortcut)``."""
+        check_map(x, self.in_channels, self.channel.gamma, shortcut)
+        position = self.position_out(self.position(self.position_in(x)))
+        channel = self.channel_out(self.channel(self.channel_in(x)))
+        y = self.conv_out(self.dropout(position + channel))
+        return add_shortcut(x + y if self.identity else y, shortcut)
+
+
+def _convolution(channels: int, out: int, **where: Any) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, out, 3, padding=1, bias=False, **where)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out, **where), nn.ReLU())

@@ -1,0 +1,67 @@
+"""scSE: a gate per channel and a gate per position, side by side.
+
+Source: Roy, Navab, Wachinger, "Concurrent Spatial and Channel Squeeze & Excitation", https://arxiv.org/abs/1803.02579;
+the two gated maps are added, as in segmentation_models_pytorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..channel_gate import bottleneck_gate
+from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, weight_and_bias
+from ..identity import last_convolution, last_linear
+
+
+class SCSE(AttentionBlock):
+    """``x · σ(fc2(relu(fc1(mean_hw x)))) + x · σ(conv x)``, the convolution 1×1 to one channel.
+
+    Args:
+        in_channels: ``C``, the channels of the map.
+        reduction: the hidden layer has ``C // reduction`` channels.
+        hidden_channels: how many it has, whatever ``reduction`` says.
+        identity: change nothing at first: ``fc2`` and ``conv`` start at 0, and the gates are ½ + ½.
+        device, dtype: where and in what type the parameters are made.
+
+    Raises:
+        ValueError: ``reduction`` leaves no hidden channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        *,
+        hidden_channels: int | None = None,
+        identity: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = hidden_width(in_channels, reduction, hidden_channels)
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.identity = identity
+        self.fc1 = nn.Linear(in_channels, hidden, **where)
+        self.fc2 = last_linear(hidden, in_channels, identity, **where)
+        self.conv = last_convolution(in_channels, 1, identity, **where)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
+        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
+        return add_shortcut(x * (self.channel_gate(x) + torch.sigmoid(self.conv(x))), shortcut)
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """The gate of the channels, ``(N, C, 1, 1)``."""
+        return bottleneck_gate(x, *self.weights())
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The channel gate's parameters, in the order the functions take them."""
+        return *weight_and_bias(self, "fc1"), *weight_and_bias(self, "fc2")
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """``"channel"`` and ``"spatial"``, which are added."""
+        check_map(x, self.fc1.in_features, self.fc1.weight)
+        return {"channel": self.channel_gate(x), "spatial": torch.sigmoid(self.conv(x))}

@@ -1,0 +1,67 @@
+"""SimAM: a gate for every element, from how far it is from its channel's mean; no weights.
+
+Source: Yang et al., "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
+https://proceedings.mlr.press/v139/yang21o.html
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..common import AttentionBlock, add_shortcut, check_map, positive
+
+
+class SimAM(AttentionBlock):
+    """``x · σ(d / (4 (Σ_hw d / (HW − 1) + λ)) + ½)`` with ``d = (x − mean_hw x)²``.
+
+    Args:
+        in_channels: ``C``, the channels of the map, or None for any: nothing depends on it.
+        e_lambda: λ, the regularisation.
+        identity: change nothing at first: the gate becomes ``1 + γ (gate − 1)``, with one parameter γ that starts at 0.
+        device, dtype: where and in what type that parameter is made.
+
+    Raises:
+        ValueError: ``in_channels`` is not a positive integer.
+    """
+
+    gamma: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int | None = None,
+        *,
+        e_lambda: float = 1e-4,
+        identity: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels is not None:
+            positive("in_channels", in_channels)
+        self.channels, self.e_lambda, self.identity = in_channels, e_lambda, identity
+        gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype)) if identity else None
+        self.register_parameter("gamma", gamma)
+
+    def reset_parameters(self) -> None:
+        """Start again."""
+        if self.gamma is not None:
+            nn.init.zeros_(self.gamma)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
+        check_map(x, self.channels, self.gamma, shortcut)
+        return add_shortcut(x * self.pixel_gate(x), shortcut)
+
+    def pixel_gate(self, x: Tensor) -> Tensor:
+        """The gate, ``(N, C, H, W)``."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of 16 bits overflow
+        squares = (wide - wide.mean((2, 3), keepdim=True)).square()
+        others = max(x.shape[2] * x.shape[3] - 1, 1)  # a position alone has no variance
+        variance = squares.sum((2, 3), keepdim=True) / others
+        gate = torch.sigmoid(squares / (4 * (variance + self.e_lambda)) + 0.5).to(x.dtype)
+        return gate if self.gamma is None else 1 + self.gamma.to(gate.dtype) * (gate - 1)
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        check_map(x, self.channels, self.gamma)
+        return {"pixel": self.pixel_gate(x)}

@@ -1,0 +1,33 @@
+"""Attention gates as published: the multiply fused behind the library's convolutions and batch norms."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import backend
+from ..ops.map_gate import map_gate
+from ..reference import published
+from ..reference.attention_gate import check_gating
+from ..reference.common import add_shortcut, check_map
+
+
+class AttentionGate(published.AttentionGate):
+    __doc__ = published.AttentionGate.__doc__
+
+    def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), gating, shortcut):
+            return super().forward(x, gating, shortcut)
+        check_map(x, self.x_conv.in_channels, self.x_conv.weight, shortcut)
+        check_gating(x, gating, self.g_conv.weight)
+        return map_gate(x, self.spatial_logits(x, gating), shortcut, self.activation)
+
+
+class GridAttentionGate(published.GridAttentionGate):
+    __doc__ = published.GridAttentionGate.__doc__
+
+    def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), gating, shortcut):
+            return super().forward(x, gating, shortcut)
+        self.check(x, gating, shortcut)
+        y = self.norm(self.W(map_gate(x, self.spatial_gate(x, gating), None, "none")))
+        return add_shortcut(x + y if self.identity else y, shortcut)
