@@ -290,10 +290,38 @@ def test_nothing_but_kernels_imports_triton_at_module_level():
     assert [each for each in found if not each.startswith("triton_attn/kernels/")] == []
 
 
-def test_extra_dependencies_live_in_the_training_application_alone():
+def test_extra_dependencies_live_in_the_training_application_and_the_adapters_alone():
     extra = ("accelerate", "matplotlib", "PIL", "yaml", "sklearn", "tensorboard", "torchmetrics", "tqdm", "timm")
     found = offenders("triton_attn", *extra) + offenders("reference", *extra)
-    assert [each for each in found if not each.startswith("triton_attn/train/")] == []
+    at_home = ("triton_attn/train/", "triton_attn/fusion/adapters/")
+    assert [each for each in found if not each.startswith(at_home)] == []
+
+
+def test_fusion_stands_above_the_ops_and_below_the_registry():
+    above = [f"triton_attn.{name}" for name in ("registry", "resnet", "train", "cli", "explain", "tune", "blocks")]
+    assert not offenders("triton_attn/fusion", "triton", "triton_attn.kernels", *above)
+
+
+def test_an_adapter_knows_one_library():
+    for path in sources("triton_attn/fusion/adapters"):
+        libraries = {name.partition(".")[0] for name in imports(path)} - {*sys.stdlib_module_names, "torch"}
+        assert libraries - {"triton_attn"} <= {path.stem.partition("_")[0]}, path
+
+
+def test_fuse_loads_no_library_that_is_not_there_already():
+    found = python(
+        """
+        import json, sys
+        import torch, triton_attn
+        triton_attn.fuse(torch.nn.Conv2d(3, 8, 1))
+        before = sorted(name for name in sys.modules if name.startswith("triton_attn.fusion.adapters."))
+        import torchvision
+        triton_attn.fuse(torch.nn.Conv2d(3, 8, 1))
+        after = sorted(name for name in sys.modules if name.startswith("triton_attn.fusion.adapters."))
+        print(json.dumps([before, after, "timm" in sys.modules]))
+        """
+    )
+    assert found == [[], ["triton_attn.fusion.adapters.torchvision"], False]
 
 
 @pytest.mark.parametrize("folder", ["reference", "triton_attn"])

@@ -1,7 +1,7 @@
 """Attention blocks for convolutional networks as fused Triton kernels, with a plain PyTorch twin for each."""
 
 # _checkout says where the others find `reference`, and so comes first.
-from . import _checkout, functional, published, reference  # noqa: F401
+from . import _checkout, functional, fusion, published, reference  # noqa: F401
 from .backend import BackendError, use_backend
 from .blocks import (
     CBAM,
@@ -14,6 +14,7 @@ from .blocks import (
     SEBlock,
 )
 from .explain import explain
+from .fusion import fuse, register_adapter, unfuse
 from .reference import ResNetWithAttention
 from .registry import create_attention, list_attention
 from .resnet import resnet18, resnet34, resnet50, resnet101, resnet152
@@ -35,14 +36,18 @@ __all__ = [
     "create_attention",
     "explain",
     "functional",
+    "fuse",
+    "fusion",
     "list_attention",
     "published",
     "reference",
+    "register_adapter",
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet101",
     "resnet152",
     "tune",
+    "unfuse",
     "use_backend",
 ]

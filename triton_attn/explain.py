@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backend
+from .fusion import Fused
 from .reference import AttentionBlock
 
 
@@ -40,7 +41,7 @@ def explain(module: nn.Module, x: Tensor) -> Explanation:
     The pass is in evaluation mode and without gradients, so nothing about the module changes.
 
     Args:
-        module: a block or a network that holds blocks.
+        module: a block or a network that holds blocks, or one that was fused.
         x: its input.
 
     Returns:
@@ -52,7 +53,7 @@ def explain(module: nn.Module, x: Tensor) -> Explanation:
     training = {each: each.training for each in module.modules()}
     with contextlib.ExitStack() as stack, torch.no_grad():
         heard = stack.enter_context(backend.listen())
-        for name, block in outermost_blocks(module):
+        for name, block in outermost(module, (AttentionBlock, Fused)):
             stack.callback(block.register_forward_pre_hook(lambda *_: heard.clear()).remove)
             stack.callback(block.register_forward_hook(_reporter(name, heard, found)).remove)
         module.eval()
@@ -64,13 +65,18 @@ def explain(module: nn.Module, x: Tensor) -> Explanation:
     return found
 
 
-def outermost_blocks(module: nn.Module, name: str = "") -> Iterator[tuple[str, AttentionBlock]]:
+def outermost_blocks(module: nn.Module) -> Iterator[tuple[str, AttentionBlock]]:
     """The attention blocks of a module with their paths; those inside of another block are its own affair."""
-    if isinstance(module, AttentionBlock):
+    yield from outermost(module, (AttentionBlock,))  # type: ignore[misc]
+
+
+def outermost(module: nn.Module, classes: tuple[type, ...], name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules of these classes with their paths, but for those inside of another one."""
+    if isinstance(module, classes):
         yield name, module
         return
     for child_name, child in module.named_children():
-        yield from outermost_blocks(child, f"{name}.{child_name}" if name else child_name)
+        yield from outermost(child, classes, f"{name}.{child_name}" if name else child_name)
 
 
 def _reporter(name: str, heard: list[backend.Choice], found: Explanation) -> Callable[..., None]:

@@ -1,0 +1,20 @@
+"""Other people's networks on our kernels, in place: :func:`fuse` and :func:`unfuse`, and how to add one's own."""
+
+from .fused import Fused
+from .gates import Chain, ChannelGate, Neighbours
+from .report import Entry, Report
+from .swap import fuse, register_adapter, unfuse
+from .tails import Tail
+
+__all__ = [
+    "Chain",
+    "ChannelGate",
+    "Entry",
+    "Fused",
+    "Neighbours",
+    "Report",
+    "Tail",
+    "fuse",
+    "register_adapter",
+    "unfuse",
+]

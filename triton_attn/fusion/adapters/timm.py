@@ -1,0 +1,113 @@
+"""timm: squeeze-and-excitation in all its variants, and ECA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers import EcaModule, EffectiveSEModule, SEModule, activations, activations_me
+from timm.layers.cbam import ChannelAttn, LightChannelAttn
+from timm.layers.eca import CecaModule
+from timm.models import hgnet, senet
+from timm.models._efficientnet_blocks import SqueezeExcite
+from torch import Tensor
+
+from .. import layers
+from ..fused import Fused
+from ..gates import Chain, ChannelGate, Neighbours
+from ..swap import register_adapter
+
+layers.GATES.update(
+    {
+        activations.Sigmoid: "sigmoid",
+        activations.HardSigmoid: "hard_sigmoid",
+        activations_me.HardSigmoidMe: "hard_sigmoid",
+    }
+)
+layers.HIDDEN.update(
+    {
+        activations.Swish: lambda _: "silu",
+        activations.HardSwish: lambda _: "hardswish",
+        activations.GELU: lambda _: "gelu",
+        activations.GELUTanh: lambda _: "gelu_tanh",
+    }
+)
+
+
+def pool(module: Any) -> str:
+    """Of those that may add the maximum to the mean, half and half."""
+    return "both" if module.add_maxpool else "mean"
+
+
+def halves(mean: Tensor, maximum: Tensor) -> Tensor:
+    """As timm mixes both pools."""
+    return 0.5 * mean + 0.5 * maximum
+
+
+SE = Chain("fc1", "bn", "act", "fc2", "gate", pool=pool, mix=halves)
+ESE = Chain("fc", "gate", pool=pool, mix=halves)
+SQUEEZE_EXCITE = Chain("conv_reduce", "act1", "conv_expand", "gate")
+
+
+@register_adapter
+class FusedSEModule(Fused, SEModule, by=SE, read="7d2116484a547588"):
+    __doc__ = SEModule.__doc__
+
+
+@register_adapter
+class FusedEffectiveSEModule(Fused, EffectiveSEModule, by=ESE, read="ef63f46a39a1ea64"):
+    __doc__ = EffectiveSEModule.__doc__
+
+
+@register_adapter
+class FusedSqueezeExcite(Fused, SqueezeExcite, by=SQUEEZE_EXCITE, read="8b167497abcda890"):
+    __doc__ = SqueezeExcite.__doc__
+
+
+@register_adapter
+class FusedSENetModule(Fused, senet.SEModule, by=Chain("fc1", "relu", "fc2", "sigmoid"), read="3e4da8e93c96698e"):
+    __doc__ = senet.SEModule.__doc__
+
+
+@register_adapter
+class FusedEseModule(Fused, hgnet.EseModule, by=Chain("conv", "sigmoid"), read="5f1568bdd9181a3a"):
+    __doc__ = hgnet.EseModule.__doc__
+
+
+def eca(module: Any, mean: Tensor) -> Tensor:
+    """The gates of ECA, with the second convolution that some have."""
+    y = module.conv(mean.view(mean.shape[0], 1, -1))
+    if module.conv2 is not None:
+        y = module.conv2(module.act(y))
+    return module.gate(y).view(mean.shape[0], -1, 1, 1)
+
+
+def circular_eca(module: Any, mean: Tensor) -> Tensor:
+    """The gates of ECA whose first and last channel are neighbours."""
+    y = F.pad(mean.view(mean.shape[0], 1, -1), (module.padding, module.padding), mode="circular")
+    return module.gate(module.conv(y)).view(mean.shape[0], -1, 1, 1)
+
+
+@register_adapter
+class FusedEcaModule(Fused, EcaModule, by=Neighbours(eca, "conv", "gate", "act", "conv2"), read="82a33244d3986ccf"):
+    __doc__ = EcaModule.__doc__
+
+
+@register_adapter
+class FusedCecaModule(Fused, CecaModule, by=ChannelGate(circular_eca), read="f11b93efffa22776"):
+    __doc__ = CecaModule.__doc__
+
+
+@register_adapter
+class FusedChannelAttn(Fused, ChannelAttn, by=Chain("fc1", "act", "fc2", "gate", pool="both"), read="e510957326b75f63"):
+    __doc__ = ChannelAttn.__doc__
+
+
+def light(module: Any, mean: Tensor, maximum: Tensor) -> Tensor:
+    """The gates of CBAM's light channel half, whose ``gate`` is not called."""
+    return F.sigmoid(module.fc2(module.act(module.fc1(halves(mean, maximum)))))
+
+
+@register_adapter
+class FusedLightChannelAttn(Fused, LightChannelAttn, by=ChannelGate(light, pool="both"), read="707c53e8f64ba12e"):
+    __doc__ = LightChannelAttn.__doc__

@@ -1,0 +1,45 @@
+"""torchvision: squeeze-and-excitation of EfficientNet, MobileNetV3, RegNet and MaxViT."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.quantization.mobilenetv3 import QuantizableSqueezeExcitation
+from torchvision.ops import SqueezeExcitation
+
+from ..fused import Fused
+from ..gates import Chain
+from ..layers import is_touched
+from ..swap import register_adapter
+
+LAYERS = ("fc1", "activation", "fc2", "scale_activation")
+
+
+class Quantizable(Chain):
+    """A multiplication by a module that may watch or round what comes out of it."""
+
+    def obstacle(self, module: nn.Module) -> str | None:
+        product = module._modules.get("skip_mul")
+        watch = None if product is None else product._modules.get("activation_post_process")
+        if type(product) is not nn.quantized.FloatFunctional or type(watch) is not nn.Identity or is_touched(watch):
+            return "prepared for quantisation, or quantised"
+        return super().obstacle(module)
+
+
+SE = Chain(*LAYERS, squeeze="avgpool")
+QUANTIZABLE = Quantizable(*LAYERS, squeeze="avgpool")
+
+
+@register_adapter
+class FusedSqueezeExcitation(Fused, SqueezeExcitation, by=SE, read="f0913df463366213", helpers=("_scale",)):
+    __doc__ = SqueezeExcitation.__doc__
+
+
+@register_adapter
+class FusedQuantizableSqueezeExcitation(
+    Fused,
+    QuantizableSqueezeExcitation,
+    by=QUANTIZABLE,
+    read="9a9993940cae80ad",
+    helpers=("_scale",),
+):
+    __doc__ = QuantizableSqueezeExcitation.__doc__

@@ -1,0 +1,213 @@
+"""Recipes for channel gates, ``x · gate(pooled x)``: in one op where it knows their network, else by parts.
+
+By parts, the network is called as it stands on its small vectors, layer by layer, with all that somebody did to one of
+them; what moves the map is fused either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import backend, functional, ops
+from ..ops.library import Op
+from ..reference import channel_gate as plain
+from .layers import GATES, HIDDEN, is_dense, is_touched, unknown
+
+Network = Callable[..., Tensor]
+Call = tuple[Op, tuple[Tensor, ...], tuple[str, ...]]
+UNEXPECTED = "an input of another shape or dtype than the kernels' result would be of"
+_any_autocast = torch._C._is_any_autocast_enabled
+
+
+class ChannelGate:
+    """The gates of any network.
+
+    Args:
+        network: of the module and its pooled map ``(N, C, 1, 1)``, or two of them with the pool ``"both"`` (mean and
+            maximum); calls the module's own layers, and returns the gates, ``(N, C, 1, 1)``.
+        pool: ``"mean"``, ``"max"``, ``"both"``, or what says so for a module.
+        squeeze: the name of the child that pools in the plain forward, which is not called.
+    """
+
+    def __init__(
+        self, network: Network, *, pool: str | Callable[[Any], str] = "mean", squeeze: str | None = None
+    ) -> None:
+        self.network, self.squeeze = network, squeeze
+        self.pool: Callable[[Any], str] = pool if callable(pool) else lambda _: pool
+
+    def obstacle(self, module: nn.Module) -> str | None:
+        if self.squeeze is None:
+            return None
+        layer = module._modules.get(self.squeeze)
+        if type(layer) is not nn.AdaptiveAvgPool2d or layer.output_size not in (1, (1, 1)):
+            return f"{self.squeeze} is {type(layer).__name__}, expected AdaptiveAvgPool2d(1)"
+        return f"{self.squeeze} has hooks or a forward of its own" if is_touched(layer) else None
+
+    def how(self, module: nn.Module) -> str:
+        known = self.one_op(module)
+        return "one op" if isinstance(known, tuple) else f"by parts, gates in PyTorch: {known}"
+
+    def one_op(self, module: Any) -> Call | str:  # noqa: ARG002
+        """The op that has the gate network inside, its weights and constants; or why there is none."""
+        return "a network of its own"
+
+    def __call__(self, module: Any, x: Tensor, shortcut: Tensor | None = None) -> Tensor | None:
+        if (reason := self.obstacle(module)) is not None:
+            backend.refuse(reason)
+            return None
+        if isinstance(known := self.one_op(module), tuple):
+            op, weights, constants = known
+            if (y := op.again(x, *weights, shortcut, *constants)) is not None:
+                return y
+            if not _is_as_expected(x, shortcut) or not _fits(x, weights):
+                backend.refuse(UNEXPECTED)
+                return None
+            if not backend.use_triton(x, *weights, shortcut):
+                return None
+            serve: Callable[..., Tensor] = ops.channel_gate if op is ops.CHANNEL_GATE else ops.eca
+            return serve(x, *weights, shortcut, **dict(zip(_CONSTANTS[op], constants, strict=True)))
+        if not _is_as_expected(x, shortcut):
+            backend.refuse(UNEXPECTED)
+            return None
+        if not backend.use_triton(x, shortcut):
+            return None
+        if not hasattr(functional, "gate_by"):
+            backend.refuse("there is no op for gates that PyTorch computes yet")
+            return None
+        return functional.gate_by(x, partial(self.network, module), shortcut, pool=self.pool(module))
+
+
+_CONSTANTS = {ops.CHANNEL_GATE: ("pool", "hidden_activation", "activation"), ops.ECA: ("pool", "activation")}
+
+
+class Chain(ChannelGate):
+    """The gates of layers that are called one after the other.
+
+    Args:
+        *layers: the names of the children, in the order of their calls.
+        pool: ``"mean"``, ``"max"``, or ``"both"``; or what says so for a module.
+        squeeze: the name of the child that pools in the plain forward, which is not called.
+        mix: what the chain is called on where both pools are; by default each goes through it, and what the last layer
+            is given is added up.
+        flat: whether the layers take ``(N, C)``, as linear ones do, and not ``(N, C, 1, 1)``.
+    """
+
+    def __init__(
+        self,
+        *layers: str,
+        pool: str | Callable[[Any], str] = "mean",
+        squeeze: str | None = None,
+        mix: Callable[[Tensor, Tensor], Tensor] | None = None,
+        flat: bool = False,
+    ) -> None:
+        super().__init__(self._call, pool=pool, squeeze=squeeze)
+        self.layers, self.mix, self.flat = layers, mix, flat
+
+    def _call(self, module: nn.Module, *pooled: Tensor) -> Tensor:
+        *layers, last = self._layers(module)
+        if len(pooled) == 2 and self.mix is not None:
+            pooled = (self.mix(*pooled),)
+        logits = None
+        for vector in pooled:
+            vector = vector.flatten(1) if self.flat else vector
+            for layer in layers:
+                vector = layer(vector)
+            logits = vector if logits is None else logits + vector
+        gates = last(logits)
+        return gates[:, :, None, None] if self.flat else gates
+
+    def _layers(self, module: nn.Module) -> list[nn.Module]:
+        children = module._modules
+        return [children[name] for name in self.layers]  # type: ignore[misc]
+
+    def one_op(self, module: nn.Module) -> Call | str:
+        pool = self.pool(module)
+        if pool == "both" and self.mix is not None:
+            return "a mixture of mean and maximum"
+        found = []
+        for layer in self._layers(module):
+            if is_touched(layer):
+                return f"hooks, or a forward of its own, on {type(layer).__name__}"
+            if type(layer) is not nn.Identity:
+                found.append(layer)
+        return two_layers(found, pool)
+
+
+def two_layers(layers: Sequence[nn.Module], pool: str) -> Call | str:
+    """The op for a dense layer, an activation or none, a dense layer, and a gate."""
+    if len(layers) < 3 or len(layers) > 4:
+        return f"a network of {' → '.join(type(layer).__name__ for layer in layers)}"
+    first, *hidden, second, gate = layers
+    for layer in (first, second):
+        if not is_dense(layer):
+            return f"{type(layer).__name__} is no plain dense layer"
+        if layer.bias is None:
+            return f"{type(layer).__name__} without a bias"
+    between = HIDDEN.get(type(hidden[0]), unknown)(hidden[0]) if hidden else "none"
+    if between not in plain.HIDDEN_ACTIVATIONS:
+        return f"{type(hidden[0]).__name__} between the layers"
+    last = GATES.get(type(gate))
+    if last not in plain.ACTIVATIONS:
+        return f"{type(gate).__name__} as the gate"
+    weights = first.weight, first.bias, second.weight, second.bias
+    return ops.CHANNEL_GATE, weights, (pool, between, last)  # type: ignore[return-value]
+
+
+class Neighbours(ChannelGate):
+    """The gates of a convolution over channels, then a gate; by parts with whatever else there is.
+
+    Args:
+        network: as for :class:`ChannelGate`.
+        convolution, gate: the names of the children that one op computes.
+        others: names of children that must be None for that.
+    """
+
+    def __init__(self, network: Network, convolution: str, gate: str, *others: str) -> None:
+        super().__init__(network)
+        self.convolution, self.gate, self.others = convolution, gate, others
+
+    def one_op(self, module: Any) -> Call | str:
+        children = module._modules
+        convolution, gate = children[self.convolution], children[self.gate]
+        if any(children.get(name) is not None for name in self.others):
+            return "more than one convolution"
+        if type(convolution) is not nn.Conv1d or is_touched(convolution) or is_touched(gate):
+            return f"hooks, or a forward of its own, on {type(convolution).__name__} or {type(gate).__name__}"
+        taps = convolution.weight.numel()
+        if convolution.bias is not None or convolution.padding_mode != "zeros" or convolution.padding != (taps // 2,):
+            return "a convolution with a bias or another padding"
+        if tuple(convolution.weight.shape) != (1, 1, taps) or taps % 2 == 0 or convolution.dilation != (1,):
+            return "a convolution that is not of neighbours, one channel to one"
+        last = GATES.get(type(gate))
+        if last not in plain.ACTIVATIONS:
+            return f"{type(gate).__name__} as the gate"
+        return ops.ECA, (convolution.weight,), (self.pool(module), last)
+
+
+def _is_as_expected(x: Tensor, shortcut: Tensor | None) -> bool:
+    """Whether an op's result is of the shape and dtype that the plain modules' would be of."""
+    if x.dim() != 4 or x.dtype not in backend.DTYPES:
+        return False
+    if shortcut is not None and (shortcut.shape, shortcut.dtype, shortcut.device) != (x.shape, x.dtype, x.device):
+        return False
+    # Gates in autocast's dtype; their product with x is in the wider of both.
+    return not _autocast(x) or torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)) == x.dtype
+
+
+def _fits(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether weights are made for x's channels, on its device, and of one dtype, which is x's or under autocast."""
+    first = weights[0]
+    if len(weights) == 4 and not (first.shape[1] == x.shape[1] == weights[2].shape[0]):
+        return False
+    if any(weight.dtype != first.dtype or weight.device != x.device for weight in weights):
+        return False
+    return first.dtype == x.dtype or (_autocast(x) and first.dtype in backend.DTYPES)
+
+
+def _autocast(x: Tensor) -> bool:
+    return _any_autocast() and torch.is_autocast_enabled(x.device.type)

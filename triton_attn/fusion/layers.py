@@ -1,0 +1,53 @@
+"""The layers inside of other people's attention: which of them are what their class says, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Name = Callable[[Any], str | None]
+
+GATES: dict[type, str] = {nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid"}
+"""What the ops call what a module computes as a gate's last step; adapters add their library's own."""
+
+HIDDEN: dict[type, Name] = {
+    nn.ReLU: lambda _: "relu",
+    nn.SiLU: lambda _: "silu",
+    nn.Hardswish: lambda _: "hardswish",
+    nn.GELU: lambda layer: "gelu" if layer.approximate == "none" else "gelu_tanh",
+    nn.LeakyReLU: lambda layer: "leaky_relu" if layer.negative_slope == 0.01 else None,
+}
+"""Likewise for what stands between two layers, which may depend on how it was made."""
+
+DROPS: set[type] = {nn.Identity}
+"""What may stand on a residual branch and does nothing in evaluation, or while its ``drop_prob`` is 0."""
+
+
+def unknown(_: nn.Module) -> None:
+    """What a layer is called that none of these is."""
+
+
+def is_touched(layer: nn.Module) -> bool:
+    """Whether something listens to or replaces the layer's calls, which therefore must be made.
+
+    Hooks are how ``prune``, the old ``weight_norm`` and ``spectral_norm``, sharding and observers work. What changes a
+    layer's class (parametrizations, LoRA, quantisation) is seen by the class.
+    """
+    own = layer.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
+
+
+def is_dense(layer: nn.Module) -> bool:
+    """Whether this is a plain layer from vectors to vectors: a linear one, or a 1×1 convolution."""
+    kind = type(layer)
+    if kind is not nn.Conv2d:
+        return kind is nn.Linear
+    return bool(layer.kernel_size == (1, 1) and layer.groups == 1 and layer.padding == (0, 0))

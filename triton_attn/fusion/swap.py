@@ -1,0 +1,178 @@
+"""fuse and unfuse: modules of known classes change to their fused class and back, in place."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from dataclasses import replace
+
+from torch import nn
+
+from ..reference import AttentionBlock
+from .fused import Fused
+from .report import Entry, Report
+from .sources import fingerprint
+from .tails import Tail
+
+Classes = dict[type[nn.Module], type[Fused]]
+
+ADAPTERS = {"timm": ("timm", "timm_tails"), "torchvision": ("torchvision",)}
+"""Libraries, and the modules in ``adapters`` that know their attention; imported only where the library is."""
+
+_LOOKS_LIKE_ATTENTION = re.compile(
+    r"^(SE|CSE)$|SE(Module|Layer|Block)?$|SELayer|Squeeze|^C?eca|Cbam|CBAM|Coord|NonLocal|GlobalContext$|GatherExcite|"
+    r"SelectiveKernel$|SplitAttn|EfficientLocal|StripAttn|ChannelAtt|SpatialAtt|SCSE|AttentionGate|AttentionBlock|"
+    r"BottleneckAttn|HaloAttn|LambdaLayer",
+    re.IGNORECASE,
+)
+_fused: Classes = {}
+
+
+def register_adapter(fused: type[Fused]) -> type[Fused]:
+    """Have :func:`fuse` give modules of a class of yours a forward on our functions.
+
+    ::
+
+        class FusedMySE(fusion.Fused, MySE, by=fusion.Chain("fc1", "act", "fc2", "gate")):
+            pass
+
+        triton_attn.register_adapter(FusedMySE)  # or as a decorator
+
+    Args:
+        fused: the class that modules get in place of theirs, whose base after ``Fused`` is theirs.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: no such class, or one that is not to be found under its name, so that it could not be pickled.
+    """
+    if not (isinstance(fused, type) and issubclass(fused, Fused) and "fused_by" in fused.__dict__):
+        raise TypeError(f"fused must be a class made as `class Mine(Fused, Theirs, by=recipe)`, got {fused!r}")
+    if "<locals>" in fused.__qualname__:
+        raise TypeError(f"fused must stand at the top of a module, where pickles find it, got {fused.__qualname__}")
+    _fused[fused.fused_from] = fused
+    return fused
+
+
+def known() -> Classes:
+    """From plain classes to fused ones, of the libraries that are imported."""
+    for library, adapters in ADAPTERS.items():
+        for adapter in adapters if library in sys.modules else ():
+            importlib.import_module(f"{__package__}.adapters.{adapter}")
+    return _fused
+
+
+def fuse(model: nn.Module, tails: bool = True) -> Report:
+    """Have the attention in a network of another library run on our kernels, in place.
+
+    Modules of the known classes of timm and torchvision, where these are imported, and of those that
+    :func:`register_adapter` made known, get a fused subclass of their class. Parameters, keys, hooks and everything
+    else stays as it is; on a CPU a fused module runs its plain class's forward. What is not served exactly is left, now
+    or, where something is done to a module later, at the call.
+
+    Args:
+        model: the network; a fused one may be fused again.
+        tails: whether residual blocks are fused too, so that shortcut and ReLU come with their attention.
+
+    Returns:
+        What became of every module that is attention by its name or class: ``print`` shows a table, ``.left`` holds
+        what was not fused.
+
+    Raises:
+        TypeError: ``model`` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    classes = known()
+    modules = dict(model.named_modules())
+    entries = {path: _fuse_one(path, module, classes) for path, module in modules.items()}
+    for path, module in modules.items():
+        if tails and (by := _tail(module, classes)) is not None:
+            inner = f"{path}.{by.attention}" if path else by.attention
+            entries[inner] = _fuse_tail(entries.get(inner), module, by, classes)
+    return Report(entry for entry in entries.values() if entry is not None)
+
+
+def _fuse_one(path: str, module: nn.Module, classes: Classes) -> Entry | None:
+    path, cls = path or "(itself)", type(module)
+    if _tail(module, classes) is not None:
+        return None
+    if isinstance(module, Fused):
+        reason = module.fused_by.obstacle(module)
+        return Entry(path, module.fused_from.__name__, reason is None, reason or module.fused_by.how(module))
+    fused = classes.get(cls)
+    if fused is None:
+        reason = _why_unknown(module, classes)
+        return None if reason is None else Entry(path, cls.__name__, False, reason)
+    reason = _obstacle(module, fused)
+    if reason is None:
+        module.__class__ = fused  # type: ignore[assignment]
+    return Entry(path, cls.__name__, reason is None, reason or fused.fused_by.how(module))
+
+
+def _tail(module: nn.Module, classes: Classes) -> Tail | None:
+    """The recipe for a residual block with attention at its end."""
+    fused = type(module) if isinstance(module, Fused) else classes.get(type(module))
+    by = None if fused is None else fused.fused_by
+    return by if isinstance(by, Tail) else None
+
+
+def _fuse_tail(entry: Entry | None, block: nn.Module, by: Tail, classes: Classes) -> Entry | None:
+    if entry is None or not entry.fused:
+        return entry
+    reason = by.obstacle(block) if isinstance(block, Fused) else _obstacle(block, classes[type(block)])
+    if reason is not None:
+        return replace(entry, note=f"{entry.note}; without its tail: {reason}")
+    if not isinstance(block, Fused):
+        block.__class__ = classes[type(block)]  # type: ignore[assignment]
+    return replace(entry, note=f"{entry.note}, {by.how(block)}", tail=True)
+
+
+def _why_unknown(module: nn.Module, classes: Classes) -> str | None:
+    """Why a module of a class that is not known is left; None for one that is no attention, or is ours."""
+    cls = type(module)
+    if isinstance(module, AttentionBlock):
+        return None
+    base = next((each for each in cls.__mro__ if each in classes), None)
+    if base is not None and not isinstance(classes[base].fused_by, Tail):
+        own = " with a forward of its own" if cls.forward is not base.forward else ""
+        return f"a subclass of {base.__name__}{own}, which has no adapter"
+    if not _LOOKS_LIKE_ATTENTION.search(cls.__name__) or cls.__module__.startswith("torch."):
+        return None
+    return "no adapter for it"
+
+
+def _obstacle(module: nn.Module, fused: type[Fused]) -> str | None:
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
+    if fused.fused_read not in (None, fingerprint(fused.fused_from, *fused.fused_helpers)):
+        library = fused.fused_from.__module__.partition(".")[0]
+        version = getattr(sys.modules.get(library), "__version__", "of an unknown version")
+        return f"its forward is none that the adapter was written after ({library} {version})"
+    return fused.fused_by.obstacle(module)
+
+
+def unfuse(model: nn.Module) -> int:
+    """Give every fused module its own class back, without a trace.
+
+    Do so before saving a whole model (not its state dict) for where this package is not installed.
+
+    Args:
+        model: the network, fused or not.
+
+    Returns:
+        How many modules were fused.
+
+    Raises:
+        TypeError: a module's class was made of the fused one by another library (sharding does so); nothing is changed.
+    """
+    fused = [(path, module) for path, module in model.named_modules() if isinstance(module, Fused)]
+    for path, module in fused:
+        if "fused_by" not in type(module).__dict__:
+            raise TypeError(f"{path} is a {type(module).__name__}, made of a fused class: unfuse before, not after")
+    for _, module in fused:
+        assert isinstance(module, Fused)
+        module.__class__ = module.fused_from  # type: ignore[assignment]
+    return len(fused)

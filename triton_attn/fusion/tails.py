@@ -1,0 +1,73 @@
+"""Recipes for residual blocks that end in attention, a shortcut and ReLU: these three in one pass over the map."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .fused import Fused
+from .gates import ChannelGate
+from .layers import DROPS, is_touched
+
+
+class Tail:
+    """A block whose forward is ``activation(drop(attention(before(x))) + shortcut(x))``.
+
+    Args:
+        *before: the names of the children that are called before the attention, one after the other.
+        attention, activation: the names of the attention and of the ReLU behind the addition.
+        shortcut: the name of the child that the shortcut goes through, if it is not None.
+        drop: the name of what drops the branch at times, if there is such a child.
+        add: the addition of branch and shortcut, which of two dtypes may take either.
+    """
+
+    def __init__(
+        self,
+        *before: str,
+        attention: str,
+        activation: str,
+        shortcut: str = "downsample",
+        drop: str | None = None,
+        add: Callable[[Tensor, Tensor], Tensor] = operator.add,
+    ) -> None:
+        self.before, self.attention, self.activation = before, attention, activation
+        self.shortcut, self.drop, self.add = shortcut, drop, add
+
+    def obstacle(self, module: nn.Module) -> str | None:
+        children = module._modules
+        attention, activation = children.get(self.attention), children.get(self.activation)
+        if not isinstance(attention, Fused) or not isinstance(attention.fused_by, ChannelGate):
+            return "its attention is not fused"
+        if is_touched(attention):
+            return "its attention has hooks, or a forward of its own"
+        if type(activation) is not nn.ReLU or is_touched(activation):
+            return f"what follows the addition is no plain ReLU but {type(activation).__name__}"
+        drop = None if self.drop is None else children.get(self.drop)
+        if drop is not None and (type(drop) not in DROPS or is_touched(drop)):
+            return f"a {type(drop).__name__} before the addition"
+        return None
+
+    def how(self, module: nn.Module) -> str:  # noqa: ARG002
+        return "with shortcut and ReLU"
+
+    def __call__(self, module: Any, x: Tensor, shortcut: Tensor | None = None) -> Tensor | None:
+        children = module._modules
+        if shortcut is not None or self.obstacle(module) is not None or self._drops(module):
+            return None  # the attention answers for itself
+        y = x
+        for name in self.before:
+            y = children[name](y)
+        through = children.get(self.shortcut)
+        shortcut = x if through is None else through(x)
+        attention = children[self.attention]
+        tail = attention.fused_by(attention, y, shortcut)
+        if tail is not None:
+            return tail
+        return children[self.activation](self.add(attention(y), shortcut))
+
+    def _drops(self, module: nn.Module) -> bool:
+        drop = None if self.drop is None else module._modules.get(self.drop)
+        return drop is not None and drop.training and type(drop) is not nn.Identity and bool(drop.drop_prob)
