@@ -11,6 +11,7 @@ from .non_local import NonLocal
 from .pixel import PixelAttention
 from .scse import SCSE
 from .simam import SimAM
+from .weights import export, layouts, load
 
 __all__ = [
     "CBAM",
@@ -27,4 +28,7 @@ __all__ = [
     "PositionAttention",
     "SEBlock",
     "SimAM",
+    "export",
+    "layouts",
+    "load",
 ]
