@@ -36,6 +36,13 @@ def test_a_block_by_itself_and_a_plain_twin() -> None:
     assert "plain twin" in entry.reason
 
 
+def test_the_two_forms_of_a_name() -> None:
+    x = torch.randn(1, 32, 4, 4)
+    for module in (triton_attn, triton_attn.reference):
+        assert triton_attn.explain(module.CBAM(32), x)[0].block == "CBAM"
+        assert triton_attn.explain(module.published.CBAM(32), x)[0].block == "published.CBAM"
+
+
 def test_it_prints_as_a_table() -> None:
     text = str(triton_attn.explain(triton_attn.SEBlock(32), torch.randn(1, 32, 4, 4)))
     assert text.splitlines()[0].split() == ["module", "block", "backend", "why"]

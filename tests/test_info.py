@@ -37,8 +37,9 @@ def test_versions_and_blocks(capsys: pytest.CaptureFixture[str]) -> None:
     assert row(text, "triton_attn").split()[1] == triton_attn.__version__
     assert row(text, "torch").split()[1] == torch.__version__
     assert row(text, "Python").split()[1] == ".".join(map(str, sys.version_info[:3]))
-    for name in triton_attn.list_attention():
-        assert type(triton_attn.create_attention(name, 16)).__name__ in row(text, name)
+    for name in triton_attn.list_attention("all"):
+        form = "published." * name.startswith("published.") + type(triton_attn.create_attention(name, 32)).__name__
+        assert row(text, name).split()[1] == (form if name != "published.se" else "SEBlock")
     assert "\n  auto (the default; TRITON_ATTN_BACKEND is not set)\n" in text
 
 
@@ -103,7 +104,7 @@ def test_json_has_what_the_text_has(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(said(capsys, "--json"))
     text = said(capsys)
     assert list(report) == ["versions", "devices", "backend", "blocks"]
-    assert [each["name"] for each in report["blocks"]] == triton_attn.list_attention()
+    assert [each["name"] for each in report["blocks"]] == triton_attn.list_attention("all")
     for name, version in report["versions"].items():
         assert version in row(text, name)
     for each in report["blocks"]:

@@ -16,7 +16,10 @@ from .reference import AttentionBlock
 
 @dataclass(frozen=True)
 class Served:
-    """One block's call: where the block lies in the module, its class, what served it, and why."""
+    """One block's call: where the block lies in the module, its form, what served it, and why.
+
+    ``block`` is the class's name: by itself the tutorial's form, as ``published.CBAM`` the published one of that name.
+    """
 
     name: str
     block: str
@@ -79,9 +82,15 @@ def outermost(module: nn.Module, classes: tuple[type, ...], name: str = "") -> I
         yield from outermost(child, classes, f"{name}.{child_name}" if name else child_name)
 
 
+def form_of(block: nn.Module) -> str:
+    """The name of the block's class, and whether it is the published form: there are two formulas of some names."""
+    kind = type(block)
+    return f"published.{kind.__name__}" if ".published." in f"{kind.__module__}." else kind.__name__
+
+
 def _reporter(name: str, heard: list[backend.Choice], found: Explanation) -> Callable[..., None]:
     def report(block: nn.Module, *_: object) -> None:
         choice = heard[0] if heard else backend.Choice("reference", "a plain twin, which has no other backend")
-        found.append(Served(name or "(itself)", type(block).__name__, choice.backend, choice.reason))
+        found.append(Served(name or "(itself)", form_of(block), choice.backend, choice.reason))
 
     return report

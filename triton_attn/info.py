@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from . import backend
-from .explain import explain
+from .explain import explain, form_of
 from .registry import create_attention, list_attention
 from .version import __version__
 
@@ -108,19 +108,19 @@ def backend_in_force() -> dict[str, Any]:
 
 
 def blocks() -> list[dict[str, Any]]:
-    """For every block by name: its class, what serves it here, and why.
+    """For every block by name: its form, what serves it here, and why.
 
     Each is run once on a small float32 map, on the GPU where there is one.
     """
     device = test_device()
     found = []
-    for name in list_attention():
+    for name in list_attention("all"):
         block = create_attention(name, CHANNELS).to(device)
         served, why = _served(block, device)
         found.append(
             {
                 "name": name,
-                "block": type(block).__name__,
+                "block": form_of(block),
                 "backend": served,
                 "reason": why,
                 "device": device.type,
