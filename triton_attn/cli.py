@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ COMMANDS = {
 
 EXTRAS = {
     "accelerate",
+    "filelock",
     "matplotlib",
     "numpy",
     "PIL",
@@ -32,10 +35,16 @@ EXTRAS = {
 }
 """What comes with the extra ``train``."""
 
+_REFUSALS = "EACCES EDQUOT EEXIST EFBIG EINVAL EIO EISDIR ELOOP EMFILE ENAMETOOLONG ENFILE ENOSPC ENOTDIR EPERM EROFS"
+REFUSALS = {number for number, name in errno.errorcode.items() if name in _REFUSALS.split()}
+"""What the machine says no with: a full disk, a name too long, no permission. Other OSErrors are faults of ours."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, or 2 where the arguments, the data or the files are at fault."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be bytes that are no letters
     try:
         arguments = parse(words)
         status = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
@@ -56,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, UserError):
             raise  # a fault of ours, which needs its traceback
-        return fail(str(error))
+        return fail(str(error), error.alone)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return fail(f"{place}{error.strerror}", alone=True)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -77,9 +91,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def fail(message: str) -> int:
-    """Say what is wrong, in one line and once, however many processes there are."""
-    if os.environ.get("RANK", "0") == "0" or "step " in message:
+def fail(message: str, alone: bool = False) -> int:
+    """Say what is wrong, in one line and once, however many processes there are; ``alone`` in all of them."""
+    if alone or os.environ.get("RANK", "0") == "0":
         print(f"triton-attn: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Files that are there whole or not at all, whenever the process is killed: how everything here is written."""
 
 from __future__ import annotations
 
@@ -8,28 +8,66 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: what killed processes left is not cleared there
+    fcntl = None  # type: ignore[assignment]
+
+MARK = ".triton-attn-"
+"""How the names of temporary files begin; the rest is random, for nobody may put a link where one will be."""
+
+LONGEST_SUFFIX = 16
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+OLD = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
 
 @contextlib.contextmanager
-def new_file(path: Path, mark: str = "tmp") -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; what is written there takes its place at the end.
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of an empty file beside ``path``; what is written into it takes its place at the end.
 
-    The temporary name keeps the suffix, because writers choose the format by it. ``mark`` is the rest of it: as it is,
-    what a killed process left is written over by the next, and large files do not pile up.
+    The file is made by this process, with the permissions that the umask leaves, and keeps the suffix, because
+    writers choose the format by it. Several processes may write the same ``path``: the last wins.
+
+    Raises:
+        OSError: it cannot be written; the error names ``path``, and what was there before is whole.
     """
-    temporary = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
-        yield temporary
-        temporary.chmod(_file_mode())  # some writers make files that only their owner may read
-        flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary, held = _create(path)
+        try:
+            yield temporary
+            flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if held is not None:
+                os.close(held)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # a person knows no temporary names
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; errors as for :func:`new_file`."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; several processes may write the same one, and the last wins."""
-    with new_file(path, secrets.token_hex(4)) as temporary:  # processes in two containers may be of the same number
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text file, whole or not at all; errors as for :func:`new_file`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in ``folder``; those still at work keep theirs."""
+    for name in folder.glob(f"{MARK}*"):
+        with contextlib.suppress(OSError):
+            held = os.open(name, OLD)
+            try:
+                if _hold(held, wait=False):
+                    name.unlink()
+            finally:
+                os.close(held)
 
 
 def flush(file: Path) -> None:
@@ -39,8 +77,38 @@ def flush(file: Path) -> None:
             os.fsync(opened.fileno())
 
 
-def _file_mode() -> int:
-    """The mode that new files have: only setting the mask tells what it is."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return 0o666 & ~mask
+def check_name(path: Path) -> None:
+    """Raise an OSError for a path that no system call takes: one with a NUL, or with letters it has no bytes for."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise OSError(22, "a name that cannot be encoded", repr(str(path))) from error
+    if b"\0" in encoded:
+        raise OSError(22, "a name with a NUL in it", repr(str(path)))
+
+
+def _create(path: Path) -> tuple[Path, int | None]:
+    """A new file beside ``path``, and the descriptor whose lock says that its writer lives."""
+    check_name(path)
+    suffix = path.suffix if len(path.suffix) <= LONGEST_SUFFIX else ""
+    while True:
+        temporary = path.parent / f"{MARK}{secrets.token_hex(8)}{suffix}"
+        held = os.open(temporary, NEW, 0o666)
+        if fcntl is None:
+            os.close(held)
+            return temporary, None
+        _hold(held, wait=True)
+        if os.fstat(held).st_nlink:  # else it was cleared away before we held it
+            return temporary, held
+        os.close(held)
+
+
+def _hold(descriptor: int, wait: bool) -> bool:
+    """Lock an open file, until it is closed or this process ends; False where another has it, or nothing can lock."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

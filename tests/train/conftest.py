@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from image_folders import make_folder
+from processes import Command
+
+SMALL = ("--image-size", 16, "--batch-size", 8, "--workers", 0)
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,21 @@ def shared_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pictures(shared_pictures: Path, tmp_path: Path) -> Path:
     """The same, for one test to do with as it likes."""
     return Path(shutil.copytree(shared_pictures, tmp_path / "pictures"))
+
+
+@pytest.fixture(scope="session")
+def _trained(shared_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    network = ("--attention", "se", "--where", "layer4", "--attention-kwargs", "reduction=8", "--channels-last")
+    words = ("--data", shared_pictures, "--output", output, "--epochs", 2, "--optimizer", "sgd")
+    Command(["train", *words, *network, *SMALL], output.with_suffix(".log")).finish()
+    return output
+
+
+@pytest.fixture
+def trained(_trained: Path, tmp_path: Path) -> Path:
+    """A finished run of two epochs, to do with as the test likes."""
+    return Path(shutil.copytree(_trained, tmp_path / "run"))
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,13 @@ class Killed(BaseException):
 
 
 def save(folder: Path, text: str) -> None:
-    (atomic.begin_folder(folder) / "a").write_text(text)
-    (folder.with_name(f".{folder.name}.new") / "b").write_text(text)
-    atomic.swap_folder(folder)
+    new = atomic.begin_folder(folder)
+    (new / "a").write_text(text)
+    (new / "b").write_text(text)
+    atomic.swap_folder(new, folder)
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(5))
 def test_a_folder_is_whole_wherever_the_swap_is_killed(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,13 +42,13 @@ def test_a_folder_is_whole_wherever_the_swap_is_killed(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", counted(os.rename))
-        patch.setattr(atomic.shutil, "rmtree", counted(atomic.shutil.rmtree))
+        patch.setattr(atomic, "remove", counted(atomic.remove))
         try:
             save(folder, "new")
         except Killed:
             pass
         else:
-            assert step == 5, "every step was killed once"
+            assert step == 4, "every step was killed once"
     atomic.recover_folder(folder)
     texts = {(folder / name).read_text() for name in ("a", "b")}
     assert texts in ({"old"}, {"new"})
@@ -68,3 +69,31 @@ def test_looking_whether_a_folder_is_writable_leaves_nothing(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--output: cannot write into .*file/run"):
         atomic.check_writable(tmp_path / "file" / "run")
+
+
+def test_folders_for_a_while_have_names_that_nobody_knows_and_the_usual_mode(tmp_path: Path) -> None:
+    (tmp_path / "usual").mkdir()
+    one, two = atomic.begin_folder(tmp_path / "last"), atomic.begin_folder(tmp_path / "last")
+    assert one != two
+    assert one.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_links_are_removed_and_not_what_they_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "x").write_text("kept")
+    folder = tmp_path / "run" / "last"
+    folder.parent.mkdir()
+    for name in (folder, folder.with_name(".last.old"), folder.with_name(".last.new")):
+        name.symlink_to(tmp_path / "precious", target_is_directory=True)
+    atomic.recover_folder(folder)
+    save(folder, "new")
+    assert (folder / "a").read_text() == "new"
+    assert (tmp_path / "precious" / "x").read_text() == "kept"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_names_that_the_system_does_not_take(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--output: cannot write into"):
+        atomic.check_writable(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -2,69 +2,89 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
 
-from ..files import flush
+from ..files import check_name, clear_leftovers, flush
 from .errors import UserError
 
 
 def begin_folder(path: Path) -> Path:
     """An empty temporary folder beside ``path``, to be filled and given to :func:`swap_folder`."""
-    temporary = _beside(path, "new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    os.mkdir(temporary)  # not made if anything is there
     return temporary
 
 
-def swap_folder(path: Path) -> None:
+def swap_folder(temporary: Path, path: Path) -> None:
     """Put the folder that :func:`begin_folder` gave in the place of ``path``.
 
     A folder cannot be replaced in one step, so the old one moves aside first. Killed between the two renames, the
     old one is still whole, and :func:`recover_folder` moves it back.
     """
-    temporary, old = _beside(path, "new"), _beside(path, "old")
     for file in temporary.rglob("*"):
         flush(file)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    old = _aside(path)
+    remove(old)
+    if os.path.lexists(path):
         os.rename(path, old)
     os.rename(temporary, path)
-    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the new state is there; what could not be removed is at the next start
+        remove(old)
 
 
 def recover_folder(path: Path) -> None:
-    """Clear away what a kill during :func:`swap_folder` left; ``path`` is whole afterwards if it ever was."""
-    old = _beside(path, "old")
-    if old.exists() and not path.exists():
+    """Clear away what a kill during :func:`swap_folder` left; ``path`` is whole afterwards if it ever was.
+
+    Only for the one process that may swap it.
+    """
+    old = _aside(path)
+    if os.path.lexists(old) and not os.path.lexists(path):
         os.rename(old, path)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(_beside(path, "new"), ignore_errors=True)
+    remove(old)
+    for left in path.parent.glob(f".{path.name}.*new"):
+        remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, but not what the link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
     """Raise unless files can be written into ``folder``, made if need be; leaves nothing behind.
 
+    What killed processes left in it is cleared away.
+
     Raises:
         UserError: they cannot, with the system's reason.
     """
-    made: list[Path] = []
     try:
-        for part in reversed([folder, *folder.parents]):
-            if not part.exists():
-                part.mkdir()
-                made.append(part)
-        with tempfile.TemporaryFile(dir=folder):
+        check_name(folder)
+        there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
+        if there == folder:
+            clear_leftovers(folder)
+            with tempfile.TemporaryFile(dir=folder):
+                return
+        # A folder of a new name, for others may be about to make the one that is wanted.
+        made = tempfile.mkdtemp(dir=there)
+        try:
+            folder.lstat()  # a name that is too long is found here
+        except FileNotFoundError:
             pass
+        finally:
+            os.rmdir(made)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"--output: cannot write into {folder} ({reason}); expected a writable folder") from error
-    finally:
-        for part in reversed(made):
-            part.rmdir()
 
 
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}")
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")

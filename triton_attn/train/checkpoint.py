@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,30 @@ import torch
 from torch import Tensor
 
 from .. import resnet
-from ..files import new_file
+from ..files import check_name, write_bytes
 from ..reference.registry import look_up
 from ..reference.resnet import ARCHITECTURES, ResNet
+from .config import NETWORK
 from .errors import UserError, as_user_error
+from .rules import TEXT, Rule, brief, check_fields, number, one_of, sequence, whole
+from .tensors import check_tensors, read_tensors, tensor_bytes
 
 KEY = "triton_attn"
 """The metadata key that holds the card, as JSON."""
+
+VERSION = 1
+
+CARD: dict[str, Rule] = {
+    **NETWORK,
+    "num_classes": whole(1),
+    "classes": sequence(TEXT, 1, distinct=True),
+    "mean": sequence(number("a number"), 3, 3),
+    "std": sequence(number("a number above 0", lambda value: value > 0), 3, 3),
+    "epoch": whole(0),
+    "val_accuracy": number("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "version": one_of(VERSION),
+}
+"""What the fields of a card may be."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +68,33 @@ class Card:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     epoch: int = 0
     val_accuracy: float = 0.0
-    version: int = field(default=1)
+    version: int = VERSION
 
     def to_metadata(self) -> dict[str, str]:
         """The card as safetensors metadata."""
-        return {"format": "pt", KEY: json.dumps(dataclasses.asdict(self), ensure_ascii=False)}
+        text = json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        # A class's folder may be named by bytes that are no letters; as an escape, JSON takes them.
+        return {"format": "pt", KEY: text.encode("utf-8", "backslashreplace").decode("utf-8")}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None) -> Card:
         """Read a card back.
 
         Raises:
-            ValueError: the metadata hold no card, or one with other fields than these.
+            ValueError: the metadata hold no card, or one with other fields than these or of another version.
         """
         if not metadata or KEY not in metadata:
             raise ValueError(f"its metadata have no {KEY!r} entry")
-        fields = json.loads(metadata[KEY])
-        known = {each.name for each in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != known:
-            raise ValueError(f"its metadata have a {KEY!r} entry of another form")
-        lists = {key: tuple(fields[key]) for key in ("where", "classes", "mean", "std")}
-        return cls(**{**fields, **lists})
+        try:
+            found = json.loads(metadata[KEY])
+        except RecursionError as error:
+            raise ValueError("its metadata are nested without end") from error
+        if isinstance(found, dict) and found.get("version") != VERSION:
+            raise ValueError(f"its card is of version {brief(found.get('version'))}, expected {VERSION}")
+        card = cls(**check_fields(found, CARD))
+        if card.num_classes != len(card.classes):
+            raise ValueError(f"num_classes: expected as many as there are classes, got {card.num_classes}")
+        return card
 
     def build(self) -> ResNet:
         """The network this card describes, with the fast blocks and fresh weights, on the CPU.
@@ -86,11 +110,7 @@ class Card:
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: Card) -> None:
     """Write a state dict and its card into a ``.safetensors`` file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with new_file(path) as temporary:
-        save_file(tensors, temporary, metadata=card.to_metadata())
+    write_bytes(path, tensor_bytes(state, card.to_metadata()))
 
 
 def load_model(path: Path | str) -> tuple[ResNet, Card]:
@@ -103,31 +123,25 @@ def load_model(path: Path | str) -> tuple[ResNet, Card]:
         The network in evaluation mode on the CPU, and the card.
 
     Raises:
-        ValueError: no such file, or one that is truncated or not a checkpoint of this package; the file is named.
+        ValueError: no such file, or one that is truncated or not a checkpoint of this package, or whose weights are
+            of another form or not finite; the file is named.
     """
     file = find_weights(path)
     state, card = read_checkpoint(file)
-    with as_user_error(ValueError, TypeError, prefix=f"{file}: "):
+    with as_user_error(ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, prefix=f"{file}: "):
         model = card.build()
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{file}: its weights do not fit the {card.model} that its metadata describe") from error
+    with as_user_error(ValueError, prefix=f"{file}: its weights do not fit the {card.model} that it describes: "):
+        check_tensors(state, model.state_dict())
+    model.load_state_dict(state)
     return model.eval(), card
 
 
 def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], Card]:
     """The tensors and the card of a ``.safetensors`` file; errors as for :func:`load_model`."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            metadata = opened.metadata()
-            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
-    except Exception as error:  # truncated and foreign files raise safetensors' own, OSError and others
-        raise UserError(
-            f"{file}: cannot be read ({error}); expected a .safetensors file written by triton-attn train"
-        ) from error
+    with as_user_error(
+        ValueError, prefix=f"{file}: cannot be read (", suffix="); expected a .safetensors file of triton-attn train"
+    ):
+        state, metadata = read_tensors(file)
     with as_user_error(ValueError, prefix=f"{file}: not a checkpoint of triton-attn train: "):
         return state, Card.from_metadata(metadata)
 
@@ -139,13 +153,16 @@ def find_weights(path: Path | str) -> Path:
         ValueError: there is none.
     """
     path = Path(path)
+    with as_user_error(OSError):
+        check_name(path)
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).is_file():
                 return path / name
         raise UserError(f"{path}: no best.safetensors or last.safetensors in it; expected the folder of a training run")
-    if not path.exists():
-        raise UserError(f"{path}: no such file; expected a .safetensors file or the folder of a training run")
+    if not os.path.isfile(path):
+        what = "it is no file" if os.path.lexists(path) else "no such file"
+        raise UserError(f"{path}: {what}; expected a .safetensors file or the folder of a training run")
     return path
 
 

@@ -15,9 +15,62 @@ import yaml
 
 from ..files import write_text
 from .errors import UserError
+from .rules import TEXT, TRUTH, Rule, as_list, check_fields, either, mapping, maybe, number, one_of, sequence, whole
 
 FILE = "config.yaml"
+VERSION = 2
 PACKAGES = ("torch", "torchvision", "accelerate", "torchmetrics", "safetensors", "numpy", "pillow", "scikit-learn")
+
+MOST_TOLD = 300
+MOST_PIXELS, MOST_ARGUMENT = 8192, 2**16
+"""Along a side of an image; of a block's argument: more is a mistake or an attack, and takes all memory there is."""
+
+_SCALAR = either(
+    f"a text, true, false, nothing, or a number of at most {MOST_ARGUMENT}",
+    TEXT,
+    TRUTH,
+    one_of(None),
+    whole(-MOST_ARGUMENT, MOST_ARGUMENT),
+    number("", lambda value: abs(value) <= MOST_ARGUMENT),
+)
+
+NETWORK: dict[str, Rule] = {
+    "model": TEXT,
+    "attention": either("a block, or one for every site, or nothing", one_of(None), TEXT, mapping(TEXT, TEXT)),
+    "where": sequence(TEXT, most=64),
+    "attention_kwargs": mapping(TEXT, either("a value or a list of them", _SCALAR, sequence(_SCALAR, most=64))),
+    "image_size": whole(1, MOST_PIXELS),
+}
+"""What describes a network, in a configuration and in a card. Which names there are, its constructor knows."""
+
+OPTIONS: dict[str, Rule] = {
+    **NETWORK,
+    "weights": maybe(TEXT),
+    "data": TEXT,
+    "val_fraction": number("a number between 0 and 1", lambda value: 0 < value < 1),
+    "check_images": TRUTH,
+    "epochs": whole(1, 10**6),
+    "batch_size": whole(1, 10**6),
+    "optimizer": one_of("adam", "adamw", "sgd"),
+    "lr": number("a number above 0", lambda value: value > 0),
+    "weight_decay": number("a number of at least 0", lambda value: value >= 0),
+    "warmup_epochs": number("a number of at least 0", lambda value: value >= 0),
+    "amp": one_of("bf16", "fp16", "no"),
+    "channels_last": TRUTH,
+    "compile": TRUTH,
+    "seed": whole(0),
+    "workers": whole(0, 1024),
+    "schedule_from": whole(0, 10**6),
+}
+"""What the options may be, on the command line and in ``config.yaml``."""
+
+DATASET: dict[str, Rule] = {
+    "train_images": whole(1),
+    "val_images": whole(1),
+    "classes": as_list(sequence(TEXT, 2, distinct=True)),
+    "files": mapping(TEXT, as_list(sequence(TEXT, 2, 2))),
+}
+"""What ``config.yaml`` says about the data; ``files`` has digests of the names and of the sizes, by class."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +78,10 @@ class Config:
     """All options of ``triton-attn train``, by the names they have there, but for ``--resume``.
 
     Those that are None take a default that depends on another: see :meth:`resolved`.
+
+    Attributes:
+        schedule_from: the epochs that were done when the schedule of the learning rate was made, 0 unless a run goes
+            on for longer than it was planned; None until that number is known. No option.
     """
 
     output: str = "runs/train"
@@ -48,6 +105,7 @@ class Config:
     compile: bool = False
     seed: int = 0
     workers: int | None = None
+    schedule_from: int | None = 0
 
     def resolved(self) -> Config:
         """The same with every default filled in, and paths made absolute, so that it can be resumed from anywhere."""
@@ -67,13 +125,18 @@ class Config:
             workers=(0 if digits else min(4, os.cpu_count() or 1)) if self.workers is None else self.workers,
         )
 
+    def check(self) -> None:
+        """Raise a ValueError if options contradict one another."""
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"--warmup-epochs: expected less than --epochs {self.epochs}, got {self.warmup_epochs:g}")
+
     def save(self, dataset: Mapping[str, Any]) -> None:
         """Write ``config.yaml`` into the output folder, with versions and what is in the data set."""
         fields = dataclasses.asdict(self)
         del fields["output"]  # the folder may be moved
         fields["where"] = list(self.where)
         text = yaml.safe_dump(
-            {"options": fields, "dataset": dict(dataset), "versions": versions()},
+            {"version": VERSION, "options": fields, "dataset": dict(dataset), "versions": versions()},
             sort_keys=False,
             allow_unicode=True,
         )
@@ -91,11 +154,15 @@ def load_config(output: str | Path) -> tuple[Config, dict[str, Any]]:
         raise UserError(f"--output: {output} holds no run (no {FILE}); start one without --resume")
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        options, dataset = dict(stored["options"]), dict(stored["dataset"])
-        options["where"] = tuple(options["where"])
+        version = stored.get("version", 1)
+        one_of(1, VERSION)(version)
+        # In the first version no run went on for longer than it was planned.
+        options = check_fields(stored["options"], OPTIONS, ["schedule_from"] if version == 1 else [])
+        dataset = check_fields(stored["dataset"], DATASET, DATASET)  # what it lacks, a run that is resumed minds
         config = Config(output=str(output), **options)
-    except Exception as error:  # not YAML, not a mapping, other keys …
-        reason = " ".join(str(error).split())
+        config.check()
+    except Exception as error:  # not YAML, not a mapping, nested without end …
+        reason = " ".join(str(error).split())[:MOST_TOLD]
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {reason}); expected the configuration that "
             "triton-attn train wrote"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from .folder import Sample, check_images, scan_folder, split_by_class
+from .folder import Sample, check_images, digests, scan_folder, split_by_class
+from .image import read_image
 
 DIGITS = "digits"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)
+MOST_ASPECT = 8
+"""Of thinner images only the middle is resized; a square of it is used anyway."""
 
 Channels = tuple[float, float, float]
 Transform = Callable[[Image.Image], Tensor]
@@ -29,7 +32,19 @@ def eval_transform(image_size: int, mean: Channels, std: Channels) -> Transform:
 
     The shorter side is resized to ``image_size``, and the middle is taken.
     """
-    return v2.Compose([v2.RGB(), v2.Resize(image_size), v2.CenterCrop(image_size), *_to_tensor(mean, std)])
+    square = [v2.Resize(image_size), v2.CenterCrop(image_size)]
+    return v2.Compose([v2.RGB(), v2.Lambda(_not_thin), *square, *_to_tensor(mean, std)])
+
+
+def _not_thin(image: Image.Image) -> Image.Image:
+    """The middle of an image that is many times as long as it is wide: resized, the rest would fill the memory."""
+    width, height = image.size
+    most = MOST_ASPECT * min(width, height)
+    if max(width, height) <= most:
+        return image
+    wide, high = min(width, most), min(height, most)
+    left, top = (width - wide) // 2, (height - high) // 2
+    return image.crop((left, top, left + wide, top + high))
 
 
 def train_transform(kind: str, image_size: int, mean: Channels, std: Channels) -> Transform:
@@ -58,6 +73,8 @@ class Images:
         classes: the names of the classes; a label is an index into them.
         train, val: pairs of image (a PIL image, or a path) and label.
         skipped: the broken images that were left out.
+        left_out: what else was, in words.
+        files: digests of the names and of the sizes of the images, by class; of digits none.
     """
 
     kind: str
@@ -65,6 +82,8 @@ class Images:
     train: Sequence[Sample]
     val: Sequence[Sample]
     skipped: tuple[Path, ...] = ()
+    left_out: str = ""
+    files: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def mean(self) -> Channels:
@@ -91,15 +110,16 @@ def load_images(data: str, val_fraction: float = 0.2, check: bool = True, progre
         samples = digit_images()
         train, val = split_by_class(samples, val_fraction)
         return Images(DIGITS, tuple("0123456789"), train, val)
-    classes, train, val = scan_folder(Path(data))
-    own_val, skipped = bool(val), list[Path]()
+    found = scan_folder(Path(data))
+    train, val, skipped = found.train, found.val, list[Path]()
     if check:
         skipped = check_images(Path(data), [*train, *val], progress)
         broken = set(skipped)
         train, val = ([sample for sample in part if sample[0] not in broken] for part in (train, val))
-    if not own_val:
-        train, val = split_by_class(train, val_fraction, classes)
-    return Images("folder", classes, train, val, tuple(skipped))
+    files = digests(Path(data), [*train, *val], found.classes)
+    if not found.val:
+        train, val = split_by_class(train, val_fraction, found.classes)
+    return Images("folder", found.classes, train, val, tuple(skipped), found.left_out, files)
 
 
 def digit_images() -> list[Sample]:
@@ -128,8 +148,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, label = self.samples[index]
         if not isinstance(image, Image.Image):
-            with Image.open(image) as opened:
-                image = opened.convert("RGB")
+            image = read_image(image)
         if seed is None:
             return self.transform(image), label
         with torch.random.fork_rng(devices=()):

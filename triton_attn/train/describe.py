@@ -22,7 +22,21 @@ def describe_run(config: Config, images: Images, model: nn.Module, accelerator: 
         f"{config.model} with {attention}: {millions:.2f} M parameters\n"
         f"{config.data}: {len(images.train)} images to train on, {len(images.val)} held out, {len(images.classes)} "
         f"classes, {config.image_size}×{config.image_size}\n"
+        f"{describe_left_out(images)}"
         f"{accelerator.num_processes} × {accelerator.device.type}, mixed precision: {config.amp}"
+    )
+
+
+def describe_left_out(images: Images) -> str:
+    """What was left out of a folder, in a line; nothing if nothing was."""
+    return f"left out: {images.left_out}\n" if images.left_out else ""
+
+
+def describe_extension(config: Config) -> str:
+    """How a run goes on for longer than it was planned."""
+    return (
+        f"{config.epochs} epochs from now on: the schedule is made anew behind epoch {config.schedule_from}, with a "
+        f"warm-up to {config.lr:g} and a cosine down to zero"
     )
 
 

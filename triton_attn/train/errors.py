@@ -7,15 +7,21 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """Something about the arguments, the data or the files; the message says what came and what was expected."""
+    """Something about the arguments, the data or the files; the message says what came and what was expected.
+
+    Attributes:
+        alone: one of several processes may find it where the others do not, so that each has to say it.
+    """
+
+    alone = False
 
 
 @contextlib.contextmanager
-def as_user_error(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Pass errors of these kinds on as :class:`UserError`, with the same text behind ``prefix``."""
+def as_user_error(*kinds: type[Exception], prefix: str = "", suffix: str = "") -> Iterator[None]:
+    """Pass errors of these kinds on as :class:`UserError`, with the same text between ``prefix`` and ``suffix``."""
     try:
         yield
     except UserError:
         raise
     except kinds as error:
-        raise UserError(f"{prefix}{error}") from error
+        raise UserError(f"{prefix}{error}{suffix}") from error

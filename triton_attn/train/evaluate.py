@@ -9,14 +9,16 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from .atomic import check_writable
 from .checkpoint import Card, find_weights, load_model
-from .config import FILE, Config, load_config
+from .config import FILE, OPTIONS, Config, load_config
 from .data import ImageSet, Sample, eval_transform, load_images, val_loader
-from .errors import UserError
+from .describe import describe_left_out
+from .errors import UserError, as_user_error
 from .folder import some
 from .loop import validate
 from .plots import draw_confusion
+from .rules import whole
 from .runtime import check_amp, start
-from .values import at_least, between
+from .values import WORD
 
 PICTURE = "confusion.png"
 
@@ -24,10 +26,16 @@ PICTURE = "confusion.png"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``eval``."""
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a .safetensors file, or the folder of a run (its best weights)"
+        "checkpoint",
+        type=WORD,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, or the folder of a run (its best weights)",
     )
     parser.add_argument(
-        "--data", metavar="digits | DIR", help="as for train (default: what the run was trained on, else digits)"
+        "--data",
+        type=WORD,
+        metavar="digits | DIR",
+        help="as for train (default: what the run was trained on, else digits)",
     )
     parser.add_argument(
         "--split",
@@ -36,13 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="val/ of a folder, or the part that training holds out; or all images there are (default: val)",
     )
     parser.add_argument(
-        "--val-fraction", type=between(0, 1), metavar="F", help="the share that is held out (default: as in training)"
+        "--val-fraction",
+        type=OPTIONS["val_fraction"].words(float),
+        metavar="F",
+        help="the share that is held out (default: as in training)",
     )
-    parser.add_argument("--batch-size", type=at_least(1), default=64, metavar="N", help="per process (default: 64)")
-    parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes that load images")
+    parser.add_argument(
+        "--batch-size", type=whole(1).words(int), default=64, metavar="N", help="per process (default: 64)"
+    )
+    parser.add_argument(
+        "--workers", type=whole(0).words(int), default=0, metavar="N", help="processes that load images"
+    )
     parser.add_argument("--amp", choices=("bf16", "fp16", "no"), default="no", help="mixed precision (default: no)")
     parser.add_argument(
-        "--output", metavar="PNG | DIR", help=f"for the confusion matrix (default: {PICTURE} beside the checkpoint)"
+        "--output",
+        type=WORD,
+        metavar="PNG | DIR",
+        help=f"for the confusion matrix (default: {PICTURE} beside the checkpoint)",
     )
 
 
@@ -62,22 +80,26 @@ def run(arguments: argparse.Namespace) -> int:
     accelerator = start(arguments.amp)
     dataset = ImageSet(samples, eval_transform(card.image_size, card.mean, card.std))
     model, loader = accelerator.prepare(model, val_loader(dataset, arguments.batch_size, arguments.workers))
-    few, classes = min(5, card.num_classes), card.num_classes
+    classes = card.num_classes
+    accuracies = {f"top-{few}": few for few in (1, 5) if few < classes or few == 1}
     metrics = {
-        "top-1": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
-        "top-5": MulticlassAccuracy(classes, average="micro", top_k=few, sync_on_compute=False),
+        **{
+            name: MulticlassAccuracy(classes, average="micro", top_k=few, sync_on_compute=False)
+            for name, few in accuracies.items()
+        },
         "confusion": MulticlassConfusionMatrix(classes, sync_on_compute=False),
     }
     metrics = {name: metric.to(accelerator.device) for name, metric in metrics.items()}
     loss = validate(accelerator, model, loader, metrics=metrics, label=str(file))
-    top1, top5 = (100 * metrics[name].compute().item() for name in ("top-1", "top-5"))
+    rates = {name: f"{name} {100 * metrics[name].compute().item():.2f} %" for name in accuracies}
     what = f"all {len(samples)} images" if arguments.split == "all" else f"the {len(samples)} held-out images"
     accelerator.print(f"{file} ({card.model}, epoch {card.epoch}) on {what} of {data}")
-    accelerator.print(f"top-1 {top1:.2f} %   top-5 {top5:.2f} %   loss {loss:.4f}")
+    accelerator.print(f"{describe_left_out(images)}{'   '.join(rates.values())}   loss {loss:.4f}")
     if accelerator.is_main_process:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        title = f"{card.model}, {len(samples)} images, top-1 {top1:.2f} %"
-        draw_confusion(picture, metrics["confusion"].compute().cpu(), card.classes, title)
+        title = f"{card.model}, {len(samples)} images, {rates['top-1']}"
+        with as_user_error(OSError, prefix="--output: cannot be written: "):
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw_confusion(picture, metrics["confusion"].compute().cpu(), card.classes, title)
     accelerator.print(f"confusion matrix: {picture}")
     accelerator.end_training()
     return 0

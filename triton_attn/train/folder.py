@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .errors import UserError
+from ..files import check_name
+from .errors import UserError, as_user_error
+from .image import quietly, why_broken
+from .walk import OUTSIDE, SUFFIXES, Walk
 
 Sample = tuple[Image.Image | Path, int]
 """An image, or where it lies, and its label."""
@@ -23,58 +26,77 @@ MOST_BROKEN = 0.01
 
 MOST_NAMED = 20
 EXPECTED = "expected train/ and val/ with a folder of images per class in each, or a folder of images per class"
+KINDS = f"expected files ending in {', '.join(SUFFIXES)}"
 
 
-def scan_folder(root: Path) -> tuple[tuple[str, ...], list[Sample], list[Sample]]:
-    """The classes, the training samples, and those in ``val/`` (none if there is no such folder).
+@dataclass(frozen=True)
+class Found:
+    """An image folder: its classes, the samples in ``train/`` or all, those in ``val/``, what was left out."""
+
+    classes: tuple[str, ...]
+    train: list[Sample]
+    val: list[Sample]
+    left_out: str
+
+
+def scan_folder(root: Path) -> Found:
+    """Walk through an image folder; see :class:`triton_attn.train.walk.Walk` for what is left out.
 
     Raises:
         UserError: the folder is missing or empty, has one class, or an empty class; the folder is named.
     """
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
+    with as_user_error(OSError, prefix="--data: "):
+        check_name(root)
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.exists(root) else "does not exist"
         raise UserError(f"--data: {root} {what}; expected digits or a folder of images")
-    subfolders = {part: root / part for part in ("train", "val") if (root / part).is_dir()}
-    if len(subfolders) == 1:
-        (there,) = subfolders
+    walk = Walk(root)
+    top = walk.folders(root)
+    parts = {path.name: path for path in top if path.name in ("train", "val")}
+    if len(parts) == 1:
+        (there,) = parts
         missing = "val" if there == "train" else "train"
-        raise UserError(f"--data: {root} has {there}/ but no {missing}/; {EXPECTED}")
-    if not subfolders:
-        classes = _classes(root)
-        return classes, _samples(root, classes), []
-    classes = _classes(subfolders["train"])
-    strange = set(_classes(subfolders["val"], least=1)) - set(classes)
+        raise UserError(f"--data: {root} has {there}/ but no {missing}/; {EXPECTED}{_left_out(walk)}")
+    if not parts:
+        classes = _classes(walk, root, top)
+        return Found(tuple(classes), _samples(walk, root, classes, classes), [], walk.summary())
+    walk.left_out.pop(OUTSIDE, None)  # beside train/ and val/ anything may lie
+    walk.enter(list(parts.values()))
+    classes = _classes(walk, parts["train"], walk.folders(parts["train"]))
+    held_out = _classes(walk, parts["val"], walk.folders(parts["val"]), least=1)
+    strange = sorted(set(held_out) - set(classes))
     if strange:
-        raise UserError(
-            f"--data: {subfolders['val']} has classes that {subfolders['train']} has not: {some(sorted(strange))}"
-        )
-    return classes, _samples(subfolders["train"], classes), _samples(subfolders["val"], classes, may_lack=True)
+        raise UserError(f"--data: {parts['val']} has classes that {parts['train']} has not: {some(strange)}")
+    train = _samples(walk, parts["train"], classes, classes)
+    return Found(tuple(classes), train, _samples(walk, parts["val"], classes, held_out, True), walk.summary())
 
 
-def _classes(root: Path, least: int = 2) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-    if not names:
-        raise UserError(f"--data: {root} holds no class folders; {EXPECTED}")
-    if len(names) < least:
-        raise UserError(f"--data: {root} has one class ({names[0]}), expected at least 2; {EXPECTED}")
-    return names
+def _classes(walk: Walk, root: Path, folders: Sequence[Path], least: int = 2) -> dict[str, Path]:
+    if not folders:
+        raise UserError(f"--data: {root} holds no class folders; {EXPECTED}{_left_out(walk)}")
+    if len(folders) < least:
+        name = folders[0].name
+        raise UserError(f"--data: {root} has one class ({name}), expected at least 2; {EXPECTED}{_left_out(walk)}")
+    return {folder.name: folder for folder in folders}
 
 
-def _samples(root: Path, classes: Sequence[str], may_lack: bool = False) -> list[Sample]:
+def _samples(
+    walk: Walk, root: Path, classes: Iterable[str], folders: Mapping[str, Path], may_lack: bool = False
+) -> list[Sample]:
     samples: list[Sample] = []
     for label, name in enumerate(classes):
-        files = sorted(
-            Path(folder, file)
-            for folder, _, found in os.walk(root / name, followlinks=True)
-            for file in found
-            if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith(".")
-        )
+        files = walk.images(folders[name]) if name in folders else []
         if not files and not may_lack:
-            raise UserError(f"--data: {root / name} holds no images; expected files ending in {some(IMG_EXTENSIONS)}")
+            raise UserError(f"--data: {folders[name]} holds no images; {KINDS}{_left_out(walk)}")
         samples += [(file, label) for file in files]
     if not samples:
-        raise UserError(f"--data: {root} holds no images; expected files ending in {some(IMG_EXTENSIONS)}")
+        raise UserError(f"--data: {root} holds no images; {KINDS}{_left_out(walk)}")
     return samples
+
+
+def _left_out(walk: Walk) -> str:
+    summary = walk.summary()
+    return f". Left out: {summary}" if summary else ""
 
 
 def check_images(root: Path, samples: Sequence[Sample], progress: bool = False) -> list[Path]:
@@ -87,9 +109,9 @@ def check_images(root: Path, samples: Sequence[Sample], progress: bool = False) 
 
     paths = [path for path, _ in samples if isinstance(path, Path)]
     # Decoding lets go of the interpreter lock, so threads do.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with quietly(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         reasons = tqdm(
-            pool.map(_why_broken, paths),
+            pool.map(why_broken, paths),
             total=len(paths),
             desc="checking images",
             unit="img",
@@ -108,18 +130,6 @@ def check_images(root: Path, samples: Sequence[Sample], progress: bool = False) 
         for path, why in broken.items():
             print(f"warning: --data: {path} is left out: it cannot be read ({why})", file=sys.stderr)
     return list(broken)
-
-
-def _why_broken(path: Path) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF data and the like do no harm
-            with Image.open(path) as image:
-                image.draft("RGB", (1, 1))  # a JPEG is decoded at an eighth of its size: all its bytes are still read
-                image.load()
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error …
-        return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-    return None
 
 
 def split_by_class(
@@ -146,6 +156,21 @@ def split_by_class(
         held_out += members[:count]
         train += members[count:]
     return train, held_out
+
+
+def digests(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, list[str]]:
+    """Of every class, a digest of its images' names and one of their sizes in bytes: whether they are still the same.
+
+    Raises:
+        OSError: an image is gone.
+    """
+    made = {name: [hashlib.sha256(), hashlib.sha256()] for name in classes}
+    for path, label in samples:
+        assert isinstance(path, Path)
+        names, sizes = made[classes[label]]
+        names.update(os.fsencode(path.relative_to(root)) + b"\0")
+        sizes.update(b"%d," % os.stat(path).st_size)
+    return {name: [digest.hexdigest()[:16] for digest in pair] for name, pair in made.items()}
 
 
 def some(names: Sequence[str], most: int = 8) -> str:

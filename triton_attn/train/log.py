@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ..files import write_text
+from ..files import write_bytes, write_text
 
 Row = dict[str, Any]
 """One epoch: its number (from 1), losses, accuracies (0 to 1), learning rate, images per second, seconds, time."""
@@ -26,6 +28,7 @@ COLUMNS = (
     "images_per_second",
     "seconds",
 )
+EVENTS = "events.out.tfevents.triton_attn"
 DRAW_EVERY = 30.0
 """Seconds between two drawings of the curves: a short epoch should not wait for them."""
 
@@ -34,25 +37,23 @@ class Log:
     """Writes everything from the history of the run, so that after a kill nothing is missing or there twice."""
 
     def __init__(self, output: Path, history: Sequence[Row]) -> None:
-        self.output, self.history = output, list(history)
+        self.output, self.history = output, list[Row]()
         self.drawn = 0.0
-        # What an earlier process of this run wrote is void: all of it is written again.
-        self.writer = SummaryWriter(str(output / "tensorboard"), purge_step=0)
-        for row in self.history:
-            self._to_tensorboard(row)
+        self.events = io.BytesIO()
+        RecordWriter(self.events).write(Event(file_version="brain.Event:2").SerializeToString())
+        for row in history:
+            self._keep(row)
 
     def close(self) -> None:
         """Bring everything up to date."""
-        self.writer.close()
         if self.history:
-            self.write_csv()
+            self._write()
             self.draw()
 
     def add(self, row: Row) -> None:
         """Report an epoch whose state is saved."""
-        self.history.append(row)
-        self.write_csv()
-        self._to_tensorboard(row)
+        self._keep(row)
+        self._write()
         if time.monotonic() - self.drawn > DRAW_EVERY:
             self.draw()
 
@@ -69,8 +70,18 @@ class Log:
         draw_curves(self.output / "curves.png", self.history)
         self.drawn = time.monotonic()
 
-    def _to_tensorboard(self, row: Row) -> None:
+    def _keep(self, row: Row) -> None:
+        self.history.append(row)
+        records = RecordWriter(self.events)
         for name in COLUMNS[1:]:
             group, _, rest = name.partition("_") if name.startswith(("train", "val")) else ("run", "", name)
-            self.writer.add_scalar(f"{group}/{rest}", row[name], row["epoch"], walltime=row["time"])
-        self.writer.flush()
+            value = Summary.Value(tag=f"{group}/{rest}", simple_value=row[name])
+            event = Event(wall_time=row["time"], step=row["epoch"], summary=Summary(value=[value]))
+            records.write(event.SerializeToString())
+
+    def _write(self) -> None:
+        self.write_csv()
+        # Whole as everything else, where TensorBoard's own writer adds to a file, in a thread that a full disk ends.
+        folder = self.output / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        write_bytes(folder / EVENTS, self.events.getvalue())

@@ -16,10 +16,13 @@ from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from .errors import UserError
+from .optim import Schedule
 
 
 class NotFinite(UserError):
     """The loss is NaN or infinite."""
+
+    alone = True
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def train_epoch(
     model: nn.Module,
     loader: Any,
     optimizer: Any,
-    scheduler: Any,
+    scheduler: Schedule,
     *,
     classes: int,
     layout: torch.memory_format,
@@ -68,8 +71,7 @@ def train_epoch(
             accelerator.backward(loss)
             optimizer.step()
             lr = optimizer.param_groups[0]["lr"]
-            if not accelerator.optimizer_step_was_skipped:
-                scheduler.step()
+            scheduler.step()  # whether or not the scaler of fp16 left the step out: the rate is a function of the epoch
             optimizer.zero_grad()
             # The loss of the step before is known by now: to look at this one's would make the GPU wait for us.
             if before is not None:

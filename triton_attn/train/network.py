@@ -10,6 +10,7 @@ from .checkpoint import Card
 from .config import Config
 from .data import Images
 from .errors import as_user_error
+from .tensors import check_values
 
 
 def make_card(config: Config, images: Images) -> Card:
@@ -37,7 +38,8 @@ def build_network(card: Card, weights: str | None = None) -> tuple[ResNet, str |
         The network, and a sentence about the last layer if it was replaced.
 
     Raises:
-        UserError: an unknown model, block or site (with the nearest known one), or weights that do not fit.
+        UserError: an unknown model, block or site (with the nearest known one), or weights that do not fit or are not
+            finite.
     """
     with as_user_error(ValueError, TypeError):
         model = card.build()
@@ -49,6 +51,7 @@ def build_network(card: Card, weights: str | None = None) -> tuple[ResNet, str |
         fresh = model.fc
         if rows != card.num_classes:
             model.fc = nn.Linear(fresh.in_features, rows)
+        check_values(state, model.state_dict())
         load_weights(model, state, card.model)
     if rows == card.num_classes:
         return model, None

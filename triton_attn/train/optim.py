@@ -1,15 +1,16 @@
-"""The optimizer and the learning rate over time."""
+"""The optimizer, its state as tensors with names, and the learning rate over time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from .config import Config
+from .tensors import check_tensors
 
 
 def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -21,11 +22,77 @@ def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> Optimi
     return kind(parameters, config.lr, weight_decay=decay)
 
 
-def make_schedule(config: Config, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
-    """A linear warm-up and then a cosine down to zero, stepped once per optimizer step."""
-    total = config.epochs * steps_per_epoch
-    warmup = min(round((config.warmup_epochs or 0) * steps_per_epoch), total - 1)
-    if warmup == 0:
-        return CosineAnnealingLR(optimizer, total)
-    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, total - warmup)], milestones=[warmup])
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer keeps of every parameter, as ``exp_avg/layer1.0.conv1.weight``."""
+    return {
+        f"{kept}/{name}": value
+        for name, parameter in model.named_parameters()
+        for kept, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` gave; parameters without any, which had no gradient yet, start fresh.
+
+    Raises:
+        ValueError: there are others, of other shapes or kinds, or with values that are not finite; they are named.
+    """
+    kinds = ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("step", "exp_avg", "exp_avg_sq")
+    state, own = dict[Tensor, dict[str, Tensor]](), dict[str, Tensor]()
+    for name, parameter in model.named_parameters():
+        if any(f"{kind}/{name}" in tensors for kind in kinds):
+            # On the parameter's device, and in its layout: in another one, sums might be rounded in another way.
+            state[parameter] = {
+                kind: torch.empty(()) if kind == "step" else torch.empty_like(parameter) for kind in kinds
+            }
+            own |= {f"{kind}/{name}": value for kind, value in state[parameter].items()}
+    check_tensors(tensors, own)
+    for key, value in own.items():
+        value.copy_(tensors[key])
+        if key.startswith("step/") and value < 1:
+            raise ValueError(f"{key}: expected at least one step, got {value.item():g}")
+    optimizer.state.update(state)
+
+
+class Schedule:
+    """A linear warm-up and then a cosine down to zero, set anew at every step of the optimizer.
+
+    The rate is a function of the steps done alone, so there is no state to save.
+
+    Args:
+        optimizer: the one whose rate it is.
+        config: the rate at the peak, the epochs in all, those of the warm-up, and the epoch that it starts behind.
+        steps_per_epoch: how many steps an epoch has.
+        epochs_done: the epochs that the run has behind it.
+    """
+
+    def __init__(self, config: Config, optimizer: Optimizer, steps_per_epoch: int, epochs_done: int = 0) -> None:
+        begun = config.schedule_from or 0
+        epochs, warmup = config.epochs - begun, config.warmup_epochs or 0.0
+        if begun:  # the warm-up was planned for another number of epochs
+            warmup = min(warmup, epochs / 5)
+        self.optimizer, self.peak, self.total = optimizer, config.lr, epochs * steps_per_epoch
+        self.warmup = min(round(warmup * steps_per_epoch), self.total - 1)
+        self.done = (epochs_done - begun) * steps_per_epoch
+        self._set()
+
+    def step(self) -> None:
+        """The optimizer has made a step."""
+        self.done += 1
+        self._set()
+
+    def rate(self, done: int) -> float:
+        """The learning rate of the step behind ``done`` others."""
+        if done < self.warmup:
+            return self.peak * (done + 1) / (self.warmup + 1)
+        gone = (done - self.warmup) / (self.total - self.warmup)
+        return self.peak * (1 + math.cos(math.pi * min(gone, 1.0))) / 2
+
+    def _set(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.done)
+
+
+def make_schedule(config: Config, optimizer: Optimizer, steps_per_epoch: int, epochs_done: int = 0) -> Schedule:
+    """The schedule of a run; arguments as of :class:`Schedule`."""
+    return Schedule(config, optimizer, steps_per_epoch, epochs_done)

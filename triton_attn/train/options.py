@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
-from .config import FILE, Config, load_config
-from .errors import UserError
-from .values import KeyValues, at_least, between, not_negative, parse_attention, positive
+from .config import FILE, OPTIONS, Config, load_config
+from .errors import UserError, as_user_error
+from .values import WORD, KeyValues, parse_attention
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MAY_CHANGE = ("output", "workers", "check_images")
@@ -44,27 +45,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="arguments of the blocks, such as reduction=8",
     )
     network.add_argument(
-        "--weights", metavar="FILE | NAME", help="start from a .safetensors or .pth file, or torchvision's by name"
+        "--weights",
+        type=WORD,
+        metavar="FILE | NAME",
+        help="start from a .safetensors or .pth file, or torchvision's by name",
     )
 
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
+        type=WORD,
         metavar="digits | DIR",
         help="scikit-learn's bundled digits, or a folder: train/ and val/ with a folder of images per class in each, "
         "or a folder per class (default: digits)",
     )
     data.add_argument(
         "--val-fraction",
-        type=between(0, 1),
+        type=OPTIONS["val_fraction"].words(float),
         metavar="F",
         help=f"the share that is held out where there is no val/ (default: {default.val_fraction})",
     )
     data.add_argument(
-        "--image-size", type=at_least(1), metavar="PIXELS", help="default: 48 for digits, 224 for a folder"
+        "--image-size",
+        type=OPTIONS["image_size"].words(int),
+        metavar="PIXELS",
+        help="default: 48 for digits, 224 for a folder",
     )
     data.add_argument(
-        "--workers", type=at_least(0), metavar="N", help="processes that load images (default: 0 for digits, else 4)"
+        "--workers",
+        type=OPTIONS["workers"].words(int),
+        metavar="N",
+        help="processes that load images (default: 0 for digits, else 4)",
     )
     data.add_argument(
         "--check-images",
@@ -73,28 +84,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=at_least(1), metavar="N", help=f"default: {default.epochs}")
     training.add_argument(
-        "--batch-size", type=at_least(1), metavar="N", help=f"per process (default: {default.batch_size})"
+        "--epochs",
+        type=OPTIONS["epochs"].words(int),
+        metavar="N",
+        help=f"default: {default.epochs}; with --resume, more than before go on with the run",
+    )
+    training.add_argument(
+        "--batch-size",
+        type=OPTIONS["batch_size"].words(int),
+        metavar="N",
+        help=f"per process (default: {default.batch_size})",
     )
     training.add_argument("--optimizer", choices=("adam", "adamw", "sgd"), help=f"default: {default.optimizer}")
-    training.add_argument("--lr", type=positive, metavar="RATE", help=f"the peak learning rate (default: {default.lr})")
     training.add_argument(
-        "--weight-decay", type=not_negative, metavar="F", help="default: 0.01 for adamw, 0 for adam and sgd"
+        "--lr",
+        type=OPTIONS["lr"].words(float),
+        metavar="RATE",
+        help=f"the peak learning rate (default: {default.lr})",
+    )
+    training.add_argument(
+        "--weight-decay",
+        type=OPTIONS["weight_decay"].words(float),
+        metavar="F",
+        help="default: 0.01 for adamw, 0 for adam and sgd",
     )
     training.add_argument(
         "--warmup-epochs",
-        type=not_negative,
+        type=OPTIONS["warmup_epochs"].words(float),
         metavar="N",
         help="linear warm-up before the cosine (default: 1, or a fifth of --epochs if that is less)",
     )
     training.add_argument("--amp", choices=("bf16", "fp16", "no"), help=f"mixed precision (default: {default.amp})")
     training.add_argument("--channels-last", action="store_true", help="keep feature maps in the channels-last layout")
     training.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
-    training.add_argument("--seed", type=at_least(0), metavar="N", help=f"default: {default.seed}")
+    training.add_argument("--seed", type=OPTIONS["seed"].words(int), metavar="N", help=f"default: {default.seed}")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--output", metavar="DIR", help=f"the folder of the run (default: {default.output})")
+    run.add_argument("--output", type=WORD, metavar="DIR", help=f"the folder of the run (default: {default.output})")
     run.add_argument(
         "--resume", action="store_true", help="go on with the run in --output, with the configuration stored there"
     )
@@ -102,6 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def resolve(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any] | None]:
     """The configuration to run with; for a run that is resumed also what was in its data set.
+
+    A run that goes on for more epochs than it was planned for has no ``schedule_from``: its state has to be read first.
 
     Raises:
         UserError: the folder holds a run and ``--resume`` is not given, or holds none and it is, or an option
@@ -113,13 +142,18 @@ def resolve(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any] | Non
         given["where"] = tuple(site for word in given["where"] for site in word.split(",") if site)
         if isinstance(given.get("attention"), dict):
             raise UserError("--where: --attention names the sites already (site=name), expected one or the other")
+    if "attention_kwargs" in given:
+        with as_user_error(ValueError, prefix="--attention-kwargs: "):
+            given["attention_kwargs"] = OPTIONS["attention_kwargs"](given["attention_kwargs"])
     config = Config(**given).resolved()
-    if config.warmup_epochs is not None and config.warmup_epochs >= config.epochs:
-        raise UserError(f"--warmup-epochs: expected less than --epochs {config.epochs}, got {config.warmup_epochs:g}")
+    with as_user_error(ValueError):
+        config.check()
     if not getattr(arguments, "resume", False):
         refuse_other_run(Path(config.output))
         return config, None
     stored, dataset = load_config(config.output)
+    if given.get("epochs", 0) > stored.epochs:
+        stored = dataclasses.replace(stored, epochs=given["epochs"], schedule_from=None)
     for name, value in ((name, getattr(config, name)) for name in given if name not in MAY_CHANGE):
         kept = getattr(stored, name)
         if value != kept:
@@ -133,7 +167,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any] | Non
 
 def refuse_other_run(output: Path) -> None:
     """Raise a UserError if the folder already holds (part of) a run."""
-    there = [name for name in OWN_FILES if (output / name).exists()]
+    there = [name for name in OWN_FILES if os.path.lexists(output / name)]
     if there:
         raise UserError(
             f"--output: {output} already holds a run ({', '.join(there)}); --resume goes on with it, or choose "

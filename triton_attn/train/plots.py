@@ -12,10 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from ..files import new_file
+from .letters import drawable, letters_for, shortened
 
 TRAIN, VAL, INK, FAINT = "#8aa1b8", "#c8451f", "#24303c", "#e3e7eb"
 MOST_NAMED = 40
 """Up to this many classes the confusion matrix has its counts and names written in."""
+
+MOST_LETTERS, INCHES_A_LETTER = 24, 0.09
+"""Of a name, and how much wider than usual the picture gets for one more."""
 
 
 def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
@@ -69,31 +73,40 @@ def draw_confusion(path: Path, counts: Any, classes: Sequence[str], title: str) 
     Args:
         path: where to.
         counts: ``(C, C)`` integers, true class by predicted class.
-        classes: the C names.
+        classes: the C names, in any script; long ones are cut.
         title: a line above it.
     """
-    counts = np.asarray(counts)
+    names = [shortened(drawable(name), MOST_LETTERS) for name in classes]
+    with letters_for(names):
+        figure = confusion_figure(np.asarray(counts), names, title)
+        with new_file(path) as temporary:
+            figure.savefig(temporary, dpi=130)
+
+
+def confusion_figure(counts: Any, names: Sequence[str], title: str) -> Figure:
+    """The picture of :func:`draw_confusion`, of names that can be drawn."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    named = len(classes) <= MOST_NAMED
-    side = min(max(4.5, 0.52 * len(classes) + 1.6), 16) if named else 10
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    named = len(names) <= MOST_NAMED
+    side = min(max(4.5, 0.52 * len(names) + 1.6), 16) if named else 10
+    longest = max(map(len, names)) if named else 0
+    margin = max(0, longest - 8) * INCHES_A_LETTER
+    figure = Figure(figsize=(side + 0.8 + margin, side + margin), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    # Of the figure, not of the axes: these may be narrower than the line.
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
     axes.tick_params(colors=INK, length=0)
     axes.spines[:].set_visible(False)
     if named:
-        long = max(map(len, classes)) > 3
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if long else 0)
-        axes.set_yticks(range(len(classes)), classes)
+        axes.set_xticks(range(len(names)), names, rotation=90 if longest > 3 else 0)
+        axes.set_yticks(range(len(names)), names)
         for (row, column), count in np.ndenumerate(counts):
-            if count:
+            if count or row == column:
                 color = "white" if share[row, column] > 0.55 else INK
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, format=PercentFormatter(1))
     bar.set_label("share of the true class", color=INK)
     bar.outline.set_visible(False)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    return figure

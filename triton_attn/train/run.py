@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import time
@@ -20,14 +21,15 @@ from .atomic import check_writable, recover_folder
 from .checkpoint import Card, cpu_state, save_model
 from .config import Config
 from .data import Images, ImageSet, eval_transform, load_images, train_loader, train_transform, val_loader
-from .describe import best_of, describe_epoch, describe_run
-from .errors import UserError
+from .describe import best_of, describe_epoch, describe_extension, describe_run
+from .lock import locked
 from .log import Log, Row
 from .loop import NotFinite, train_epoch, validate
 from .network import build_network, make_card
 from .optim import make_optimizer, make_schedule
+from .refusals import describe_images, refuse_lone_images, refuse_other_data
 from .runtime import check_amp, is_main, seed_everything, start
-from .state import FOLDER, load_state, read_history, save_state
+from .state import FOLDER, State, read_history
 
 add_arguments = options.add_arguments
 
@@ -61,12 +63,24 @@ def train(config: Config, dataset: dict[str, Any] | None = None) -> nn.Module | 
     if is_main():
         check_writable(output)
     accelerator = start(config.amp)
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process and dataset is not None:
+            stack.enter_context(locked(output))
+            recover_folder(output / FOLDER)
+        accelerator.wait_for_everyone()
+        model = _train(config, dataset, accelerator, stack)
+        accelerator.end_training()
+    return model
+
+
+def _train(
+    config: Config, dataset: dict[str, Any] | None, accelerator: Accelerator, stack: contextlib.ExitStack
+) -> nn.Module | None:
+    """As :func:`train`; a run that begins takes its folder, until ``stack`` ends, once all else is checked."""
+    output, main = Path(config.output), accelerator.is_main_process
     say: Callable[[str], None] = accelerator.print
-    if accelerator.is_main_process and dataset is not None:
-        recover_folder(output / FOLDER)
-    accelerator.wait_for_everyone()
     history = read_history(output) if dataset is not None else []
-    images = load_images(config.data, config.val_fraction, config.check_images, progress=accelerator.is_main_process)
+    images = load_images(config.data, config.val_fraction, config.check_images, progress=main)
     if dataset is not None:
         refuse_other_data(config, images, dataset)
 
@@ -74,20 +88,26 @@ def train(config: Config, dataset: dict[str, Any] | None = None) -> nn.Module | 
     card = make_card(config, images)
     # A state that is loaded has all weights: the file that they came from may be gone by then.
     model, note = build_network(card, None if history else config.weights)
+    refuse_lone_images(config, model, len(images.train), accelerator.num_processes)
     say(describe_run(config, images, model, accelerator))
     if note:
         say(note)
-    if dataset is None and accelerator.is_main_process:
+    if main and dataset is None:
         output.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(output))
+        options.refuse_other_run(output)  # which may have begun and ended while the images were looked at
         config.save(describe_images(images))
+    if config.schedule_from is None:
+        config = dataclasses.replace(config, schedule_from=len(history))
+        say(describe_extension(config))
+        if main:
+            config.save(dataset or {})
     if len(history) >= config.epochs:
-        if accelerator.is_main_process:
+        if main:
             Log(output, history).close()
         say(f"{output}: all {config.epochs} epochs are done, nothing is left to resume ({best_of(history)})")
-        accelerator.end_training()
         return None
     epochs(config, accelerator, model, card, images, history)
-    accelerator.end_training()
     return model
 
 
@@ -109,12 +129,13 @@ def epochs(
     model, optimizer, loader, held_out = accelerator.prepare(
         model, make_optimizer(config, model.parameters()), loader, val_loader(val_set, batch, workers)
     )
-    # Not prepared: accelerate would step it once per process.
-    scheduler = make_schedule(config, optimizer.optimizer, len(loader))
-    accelerator.register_for_checkpointing(scheduler)
+    state = State(bare, optimizer.optimizer, accelerator.scaler)
     if history:
-        load_state(accelerator, output)
+        before, now = state.load(output), accelerator.num_processes
         say(f"resumed {output} after epoch {len(history)} ({best_of(history)})")
+        if before != now:
+            say(f"{now} instead of {before} processes: a step is of {now * batch} images, not of {before * batch}")
+    scheduler = make_schedule(config, optimizer.optimizer, len(loader), len(history))
     metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", sync_on_compute=False).to(accelerator.device)}
 
     # Only one process reports, but all keep the history.
@@ -146,11 +167,11 @@ def epochs(
             }
             history = [*history, row]
             if accelerator.is_main_process:
-                state, mine = cpu_state(bare), dataclasses.replace(card, epoch=epoch, val_accuracy=accuracy)
+                weights, mine = cpu_state(bare), dataclasses.replace(card, epoch=epoch, val_accuracy=accuracy)
                 for name in ("best", "last") if best else ("last",):
-                    save_model(output / f"{name}.safetensors", state, mine)
-            # The state comes last: until it is saved, the epoch counts as not done and will be done again.
-            save_state(accelerator, output, history)
+                    save_model(output / f"{name}.safetensors", weights, mine)
+                # The state comes last: until it is saved, the epoch counts as not done and will be done again.
+                state.save(output, history, accelerator.num_processes)
             if log:
                 log.add(row)
             say(describe_epoch(row, config.epochs, best))
@@ -161,19 +182,3 @@ def epochs(
         if log:
             log.close()
     say(f"done: {best_of(history)}, {output / 'best.safetensors'}")
-
-
-def describe_images(images: Images) -> dict[str, Any]:
-    """What ``config.yaml`` says about the data."""
-    return {"train_images": len(images.train), "val_images": len(images.val), "classes": list(images.classes)}
-
-
-def refuse_other_data(config: Config, images: Images, dataset: dict[str, Any]) -> None:
-    """Raise a UserError if the data have changed since the run began."""
-    now = describe_images(images)
-    for key, value in now.items():
-        if dataset.get(key) != value:
-            raise UserError(
-                f"--data: {config.data} has changed since the run in {config.output} began: {key.replace('_', ' ')} "
-                f"{value}, expected {dataset.get(key)}"
-            )

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..files import new_file
 from .attention_maps import Reading, SiteAttention
 from .errors import UserError
+from .letters import drawable, letters_for
 from .panels import ACCENT, FAINT, draw_gates, draw_map, draw_scale
 
 DPI = 110
@@ -35,9 +36,7 @@ MOST_PIXELS = 30_000  # matplotlib and many viewers end at 2**15 or 2**16
 
 INK = "#222222"
 STYLE = {
-    "font.family": "DejaVu Sans",
     "font.size": 8,
-    "text.parse_math": False,  # class names and file names may hold a $
     "text.color": INK,
     "axes.edgecolor": FAINT,
     "axes.linewidth": 0.6,
@@ -82,7 +81,8 @@ def draw_sheet(groups: Sequence[Group], title: str, note: str = "") -> Figure:
             f"IMAGE: a sheet of {len(groups)} images and {len(sites)} rows would be {height * DPI:.0f} pixels high, "
             f"expected at most {MOST_PIXELS}: give fewer images or sites"
         )
-    with matplotlib.style.context(["default", STYLE]):
+    names = [name for group in groups for name in (group.name, *group.classes)]
+    with matplotlib.style.context(["default", STYLE]), letters_for([title, note, *names]):
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
         page = Page(figure)
@@ -232,4 +232,5 @@ def _fit(width: float, height: float, size: float) -> tuple[float, float]:
 
 
 def _short(words: str, most: int) -> str:
+    words = drawable(words)
     return words if len(words) <= most else words[: most - 1] + "…"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from .. import backend
 from .attention_maps import attention_sites, choose_sites, read_attention
 from .errors import UserError, as_user_error
 from .points import GRID, parse_points
+from .values import WORD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,10 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "channels with the largest gates, and for non-local blocks where chosen positions look."
     )
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a .safetensors file of triton-attn train, or the folder of a run"
+        "checkpoint",
+        type=WORD,
+        metavar="CHECKPOINT",
+        help="a .safetensors file of triton-attn train, or the folder of a run",
     )
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="an image file, or digits:INDEX for one of scikit-learn's digits"
+        "images",
+        type=WORD,
+        metavar="IMAGE",
+        nargs="+",
+        help="an image file, or digits:INDEX for one of scikit-learn's digits",
     )
     parser.add_argument(
         "--at",
@@ -44,7 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "May be given several times; by default the middle and the middles of the four quarters",
     )
     parser.add_argument(
-        "--output", metavar="PNG", default="sheet.png", help="the file to write or replace (default: %(default)s)"
+        "--output",
+        type=WORD,
+        metavar="PNG",
+        default="sheet.png",
+        help="the file to write or replace (default: %(default)s)",
     )
     parser.add_argument(
         "--channels", metavar="K", type=int, default=4, help="how many channels to show per site (default: %(default)s)"
@@ -191,17 +205,16 @@ def open_image(source: str) -> tuple[Image.Image, str]:
         image, label = digits[int(index)]
         assert isinstance(image, Image.Image)
         return image, f"{DIGIT}{int(index)} (a {label})"
+    from .image import BrokenImage, read_image
+
     path = Path(source)
-    if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "no such file"
+    if not os.path.isfile(path):
+        what = "it is a folder" if os.path.isdir(path) else "it is no file" if os.path.exists(path) else "no such file"
         raise UserError(f"IMAGE: {source}: {what}; expected an image file or {DIGIT}INDEX")
     try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB"), path.name
-    except Exception as error:  # broken files raise OSError, SyntaxError, ValueError, struct.error and others
-        raise UserError(
-            f"IMAGE: {source}: cannot be read as an image ({error}); expected a file that Pillow opens (PNG, JPEG, …)"
-        ) from error
+        return read_image(path), path.name
+    except BrokenImage as error:
+        raise UserError(f"IMAGE: {error}; expected an image file (PNG, JPEG, …)") from error
 
 
 def _output(word: str) -> Path:
@@ -209,13 +222,15 @@ def _output(word: str) -> Path:
     path = Path(word)
     if path.suffix.lower() != ".png":
         raise UserError(f"--output: expected the name of a .png file, got {word!r}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"--output: {word} is a folder; expected the name of a .png file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"--output: {word}: there is no folder {path.parent}")
     from .atomic import check_writable
 
     check_writable(path.parent)
+    with as_user_error(OSError, prefix="--output: cannot be written: "), contextlib.suppress(FileNotFoundError):
+        path.lstat()  # a name that is too long is found here
     return path
 
 

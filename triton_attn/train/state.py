@@ -1,33 +1,87 @@
-"""The resumable state of a run, ``last/``: what accelerate saves, and the history of the run as JSON."""
+"""The resumable state of a run, ``last/``: tensors as safetensors, the rest as JSON, nothing that could be executed.
+
+Neither random states nor the schedule are in it: they are functions of the seed and the epoch.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .atomic import begin_folder, swap_folder
 from .errors import UserError
+from .optim import load_optimizer, optimizer_tensors
+from .rules import check_fields, fields, maybe, number, one_of, whole
+from .tensors import check_tensors, read_tensors, tensor_bytes
 
-FOLDER, HISTORY = "last", "history.json"
+T = TypeVar("T")
+
+FOLDER = "last"
+HISTORY, MODEL, OPTIMIZER, STATE = "history.json", "model.safetensors", "optimizer.safetensors", "state.json"
+PICKLES = ("optimizer.bin", "custom_checkpoint_0.pkl")
+"""What runs of earlier versions have in place of the last two."""
+
+_ABOVE, _SHARE = number("a number of at least 0", lambda x: x >= 0), number("0 to 1", lambda x: 0 <= x <= 1)
+ROW = {"epoch": whole(1), "train_accuracy": _SHARE, "val_accuracy": _SHARE} | dict.fromkeys(
+    ("train_loss", "val_loss", "lr", "images_per_second", "seconds", "time"), _ABOVE
+)
+FIELDS = {
+    "version": one_of(1),
+    "processes": whole(1),
+    "scaler": maybe(fields({"scale": number("a number above 0", lambda x: x > 0), "_growth_tracker": whole(0)})),
+}
 
 
-def save_state(accelerator: Accelerator, output: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Save everything that the next epoch depends on; called by every process, after an epoch.
+@dataclass(frozen=True)
+class State:
+    """What a run goes on from: its network, its optimizer, and where mixed precision has one, its gradient scaler."""
 
-    Killed at any moment, the folder holds this state or the one before.
-    """
-    folder = output / FOLDER
-    if accelerator.is_main_process:
-        (begin_folder(folder) / HISTORY).write_text(json.dumps(list(history)), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(folder.with_name(f".{FOLDER}.new")))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        swap_folder(folder)
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: Any = None
+
+    def save(self, output: Path, history: Sequence[Mapping[str, Any]], processes: int) -> None:
+        """Save everything that the next epoch depends on; called by one process, after an epoch.
+
+        Killed at any moment, the folder holds this state or the one before.
+
+        Raises:
+            OSError: it cannot be written; the one before is whole.
+        """
+        scaler = self.scaler.state_dict() if self.scaler is not None else {}
+        kept = {key: scaler[key] for key in ("scale", "_growth_tracker") if key in scaler}
+        folder = begin_folder(output / FOLDER)
+        (folder / MODEL).write_bytes(tensor_bytes(self.model.state_dict()))
+        (folder / OPTIMIZER).write_bytes(tensor_bytes(optimizer_tensors(self.optimizer, self.model)))
+        (folder / HISTORY).write_text(json.dumps(list(history)), encoding="utf-8")
+        (folder / STATE).write_text(
+            json.dumps({"version": 1, "processes": processes, "scaler": kept or None}), encoding="utf-8"
+        )
+        swap_folder(folder, output / FOLDER)
+
+    def load(self, output: Path) -> int:
+        """Put the saved state back; returns the number of processes that saved it.
+
+        Raises:
+            UserError: a file of it is missing, truncated or foreign.
+        """
+        found = _read(output, STATE, lambda file: check_fields(_json(file), FIELDS))
+        self.model.load_state_dict(_read(output, MODEL, self._weights))
+        _read(output, OPTIMIZER, lambda file: load_optimizer(self.optimizer, self.model, read_tensors(file)[0]))
+        if self.scaler is not None and found["scaler"]:
+            self.scaler.load_state_dict(self.scaler.state_dict() | found["scaler"])
+        return int(found["processes"])
+
+    def _weights(self, file: Path) -> dict[str, Tensor]:
+        found = read_tensors(file)[0]
+        check_tensors(found, self.model.state_dict())
+        return found
 
 
 def read_history(output: Path) -> list[dict[str, Any]]:
@@ -36,34 +90,38 @@ def read_history(output: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the state cannot be read.
     """
-    folder = output / FOLDER
-    if not folder.exists():
-        return []
+    return _read(output, HISTORY, _rows) if (output / FOLDER).exists() else []
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    found = _json(file)
+    if not isinstance(found, list) or not found:
+        raise ValueError("expected a list of epochs")
+    rows = [check_fields(row, ROW) for row in found]
+    if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        raise ValueError("its epochs are not 1, 2, 3 …")
+    return rows
+
+
+def _json(file: Path) -> Any:
+    if not file.is_file():  # to open a pipe would take forever
+        raise ValueError("it is no file" if file.exists() else "no such file")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _read(output: Path, name: str, read: Callable[[Path], T]) -> T:
+    file = output / FOLDER / name
     try:
-        history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-        if [row["epoch"] for row in history] != list(range(1, len(history) + 1)) or not history:
-            raise ValueError("its epochs are not 1, 2, 3 …")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / HISTORY}: cannot be read ({error}); {_expected(output)}") from error
-    return history
-
-
-def load_state(accelerator: Accelerator, output: Path) -> None:
-    """Put the state back into what ``accelerator`` prepared and registered.
-
-    Raises:
-        UserError: a file of it is missing, truncated or foreign.
-    """
-    folder = output / FOLDER
-    try:
-        accelerator.load_state(str(folder))
-    except Exception as error:  # pickle, safetensors, zip and torch each have their own
+        return read(file)
+    except (ValueError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {reason}); {_expected(output)}") from error
-
-
-def _expected(output: Path) -> str:
-    return (
-        f"expected the state that triton-attn train wrote. The weights in {output}/last.safetensors can start another "
-        "run (--weights)"
-    )
+        pickles = [old for old in PICKLES if (output / FOLDER / old).exists()]
+        if pickles and not file.exists():
+            reason = (
+                f"an earlier version of triton_attn wrote {', '.join(pickles)}: pickles, which could run code, and are "
+                "no longer loaded"
+            )
+        raise UserError(
+            f"{file}: cannot be read ({reason}); expected the state that triton-attn train wrote. The weights in "
+            f"{output}/last.safetensors can start another run (--weights)"
+        ) from error

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from typing import Any
+
+from .rules import TEXT, brief
+
+WORD = TEXT.words(str)
+"""A path, or a name: not empty, for that is the folder one happens to be in."""
 
 
 def parse_attention(text: str) -> str | dict[str, str] | None:
@@ -30,52 +33,7 @@ class KeyValues(argparse.Action):
         for word, (key, equals, value) in zip(values, pairs, strict=True):
             if not (key and equals and value):
                 raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {word!r}")
-        setattr(namespace, self.dest, {key: yaml.safe_load(value) for key, _, value in pairs})
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """A reader of integers from ``least`` up."""
-
-    def read(text: str) -> int:
         try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
-        return value
-
-    return read
-
-
-def between(low: float, high: float) -> Callable[[str], float]:
-    """A reader of numbers between two others, both excluded."""
-
-    def read(text: str) -> float:
-        value = _number(text)
-        if not low < value < high:
-            raise argparse.ArgumentTypeError(f"expected a number between {low:g} and {high:g}, got {text!r}")
-        return value
-
-    return read
-
-
-def positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-def not_negative(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+            setattr(namespace, self.dest, {key: yaml.safe_load(value) for key, _, value in pairs})
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {brief(values)}") from error
