@@ -15,6 +15,7 @@ from .blocks import (
 )
 from .explain import explain
 from .fusion import fuse, register_adapter, unfuse
+from .insertion import insert, remove
 from .reference import ResNetWithAttention
 from .registry import create_attention, list_attention
 from .resnet import resnet18, resnet34, resnet50, resnet101, resnet152
@@ -38,10 +39,12 @@ __all__ = [
     "functional",
     "fuse",
     "fusion",
+    "insert",
     "list_attention",
     "published",
     "reference",
     "register_adapter",
+    "remove",
     "resnet18",
     "resnet34",
     "resnet50",

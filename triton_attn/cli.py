@@ -1,4 +1,4 @@
-"""The command line: ``triton-attn train | eval | show | tune | info``."""
+"""The command line: ``triton-attn train | eval | show | fuse | tune | info``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("triton_attn.train.run", "triton_attn.train.options", "train a ResNet with attention"),
     "eval": ("triton_attn.train.evaluate", None, "evaluate a checkpoint on held-out images"),
     "show": ("triton_attn.train.show", None, "draw what the attention of a checkpoint looks at"),
+    "fuse": ("triton_attn.fuse_command", None, "say what of a timm or torchvision network our kernels would serve"),
     "tune": ("triton_attn.tune_command", None, "search the fastest configs of the kernels on this GPU"),
     "info": ("triton_attn.info", None, "versions, devices, and which backend serves what"),
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backend
+from ..tracing import leaf
 
 
 class Recipe(Protocol):
@@ -76,8 +77,8 @@ def _forward(plain: type[nn.Module], by: Recipe) -> Callable[..., Any]:
                     backend.refuse("hooks on all modules, which the inner ones are not called without")
                 elif (y := by(self, x)) is not None:
                     return y
-            elif isinstance(x, torch.fx.Proxy):  # a leaf, whatever traces
-                return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), inputs, {})  # type: ignore[attr-defined]
+            elif isinstance(x, torch.fx.Proxy):
+                return leaf(self, x)
         return as_before(self, *inputs, **named)
 
     return forward

@@ -21,11 +21,11 @@ ADAPTERS = {"timm": ("timm", "timm_tails"), "torchvision": ("torchvision",)}
 """Libraries, and the modules in ``adapters`` that know their attention; imported only where the library is."""
 
 _LOOKS_LIKE_ATTENTION = re.compile(
-    r"^(SE|CSE)$|SE(Module|Layer|Block)?$|SELayer|Squeeze|^C?eca|Cbam|CBAM|Coord|NonLocal|GlobalContext$|GatherExcite|"
+    r"^SE|SE$|Ese|SELayer|SEModule|SEBlock|Squeeze|^C?[Ee]ca|Cbam|CBAM|Coord|NonLocal|GlobalContext$|GatherExcite|"
     r"SelectiveKernel$|SplitAttn|EfficientLocal|StripAttn|ChannelAtt|SpatialAtt|SCSE|AttentionGate|AttentionBlock|"
-    r"BottleneckAttn|HaloAttn|LambdaLayer",
-    re.IGNORECASE,
+    r"BottleneckAttn|HaloAttn|LambdaLayer"
 )
+NO_ADAPTER = "no adapter for it"
 _fused: Classes = {}
 
 
@@ -92,7 +92,15 @@ def fuse(model: nn.Module, tails: bool = True) -> Report:
         if tails and (by := _tail(module, classes)) is not None:
             inner = f"{path}.{by.attention}" if path else by.attention
             entries[inner] = _fuse_tail(entries.get(inner), module, by, classes)
-    return Report(entry for entry in entries.values() if entry is not None)
+    return Report(entry for path, entry in entries.items() if entry is not None and not _only_holds(path, entries))
+
+
+def _only_holds(path: str, entries: dict[str, Entry | None]) -> bool:
+    """Whether what looks like attention holds what is, and is no more than that."""
+    entry, inside = entries[path], f"{path}." if path else ""
+    if entry is None or entry.note != NO_ADAPTER:
+        return False
+    return any(other is not None and key != path and key.startswith(inside) for key, other in entries.items())
 
 
 def _fuse_one(path: str, module: nn.Module, classes: Classes) -> Entry | None:
@@ -141,7 +149,7 @@ def _why_unknown(module: nn.Module, classes: Classes) -> str | None:
         return f"a subclass of {base.__name__}{own}, which has no adapter"
     if not _LOOKS_LIKE_ATTENTION.search(cls.__name__) or cls.__module__.startswith("torch."):
         return None
-    return "no adapter for it"
+    return NO_ADAPTER
 
 
 def _obstacle(module: nn.Module, fused: type[Fused]) -> str | None:
