@@ -8,15 +8,20 @@ from torch import Tensor
 from .activations import GATES, HIDDEN
 from .common import add_shortcut
 
-POOLS = ("mean", "max", "both")
-HIDDEN_ACTIVATIONS = ("relu", "none")
-ACTIVATIONS = ("sigmoid", "hard_sigmoid", "none")
+POOLS = ("mean", "max", "both", "half")
+HIDDEN_ACTIVATIONS = tuple(HIDDEN)
+ACTIVATIONS = tuple(GATES)
 
 
 def pooled(x: Tensor, pool: str) -> list[Tensor]:
-    """The means over positions, the maxima, or both, ``(N, C)`` each. Tied maxima share the gradient evenly."""
+    """What a gate network gets, ``(N, C)`` each: the means over positions, the maxima, both, or half of each added up.
+
+    Tied maxima share the gradient evenly.
+    """
     if pool == "mean":
         return [x.mean((2, 3))]
+    if pool == "half":
+        return [0.5 * x.mean((2, 3)) + 0.5 * x.amax((2, 3))]
     return [x.amax((2, 3))] if pool == "max" else [x.mean((2, 3)), x.amax((2, 3))]
 
 
@@ -25,21 +30,23 @@ def activate(logits: Tensor, activation: str) -> Tensor:
     return GATES[activation](logits)
 
 
-def bottleneck_gate(
+def dense_gate(
     x: Tensor,
     weight1: Tensor,
     bias1: Tensor | None,
-    weight2: Tensor,
+    weight2: Tensor | None,
     bias2: Tensor | None,
     *,
     pool: str = "mean",
     hidden_activation: str = "relu",
     activation: str = "sigmoid",
 ) -> Tensor:
-    """The gate of two dense layers, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.channel_gate`."""
+    """The gate of one or two dense layers, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.channel_gate`."""
     logits = None
     for vector in pooled(x, pool):
-        own = F.linear(HIDDEN[hidden_activation](F.linear(vector, weight1, bias1)), weight2, bias2)
+        own = F.linear(vector, weight1, bias1)
+        if weight2 is not None:
+            own = F.linear(HIDDEN[hidden_activation](own), weight2, bias2)
         logits = own if logits is None else logits + own
     assert logits is not None
     return activate(logits, activation).unsqueeze(-1).unsqueeze(-1)
@@ -49,7 +56,7 @@ def channel_gate(
     x: Tensor,
     weight1: Tensor,
     bias1: Tensor | None,
-    weight2: Tensor,
+    weight2: Tensor | None,
     bias2: Tensor | None,
     shortcut: Tensor | None = None,
     *,
@@ -58,7 +65,7 @@ def channel_gate(
     activation: str = "sigmoid",
 ) -> Tensor:
     """:func:`triton_attn.functional.channel_gate` in plain PyTorch."""
-    gate = bottleneck_gate(
+    gate = dense_gate(
         x, weight1, bias1, weight2, bias2, pool=pool, hidden_activation=hidden_activation, activation=activation
     )
     return add_shortcut(x * gate, shortcut)
@@ -82,18 +89,24 @@ def eca(
     return add_shortcut(x * neighbours_gate(x, weight, pool=pool, activation=activation), shortcut)
 
 
-def check_bottleneck(weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> None:
+def check_dense(weight1: Tensor, bias1: Tensor | None, weight2: Tensor | None, bias2: Tensor | None) -> None:
     """Raise a ValueError or TypeError that names the argument unless the parameters fit together."""
     if weight1.dim() != 2:
         raise ValueError(f"weight1 must be (m, C), got shape {tuple(weight1.shape)}")
     hidden, channels = weight1.shape
     if hidden == 0 or channels == 0:
         raise ValueError(f"weight1 must be (m, C) with m and C of at least 1, got shape {tuple(weight1.shape)}")
+    if weight2 is None and hidden != channels:
+        raise ValueError(f"weight1 must be (C, C) where there is no weight2, got {tuple(weight1.shape)}")
+    if weight2 is None and bias2 is not None:
+        raise ValueError(f"bias2 must be None where there is no weight2, got shape {tuple(bias2.shape)}")
     for name, value, shape in (
         ("bias1", bias1, (hidden,)),
         ("weight2", weight2, (channels, hidden)),
         ("bias2", bias2, (channels,)),
     ):
+        if value is None:
+            continue
         if tuple(value.shape) != shape:
             raise ValueError(
                 f"{name} must be {shape} beside a weight1 of {(hidden, channels)}, got {tuple(value.shape)}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .channel_gate import bottleneck_gate, channel_gate
+from .channel_gate import dense_gate, channel_gate
 from .common import AttentionBlock, check_map, hidden_width, weight_and_bias
 from .identity import ZeroLayer
 
@@ -58,7 +58,7 @@ class CoordinateAttention(AttentionBlock):
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.fc.in_channels, self.fc.weight)
-        return {"channel": bottleneck_gate(x, *self.weights(), **LINEAR)}
+        return {"channel": dense_gate(x, *self.weights(), **LINEAR)}
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gate network's parameters as matrices and vectors, in the order the functions take them."""

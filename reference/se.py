@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .activations import CHOICES, HIDDEN, ONE_AT_ZERO
-from .channel_gate import bottleneck_gate, channel_gate, check_choice
+from .channel_gate import dense_gate, channel_gate, check_choice
 from .common import AttentionBlock, check_map, hidden_width, weight_and_bias
 from .identity import last_linear
 
@@ -68,7 +68,7 @@ class SEBlock(AttentionBlock):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """The gate of the map ``x``, ``(N, C, 1, 1)``."""
-        return bottleneck_gate(x, *self.weights(), hidden_activation=self.hidden_activation, activation=self.activation)
+        return dense_gate(x, *self.weights(), hidden_activation=self.hidden_activation, activation=self.activation)
 
     def weights(self) -> tuple[Tensor, Any, Tensor, Any]:
         """The gate network's parameters, in the order the functions take them; None for a bias that there is not."""

@@ -27,9 +27,9 @@ from .reference.pixel import pixel_attention as plain_pixel_attention
 def channel_gate(
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
     shortcut: Tensor | None = None,
     *,
     pool: str = "mean",
@@ -42,20 +42,23 @@ def channel_gate(
 
     Args:
         x: ``(N, C, H, W)``.
-        weight1, bias1: ``(m, C)`` and ``(m,)``, the squeeze to ``m`` hidden units.
-        weight2, bias2: ``(C, m)`` and ``(C,)``, the excitation.
+        weight1, bias1: ``(m, C)`` and ``(m,)``, the squeeze to ``m`` hidden units. A bias may be None.
+        weight2, bias2: ``(C, m)`` and ``(C,)``, the excitation. None is for a gate of one layer, ``(C, C)``:
+            ``x · act(Σ_v (weight1 · v + bias1))``, as in effective squeeze-and-excitation.
         shortcut: ``(N, C, H, W)``, added before a last ReLU.
-        pool: over positions, by ``"mean"``, by ``"max"`` (ties share the gradient evenly), or ``"both"``, each of
-            which goes through the network by itself.
-        hidden_activation: ``"relu"`` or ``"none"``.
-        activation: the gate's, ``"sigmoid"``, ``"hard_sigmoid"`` (``relu6(z + 3) / 6``) or ``"none"``.
+        pool: over positions, by ``"mean"``, by ``"max"`` (ties share the gradient evenly), ``"both"``, each of which
+            goes through the network by itself, or ``"half"``, half of the one and half of the other added up.
+        hidden_activation: ``"relu"``, ``"silu"``, ``"hardswish"``, ``"gelu"``, ``"gelu_tanh"`` (its approximation),
+            ``"leaky_relu"`` (of slope 0.01) or ``"none"``.
+        activation: the gate's, ``"sigmoid"``, ``"hard_sigmoid"`` (``relu6(z + 3) / 6``), ``"none"``; and what is 1 for
+            a network that gives 0: ``"double_sigmoid"`` (``2σ``), ``"double_hard_sigmoid"``, ``"one_plus"`` (``1 + z``).
 
     Raises:
         TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
         ValueError: shapes, devices or choices that do not fit together.
         BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
-    plain.check_bottleneck(weight1, bias1, weight2, bias2)
+    plain.check_dense(weight1, bias1, weight2, bias2)
     plain.check_choice("pool", pool, plain.POOLS)
     plain.check_choice("hidden_activation", hidden_activation, plain.HIDDEN_ACTIVATIONS)
     plain.check_choice("activation", activation, plain.ACTIVATIONS)
@@ -114,9 +117,9 @@ def eca(
         x: ``(N, C, H, W)``.
         weight: ``(K,)`` or ``(1, 1, K)``, the taps of the convolution, an odd number.
         shortcut: ``(N, C, H, W)``, added before a last ReLU.
-        pool: over positions, by ``"mean"``, by ``"max"`` (ties share the gradient evenly), or ``"both"``, whose gates'
-            logits are added.
-        activation: the gate's, ``"sigmoid"``, ``"hard_sigmoid"`` (``relu6(z + 3) / 6``) or ``"none"``.
+        pool: over positions, by ``"mean"``, by ``"max"`` (ties share the gradient evenly), ``"both"``, whose gates'
+            logits are added, or ``"half"``, half of the one and half of the other.
+        activation: the gate's, as for :func:`channel_gate`.
 
     Raises:
         TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
@@ -157,7 +160,7 @@ def cbam(
         ValueError: shapes, devices or choices that do not fit together.
         BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
-    plain.check_bottleneck(weight1, bias1, weight2, bias2)
+    plain.check_dense(weight1, bias1, weight2, bias2)
     check_spatial_gate(conv_weight, conv_bias, weight1)
     check_map(x, weight1.shape[1], weight1, shortcut)
     if backend.use_triton(x, weight1, bias1, weight2, bias2, conv_weight, conv_bias, shortcut):
@@ -194,7 +197,7 @@ def dual(
         BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
     first, second = (weight1, bias1, weight2, bias2), (weight3, bias3, weight4, bias4)
-    plain.check_bottleneck(*first)
+    plain.check_dense(*first)
     for i, (one, other) in enumerate(zip(first, second, strict=True)):
         if other.shape != one.shape or other.dtype != one.dtype or other.device != one.device:
             name, twin = (f"{('weight', 'bias')[i % 2]}{i // 2 + n}" for n in (3, 1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..activations import ONE_AT_ZERO
 from ..cbam import pooled_channels
-from ..channel_gate import activate, bottleneck_gate
+from ..channel_gate import activate, dense_gate
 from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, odd, weight_and_bias
 from ..identity import last_linear, last_norm
 
@@ -68,7 +68,7 @@ class CBAM(AttentionBlock):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """The channel gate of ``x``, ``(N, C, 1, 1)``."""
-        return bottleneck_gate(x, *self.weights(), pool="both", activation=self.activation)
+        return dense_gate(x, *self.weights(), pool="both", activation=self.activation)
 
     def spatial_logits(self, u: Tensor) -> Tensor:
         """The spatial gate of the channel-gated map ``u`` before its sigmoid, ``(N, 1, H, W)``."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..channel_gate import bottleneck_gate
+from ..channel_gate import dense_gate
 from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, weight_and_bias
 from ..identity import last_convolution, last_linear
 
@@ -55,7 +55,7 @@ class SCSE(AttentionBlock):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """The gate of the channels, ``(N, C, 1, 1)``."""
-        return bottleneck_gate(x, *self.weights())
+        return dense_gate(x, *self.weights())
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The channel gate's parameters, in the order the functions take them."""

@@ -61,13 +61,11 @@ def test_every_kernel_is_executed(started: dict[str, Any]) -> None:
 
 # Of these flags one value alone is executed: the interpreter needs UPCAST and AS_KEYS, tensors of 2³¹ elements WIDE.
 ONE_VALUE = {"UPCAST", "AS_KEYS", "WIDE"}
-# Means go from the squeeze to the network at once: the kernel between them is started where there are maxima.
-ONE_VALUE_OF_A_KERNEL = {("bottleneck_hidden_kernel", "MAX")}
 
 
 def test_every_flag_is_executed_both_ways(started: dict[str, dict[str, set[bool]]]) -> None:
     one = {(kernel, flag) for kernel, flags in started.items() for flag, values in flags.items() if len(values) == 1}
-    assert {each for each in one if each[1] not in ONE_VALUE} == ONE_VALUE_OF_A_KERNEL
+    assert not {each for each in one if each[1] not in ONE_VALUE}
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=["backwards", "drawn"])

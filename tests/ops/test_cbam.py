@@ -270,10 +270,10 @@ def test_inference_saves_nothing_for_a_backward(name: str) -> None:
     with torch.no_grad():
         y = block(x, torch.randn_like(x))
     assert y.grad_fn is None
-    _, _, inputs, _, _, gate, bits = torch.ops.triton_attn.cbam(
+    _, *saved = torch.ops.triton_attn.cbam(
         x, *(None if w is None else w.detach() for w in parameters(block)), torch.randn_like(x), False
     )
-    assert inputs.numel() == gate.numel() == bits.numel() == 0
+    assert sum(t.numel() for t in saved) == 0
 
 
 def parameters(block: nn.Module) -> list[Tensor | None]:
@@ -325,7 +325,7 @@ def test_only_what_is_asked_for_is_computed(name: str) -> None:
     assert "spatial_apply_bwd_kernel" not in kernels(x, None)
     assert "spatial_apply_bwd_kernel" in kernels(x, shortcut)
     block.requires_grad_(False)
-    assert "gate_parameters_bwd_kernel" not in kernels(x, shortcut)
+    assert not {"dense_weights_bwd_kernel", "conv_parameters_bwd_kernel"} & kernels(x, shortcut)
     assert x.grad is None
 
 
@@ -410,7 +410,7 @@ def test_traffic(name: str, layout: str) -> None:
     """The contract, counted: over the map 4 passes forward and 5 backward, one more of each with a shortcut."""
     shape, dtype, with_shortcut = (1, 96, 30, 32), torch.float32, True
     from benchmarks.meter import count_kernels
-    from triton_attn.tuning import spatial_rules
+    from triton_attn.tuning import rules, spatial_rules
 
     torch.manual_seed(0)
     block = make(name, shape[1], 16).to(dtype)
@@ -421,8 +421,9 @@ def test_traffic(name: str, layout: str) -> None:
     with count_kernels() as backward:
         torch.autograd.grad(y, wanted, grad)
     size = x.numel() * x.itemsize
-    assert forward.launches.total() == 4
-    assert backward.launches.total() == 5
+    more = name == "DualAttentionBlock"  # a second bottleneck
+    assert forward.launches.total() == 5 + 2 * more
+    assert backward.launches.total() == 7 + 3 * more
     assert forward.moved["map"] == (4 + with_shortcut) * size
     assert backward.moved["map"] == (5 + with_shortcut) * size
     assert forward.moved["mask"] == with_shortcut * x.numel() // 8
@@ -438,5 +439,6 @@ def test_traffic(name: str, layout: str) -> None:
     positions, around = batch * height * width, 1 + (6 * width + 6) / block_p
     taps = 2 * 4 * 196 * blocks / (height * width)
     vector = 4 * batch * channels  # one (N, C) float32: every block reads or writes some
-    assert forward.moved["vector"] <= positions * (12 + 8 * around) + vector * (8 + 2 * blocks)
-    assert backward.moved["vector"] <= positions * (52 + 4 * around + taps) + vector * (16 + 7 * blocks)
+    parts = (2 + more) * rules.splits(channels, height * width, layout == "channels_last")
+    assert forward.moved["vector"] <= positions * (12 + 8 * around) + vector * (8 + 8 * more + parts + 2 * blocks)
+    assert backward.moved["vector"] <= positions * (52 + 4 * around + taps) + vector * (16 + 16 * more + 7 * blocks)

@@ -125,7 +125,7 @@ def test_every_pool_and_activation(pool: str, activation: str, layout: str, hidd
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("fault", ["no dx", "a fifth too small", "no dhidden", "no mask"])
+@pytest.mark.parametrize("fault", ["no dx", "a fifth too small", "no dmean", "no mask"])
 def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backward with a fault in it does not pass, in any dtype."""
     from triton_attn.ops import gating
@@ -133,13 +133,13 @@ def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.Monk
     right = gating.apply_bwd
 
     def wrong(
-        grad: Tensor, x: Tensor, gate: Tensor, bits: Tensor, *rest: Any, dhidden: Tensor, hidden: Tensor
+        grad: Tensor, x: Tensor, gate: Tensor, bits: Tensor, channels_last: bool, pooled: Any, dmean: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor]:
-        if fault == "no dhidden":
-            dhidden = torch.zeros_like(dhidden)
+        if fault == "no dmean":
+            dmean = torch.zeros_like(dmean)
         if fault == "no mask":
             bits = torch.full_like(bits, 255)
-        dx, dshortcut = right(grad, x, gate, bits, *rest, dhidden=dhidden, hidden=hidden)
+        dx, dshortcut = right(grad, x, gate, bits, channels_last, pooled, dmean, *rest)
         factor = {"no dx": 0.0, "a fifth too small": 0.8}.get(fault, 1.0)
         return dx * factor, dshortcut * factor
 
@@ -163,11 +163,13 @@ def test_only_what_is_asked_for_is_computed(name: str) -> None:
             y.sum().backward()
         return set(traffic.launches)
 
-    of_weights = "partial_sums_kernel" if name == "eca" else "bottleneck_weights_bwd_kernel"
-    assert kernels(x, None) == {"squeeze_bwd_kernel", of_weights}
-    assert kernels(x, shortcut) == {"squeeze_bwd_kernel", of_weights, "apply_gate_bwd_kernel"}
+    network = {"squeeze_bwd_kernel", "neighbours_bwd_kernel" if name == "eca" else "dense_hidden_bwd_kernel"}
+    of_weights = {"partial_sums_kernel" if name == "eca" else "dense_weights_bwd_kernel"}
+    of_map = {"apply_gate_bwd_kernel"} | (set() if name == "eca" else {"dense_pooled_bwd_kernel"})
+    assert kernels(x, None) == network | of_weights
+    assert kernels(x, shortcut) == network | of_weights | of_map
     block.requires_grad_(False)
-    assert kernels(x, shortcut) == {"squeeze_bwd_kernel", "apply_gate_bwd_kernel"}
+    assert kernels(x, shortcut) == network | of_map
     assert x.grad is None
 
 

@@ -19,10 +19,9 @@ def test_squeeze(channels: int, positions: int, channels_last: bool) -> None:
     config = rules.squeeze(channels, positions, channels_last)
     assert all(is_power_of_two(value) for value in config.values())
     # A split is a whole number of blocks, and bits are packed by eight along the contiguous axis.
-    assert rules.SPLIT % config["BLOCK_P"] == 0
+    assert rules.split(channels, positions, channels_last) % config["BLOCK_P"] == 0
     assert config["BLOCK_C" if channels_last else "BLOCK_P"] >= 8
     assert config["BLOCK_C"] * config["BLOCK_P"] <= rules.TILE
-    assert config["BLOCK_C"] == rules.channel_block(channels, positions, channels_last)
 
 
 @given(channels=sizes, positions=sizes, channels_last=st.booleans())
@@ -35,15 +34,36 @@ def test_apply_gate(channels: int, positions: int, channels_last: bool) -> None:
     assert config["num_warps"] <= 16
 
 
+@given(channels=sizes, positions=sizes, channels_last=st.booleans())
+def test_a_batch_of_16_fills_a_chip(channels: int, positions: int, channels_last: bool) -> None:
+    """Two programs for each of 132 multiprocessors, wherever a map of 16 bits has that many pieces of 8 KB."""
+    pieces = 16 * channels * positions * 2 // 8192
+    squeeze, apply = (rule(channels, positions, channels_last) for rule in (rules.squeeze, rules.apply_gate))
+    of_squeeze = 16 * rules.cdiv(channels, squeeze["BLOCK_C"]) * rules.splits(channels, positions, channels_last)
+    of_apply = 16 * rules.cdiv(channels, apply["BLOCK_C"]) * rules.cdiv(positions, apply["SPAN"])
+    assert pieces < 264 or min(of_squeeze, of_apply) >= 264
+
+
 @given(channels=sizes, hidden=sizes, parts=sizes)
-def test_bottleneck(channels: int, hidden: int, parts: int) -> None:
-    for config in (rules.bottleneck_hidden(channels, hidden, parts), rules.bottleneck_weights(channels, hidden, parts)):
+def test_dense(channels: int, hidden: int, parts: int) -> None:
+    for config in (
+        rules.dense_hidden(channels, hidden, parts),
+        rules.dense_hidden(channels, hidden, parts, peaks=True),
+        rules.dense_gate(channels, hidden),
+        rules.dense_weights(channels, hidden),
+    ):
         assert all(is_power_of_two(value) for value in config.values())
-        assert config["BLOCK_N"] * config["BLOCK_C"] * config["BLOCK_M"] <= rules.TILE
-        assert config["BLOCK_N"] * config["BLOCK_C"] * config["BLOCK_S"] <= rules.TILE
-    assert is_power_of_two(rules.layer_block(hidden, 64))
-    assert rules.layer_block(hidden, 64) * 64 <= rules.TILE
-    assert rules.parts_block(parts) <= 16
+        # Tensor cores multiply nothing smaller.
+        assert min(config["BLOCK_N"], config["BLOCK_C"], config["BLOCK_M"]) >= 16
+        assert config["BLOCK_C"] * max(config["BLOCK_N"], config["BLOCK_M"]) <= rules.TILE
+        assert config["BLOCK_N"] * config["BLOCK_C"] * config.get("BLOCK_S", 1) <= rules.TILE
+
+
+@given(channels=sizes, kernel_size=st.integers(1, 99), parts=sizes)
+def test_neighbours(channels: int, kernel_size: int, parts: int) -> None:
+    config = rules.neighbours(channels, kernel_size, parts)
+    assert all(is_power_of_two(value) for value in config.values())
+    assert config["BLOCK_C"] * config["BLOCK_K"] * config["BLOCK_S"] <= rules.TILE
 
 
 @given(size=sizes)

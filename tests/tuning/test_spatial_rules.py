@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_attn.tuning import rules, spatial_rules
+from triton_attn.tuning import spatial_rules
 
 sizes = st.integers(1, 20000)
 
@@ -25,19 +25,3 @@ def test_spatial(channels: int, positions: int, itemsize: int) -> None:
     assert config["BLOCK_P"] * 64 <= 16 * 32 * config["num_warps"]
     assert config["BLOCK_C"] * itemsize <= 128
     assert config["num_warps"] <= 16
-
-
-@given(channels=sizes, hidden=sizes, parts=sizes)
-def test_gate_network(channels: int, hidden: int, parts: int) -> None:
-    config = spatial_rules.gate_network(channels, hidden, parts)
-    assert all(is_power_of_two(value) for value in config.values())
-    assert config["BLOCK_C"] >= channels
-    assert config["BLOCK_M"] == 1 or config["BLOCK_C"] * config["BLOCK_M"] <= 4 * rules.TILE
-    assert config["BLOCK_S"] == 1 or config["BLOCK_C"] * config["BLOCK_S"] <= 2 * rules.TILE
-
-
-@given(channels=sizes, hidden=sizes)
-def test_gate_parameters(channels: int, hidden: int) -> None:
-    config, programs = spatial_rules.gate_parameters(channels, hidden)
-    assert all(is_power_of_two(value) for value in config.values())
-    assert programs * config["BLOCK_C"] * config["BLOCK_M"] >= channels * hidden

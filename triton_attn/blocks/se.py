@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import backend, ops, reference
-from ..reference.channel_gate import ACTIVATIONS, HIDDEN_ACTIVATIONS
 from ..reference.common import check_map
 
 
@@ -18,9 +17,6 @@ class SEBlock(reference.SEBlock):
         weights, kinds = self.weights(), (self.hidden_activation, self.activation)
         if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, "mean", *kinds)) is not None:
             return y
-        if kinds[0] not in HIDDEN_ACTIVATIONS or kinds[1] not in ACTIVATIONS or weights[1] is None:
-            backend.refuse("a gate network that no kernel computes: " + (self.extra_repr() or "no biases"))
-            return super().forward(x, shortcut)
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)

@@ -1,16 +1,13 @@
 """The gating multiply: a map times its channels' gates, with or without the tail of a residual block, and its backward.
 
-Both begin with the layer of the gate network that is next to them, for their channels, and then walk over a span of
-positions: small tiles need few registers, and a span makes little of what its gates cost.
+A program walks over a span of positions with its channels' gates in registers: small tiles need few registers, and a
+span makes little of what the gates cost.
 """
 
 import triton
 import triton.language as tl
 
-from .bottleneck import bottleneck_gate, bottleneck_pooled_bwd
 from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile, tile_at
-from .neighbours import neighbours_gate, neighbours_pooled_bwd
-from .partials import peak_parts
 
 
 @triton.jit
@@ -30,16 +27,10 @@ def span_of_program(channels, positions, BLOCK_C: tl.constexpr, SPAN: tl.constex
 @triton.jit
 def apply_gate_fwd_kernel(
     y_ptr,  # (N, C, H, W)
-    gate_ptr,  # (N, C) float32, with SAVE_GATE
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
     x_ptr,  # (N, C, H, W)
+    gate_ptr,  # (N, C)
     shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
-    sum_ptr,  # (N, S, C) float32, with NETWORK "neighbours"
-    peak_ptr,  # (N, S, C) float32, likewise
-    hidden_ptr,  # (N, K · parts, M) float32, with NETWORK "bottleneck"
-    bias1_ptr,  # (M,), likewise
-    weight_ptr,  # (C, M) or (K,)
-    bias2_ptr,  # (C,), with NETWORK "bottleneck"
     stride_yn,
     stride_yo,
     stride_xn,
@@ -48,24 +39,13 @@ def apply_gate_fwd_kernel(
     stride_so,
     channels,
     positions,
-    splits,
-    hidden_size,  # M or K
-    parts,
     UNIT: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
-    SAVE_GATE: tl.constexpr,
     SAVE_BITS: tl.constexpr,
-    NETWORK: tl.constexpr,
-    HIDDEN_RELU: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    MEAN: tl.constexpr,
-    MAX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
 ):
     """y = x · gate, or with a shortcut relu(x · gate + shortcut), whose mask is kept as bits."""
     unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
@@ -77,43 +57,7 @@ def apply_gate_fwd_kernel(
         positions *= UNIT
     n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     c = first_c + tl.arange(0, BLOCK_C)
-    if NETWORK == "bottleneck":
-        gate = bottleneck_gate(
-            hidden_ptr,
-            bias1_ptr,
-            weight_ptr,
-            bias2_ptr,
-            n,
-            c,
-            channels,
-            hidden_size,
-            parts,
-            MEAN + MAX,
-            HIDDEN_RELU,
-            ACTIVATION,
-            BLOCK_M,
-            BLOCK_S,
-        )
-    else:
-        gate = neighbours_gate(
-            sum_ptr,
-            peak_ptr,
-            weight_ptr,
-            n,
-            c,
-            channels,
-            positions,
-            splits,
-            hidden_size,
-            MEAN,
-            MAX,
-            ACTIVATION,
-            BLOCK_M,
-            BLOCK_S,
-        )
-    if SAVE_GATE:
-        if first_p == 0:
-            tl.store(gate_ptr + n.to(tl.int64) * channels + c, gate, mask=c < channels)
+    gate = tl.load(gate_ptr + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0).to(tl.float32)
 
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
@@ -138,14 +82,11 @@ def apply_gate_bwd_kernel(
     grad_ptr,  # (N, C, H, W), the gradient of y
     x_ptr,  # (N, C, H, W), with MAX
     bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
-    gate_ptr,  # (N, C) float32
-    peak_ptr,  # (N, S, C) float32, with MAX
-    winner_ptr,  # (N, S, C) int32, likewise
-    dlogit_ptr,  # (N, S, C) float32, with NETWORK "neighbours"
-    dhidden_ptr,  # (N, dhidden_parts, M) float32, with NETWORK "bottleneck"
-    hidden_ptr,  # (N, K · parts, M) float32, likewise
-    bias1_ptr,  # (M,), likewise
-    weight_ptr,  # (M, C) or (K,)
+    gate_ptr,  # (N, C)
+    dmean_ptr,  # (N, C), the gradient of the mean, with MEAN
+    dpeak_ptr,  # (N, C), the gradient of the maximum, with MAX
+    peak_ptr,  # (N, C) float32, the maximum, with MAX
+    winner_ptr,  # (N, C) int32, where it is, or minus how often
     stride_dn,
     stride_do,
     stride_sn,
@@ -156,22 +97,14 @@ def apply_gate_bwd_kernel(
     stride_xo,
     channels,
     positions,
-    splits,
-    hidden_size,  # M or K
-    dhidden_parts,
-    parts,
     UNIT: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
-    NETWORK: tl.constexpr,
-    HIDDEN_RELU: tl.constexpr,
     MEAN: tl.constexpr,
     MAX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
 ):
     """dx = grad · gate + dmean / HW (+ dpeak at the maximum); the gradient of the shortcut is grad behind ReLU's mask.
 
@@ -186,55 +119,16 @@ def apply_gate_bwd_kernel(
         positions *= UNIT
     n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     c = first_c + tl.arange(0, BLOCK_C)
-    POOLS: tl.constexpr = MEAN + MAX
-
-    gate = tl.load(gate_ptr + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0)
-    if NETWORK == "bottleneck":
-        dvalue = bottleneck_pooled_bwd(
-            dhidden_ptr,
-            hidden_ptr,
-            bias1_ptr,
-            weight_ptr,
-            n,
-            c,
-            channels,
-            hidden_size,
-            dhidden_parts,
-            parts,
-            0,
-            POOLS,
-            HIDDEN_RELU,
-            BLOCK_M,
-            BLOCK_S,
-        )
-    else:
-        dvalue = neighbours_pooled_bwd(dlogit_ptr, weight_ptr, n, c, channels, splits, hidden_size, BLOCK_M, BLOCK_S)
-    dmean = dvalue / positions
+    vector, exists = n.to(tl.int64) * channels + c, c < channels
+    gate = tl.load(gate_ptr + vector, mask=exists, other=0.0).to(tl.float32)
+    if MEAN:
+        dmean = tl.load(dmean_ptr + vector, mask=exists, other=0.0).to(tl.float32) / positions
     if MAX:
-        if MEAN and HIDDEN_RELU:
-            # The two vectors have passed different units.
-            dvalue = bottleneck_pooled_bwd(
-                dhidden_ptr,
-                hidden_ptr,
-                bias1_ptr,
-                weight_ptr,
-                n,
-                c,
-                channels,
-                hidden_size,
-                dhidden_parts,
-                parts,
-                1,
-                POOLS,
-                HIDDEN_RELU,
-                BLOCK_M,
-                BLOCK_S,
-            )
-        row = n + tl.arange(0, 1)
-        peak, winner = peak_parts(peak_ptr, winner_ptr, row, c, (c < channels)[None, :], channels, splits, BLOCK_S)
-        peak, winner = tl.sum(peak, axis=0), tl.sum(winner, axis=0)
+        dpeak = tl.load(dpeak_ptr + vector, mask=exists, other=0.0).to(tl.float32)
+        peak = tl.load(peak_ptr + vector, mask=exists, other=0.0)
+        winner = tl.load(winner_ptr + vector, mask=exists, other=0)
         # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
-        share = tl.where(peak == peak, dvalue / tl.where(winner < 0, -winner, 1).to(tl.float32), float("nan"))
+        share = tl.where(peak == peak, dpeak / tl.where(winner < 0, -winner, 1).to(tl.float32), float("nan"))
 
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
@@ -262,9 +156,8 @@ def apply_gate_bwd_kernel(
         store_tile(dx_ptr, dx, n, outer, inner, mask, stride_dn, stride_do)
 
 
-# The gates are made before the walk over positions begins, so how it goes changes no sum. But in the backward, which
-# threads share the sums of the gate network goes by the tile.
+# No sum goes over positions here.
 SPACES = {
     "apply_gate_fwd_kernel": {"BLOCK_P": (-1, 0, 1), "SPAN": (0, 1, 2)},
-    "apply_gate_bwd_kernel": {"SPAN": (0, 1, 2)},
+    "apply_gate_bwd_kernel": {"BLOCK_P": (-1, 0, 1), "SPAN": (0, 1, 2)},
 }

@@ -89,8 +89,10 @@ def relu(x):
 
 @triton.jit
 def activate(logits, ACTIVATION: tl.constexpr):
-    """A gate's last step: "sigmoid", "double_sigmoid" (2σ), "hard_sigmoid" (relu6(x + 3) / 6) or "none"."""
+    """A gate's last step, by its name in the reference's ``GATES``."""
     gate = logits
+    if ACTIVATION == "one_plus":
+        gate = 1.0 + logits
     if ACTIVATION == "sigmoid":
         gate = tl.sigmoid(logits)
     if ACTIVATION == "double_sigmoid":
@@ -98,6 +100,8 @@ def activate(logits, ACTIVATION: tl.constexpr):
     if ACTIVATION == "hard_sigmoid":
         # Comparisons, not tl.minimum: NaN must stay NaN.
         gate = tl.where(logits <= -3.0, 0.0, tl.where(logits >= 3.0, 1.0, logits / 6.0 + 0.5))
+    if ACTIVATION == "double_hard_sigmoid":
+        gate = tl.where(logits <= -3.0, 0.0, tl.where(logits >= 3.0, 2.0, logits / 3.0 + 1.0))
     return gate
 
 
@@ -111,4 +115,55 @@ def slope(gate, ACTIVATION: tl.constexpr):
         derivative = gate * (1.0 - 0.5 * gate)
     if ACTIVATION == "hard_sigmoid":
         derivative = tl.where((gate > 0.0) & (gate < 1.0), 1.0 / 6.0, 0.0)
+    if ACTIVATION == "double_hard_sigmoid":
+        derivative = tl.where((gate > 0.0) & (gate < 2.0), 1.0 / 3.0, 0.0)
     return derivative
+
+
+@triton.jit
+def tanh(x):
+    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+@triton.jit
+def activate_hidden(unit, HIDDEN: tl.constexpr):
+    """A hidden unit's activation, by PyTorch's names; 0 at 0, all of them."""
+    value = unit
+    if HIDDEN == "relu":
+        value = relu(unit)
+    if HIDDEN == "leaky_relu":
+        value = tl.where(unit <= 0.0, 0.01 * unit, unit)
+    if HIDDEN == "silu":
+        value = unit * tl.sigmoid(unit)
+    if HIDDEN == "hardswish":
+        value = unit * activate(unit, "hard_sigmoid")
+    if HIDDEN == "gelu":
+        value = 0.5 * unit * (1.0 + tl.erf(unit * 0.7071067811865476))
+    if HIDDEN == "gelu_tanh":
+        value = 0.5 * unit * (1.0 + tanh(0.7978845608028654 * (unit + 0.044715 * unit * unit * unit)))
+    return value
+
+
+@triton.jit
+def activate_hidden_bwd(grad, unit, HIDDEN: tl.constexpr):
+    """The gradient of the unit, from that of its activation."""
+    dunit = grad
+    if HIDDEN == "relu":
+        # Not (unit > 0): PyTorch's ReLU passes the gradient where its result is NaN.
+        dunit = tl.where(unit <= 0.0, 0.0, grad)
+    if HIDDEN == "leaky_relu":
+        dunit = tl.where(unit > 0.0, grad, 0.01 * grad)
+    if HIDDEN == "silu":
+        gate = tl.sigmoid(unit)
+        dunit = grad * gate * (1.0 + unit * (1.0 - gate))
+    if HIDDEN == "hardswish":
+        dunit = tl.where(unit <= -3.0, 0.0, tl.where(unit >= 3.0, grad, grad * (unit / 3.0 + 0.5)))
+    if HIDDEN == "gelu":
+        normal = 0.3989422804014327 * tl.exp(-0.5 * unit * unit)
+        dunit = grad * (0.5 * (1.0 + tl.erf(unit * 0.7071067811865476)) + unit * normal)
+    if HIDDEN == "gelu_tanh":
+        square = unit * unit
+        bent = tanh(0.7978845608028654 * (unit + 0.044715 * square * unit))
+        inner = 0.7978845608028654 * (1.0 + 0.134145 * square)
+        dunit = grad * (0.5 * (1.0 + bent) + 0.5 * unit * (1.0 - bent * bent) * inner)
+    return dunit

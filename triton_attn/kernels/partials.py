@@ -74,23 +74,62 @@ def winner_of(position, ties, nan):
 
 
 @triton.jit
-def pooled_value(
+def pooled_parts(
     sum_ptr,
     peak_ptr,
     row,
     i,
     inside,
-    channels,
-    splits,
+    size,
+    parts,
     positions,
     MEAN: tl.constexpr,
     MAX: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """The mean, the maximum or their sum, as (rows, channels): what a network that is linear in them wants."""
-    value = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
+    """The means and the maxima over the parts, (rows, elements) each; 0 where not wanted, and where not ``inside``."""
+    mean = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
+    peak = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
     if MEAN:
-        value += sum_parts(sum_ptr, row, i, inside, channels, splits, BLOCK_S) / positions
+        mean = sum_parts(sum_ptr, row, i, inside, size, parts, BLOCK_S) / positions
     if MAX:
-        value += max_parts(peak_ptr, row, i, inside, channels, splits, BLOCK_S)
-    return value
+        peak = max_parts(peak_ptr, row, i, inside, size, parts, BLOCK_S)
+    return mean, peak
+
+
+@triton.jit
+def store_pooled(
+    mean_ptr,
+    peak_ptr,
+    winner_ptr,
+    mean,
+    parts_of_peak_ptr,
+    parts_of_winner_ptr,
+    row,
+    i,
+    inside,
+    size,
+    parts,
+    MEAN: tl.constexpr,
+    MAX: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Write what a backward wants of the pooled vectors, (N, C) each: it needs no parts any more."""
+    at = row.to(tl.int64)[:, None] * size + i[None, :]
+    if MEAN:
+        tl.store(mean_ptr + at, mean, mask=inside)
+    if MAX:
+        peak, winner = peak_parts(parts_of_peak_ptr, parts_of_winner_ptr, row, i, inside, size, parts, BLOCK_S)
+        tl.store(peak_ptr + at, peak, mask=inside)
+        tl.store(winner_ptr + at, winner, mask=inside)
+
+
+@triton.jit
+def vector_of(mean, peak, K: tl.constexpr, POOL: tl.constexpr):
+    """The vector number K that a gate network gets of the means and the maxima."""
+    vector = mean
+    if POOL == "max" or (POOL == "both" and K == 1):
+        vector = peak
+    if POOL == "half":
+        vector = 0.5 * mean + 0.5 * peak
+    return vector

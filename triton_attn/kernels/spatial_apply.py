@@ -86,7 +86,7 @@ def spatial_apply_bwd_kernel(
     grad_ptr,  # (N, C, H, W), the gradient of y
     bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
     gate_ptr,  # (N, C) float32
-    dsum_ptr,  # (N, C) float32, the gradient of Σ_hw x
+    dmean_ptr,  # (N, C) float32, the gradient of mean_hw x
     spatial_ptr,  # (N, HW) float32
     dpooled_ptr,  # (N, 2, HW) float32: of Σ_c u, then of max_c u
     winner_ptr,  # (N, HW) int32, the channel that is the maximum
@@ -104,7 +104,7 @@ def spatial_apply_bwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """dx = (grad · spatial + dpooled) · gate + dsum, which needs no x; the shortcut's is grad behind ReLU's mask."""
+    """dx = (grad · spatial + dpooled) · gate + dmean / HW, without x; the shortcut gets grad behind ReLU's mask."""
     unit = tl.full((), UNIT, tl.int64)
     stride_xn, stride_xo, stride_sn, stride_so = stride_xn * unit, stride_xo * unit, stride_sn * unit, stride_so * unit
     stride_gn, stride_go = stride_gn * unit, stride_go * unit
@@ -129,7 +129,7 @@ def spatial_apply_bwd_kernel(
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
         gate = tl.load(gate_ptr + n * channels + c, mask=inside_c, other=0.0)
-        dsum = tl.load(dsum_ptr + n * channels + c, mask=inside_c, other=0.0)
+        dinput = tl.load(dmean_ptr + n * channels + c, mask=inside_c, other=0.0) / positions
         mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
         if CHANNELS_LAST:
             outer, inner, inner_start, outer_size, inner_size = p, c, start, positions, channels
@@ -143,7 +143,7 @@ def spatial_apply_bwd_kernel(
         won = over_channels(winner, CHANNELS_LAST) == over_positions(c, CHANNELS_LAST)
         du = grad * over_channels(spatial, CHANNELS_LAST) + over_channels(dmean, CHANNELS_LAST)
         du += tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)
-        dx = du * over_positions(gate, CHANNELS_LAST) + over_positions(dsum, CHANNELS_LAST)
+        dx = du * over_positions(gate, CHANNELS_LAST) + over_positions(dinput, CHANNELS_LAST)
         store_tile(dx_ptr, dx, n, outer, inner, mask, stride_xn, stride_xo)
 
 

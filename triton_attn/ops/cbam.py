@@ -1,7 +1,8 @@
 """CBAM and dual attention as one op: dual is CBAM whose channel gate is the product of two bottlenecks.
 
 Passes over the map: 4 forward and 5 backward, 5 and 6 with a shortcut (and a mask of one bit per element). Beside them
-go a few float32 values per position, which are 8 bytes next to the map's 2 · C.
+go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 7 backward, and
+for a second bottleneck 2 and 3 more.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from torch import Tensor
 
 from ..reference import cbam as plain
 from ..reference import dual as plain_dual
-from . import gating, spatial
-from .gate_network import empty_gates, empty_parameters, gate_network_bwd, gate_network_fwd, gate_parameters_bwd
+from . import dense, gating, spatial
+from .dense import Made, Network, Parameters
+from .gating import Pooled
 from .layout import empty_map, served
 from .library import Launcher, Op, Results
 
-Tensors = tuple[Tensor, ...]
+NETWORK = Network("mean", "relu", "sigmoid")
 
 
 def cbam(
     x: Tensor,
-    first: Tensors,
-    second: Tensors | None,
+    first: Parameters,
+    second: Parameters | None,
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None = None,
@@ -46,9 +48,9 @@ def cbam(
 def forward(
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
     weight3: Tensor | None,
     bias3: Tensor | None,
     weight4: Tensor | None,
@@ -58,31 +60,44 @@ def forward(
     shortcut: Tensor | None,
     saves: bool,
 ) -> Results:
-    """The output, and what the backward needs, for G bottlenecks.
+    """The output, and what the backward needs.
 
-    The gates (1 or 3, N, C), the bottlenecks' inputs (G, N, C) and hidden channels (G, N, M), the pooled values
-    (N, 2, HW), the spatial gate (N, 1, HW), and the bits of ReLU's mask.
+    Of each bottleneck its gates and its inputs (N, C) and its hidden units (N, P, M); with two the product of their
+    gates; the pooled values (N, 2, HW), the spatial gate (N, 1, HW), and the bits of ReLU's mask.
     """
     x, channels_last = served(x)
     if shortcut is not None:
         shortcut, _ = served(shortcut, channels_last)
-    sums = gating.channel_sum(x, channels_last)
-    second = None
-    if weight3 is not None and bias3 is not None and weight4 is not None and bias4 is not None:
-        second = weight3, bias3, weight4, bias4
-    positions = x.shape[2] * x.shape[3]
-    gates, inputs, hidden = gate_network_fwd(sums, (weight1, bias1, weight2, bias2), second, positions, saves)
-    pooled = spatial.pool(x, gates[-1], channels_last)
-    y, gate, bits = spatial.apply_fwd(x, gates[-1], pooled, conv_weight, conv_bias, channels_last, shortcut, saves)
-    return (y, gates, inputs, hidden, pooled, gate, bits) if saves else (y, *(None,) * 6)
+    first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
+    parts, positions = gating.squeeze(x, channels_last), x.shape[2] * x.shape[3]
+    one = dense.forward(parts, positions, first, NETWORK, x.dtype, saves=saves)
+    two, product, gate = None, None, one.gate
+    if second is not None:
+        gate = product = torch.empty_like(one.gate)
+        two = dense.forward(parts, positions, second, NETWORK, x.dtype, saves=saves, scale=one.gate, product=product)
+    pooled = spatial.pool(x, gate, channels_last)
+    y, of_positions, bits = spatial.apply_fwd(x, gate, pooled, conv_weight, conv_bias, channels_last, shortcut, saves)
+    return (y, *_kept(one), *_kept(two), product, pooled, of_positions, bits) if saves else (y, *(None,) * 10)
+
+
+def _bottlenecks(*weights: Tensor | None) -> tuple[Parameters, Parameters | None]:
+    """The parameters of both, as the kernels take them."""
+    weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4 = weights
+    assert weight1 is not None
+    first = dense.contiguous((weight1, bias1, weight2, bias2))
+    return first, None if weight3 is None else dense.contiguous((weight3, bias3, weight4, bias4))
+
+
+def _kept(made: Made | None) -> Results:
+    return (None,) * 3 if made is None else (made.gate, made.pooled.mean, made.hidden)
 
 
 def _forward_fake(
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
     weight3: Tensor | None,
     bias3: Tensor | None,
     weight4: Tensor | None,
@@ -95,10 +110,16 @@ def _forward_fake(
     x, channels_last = served(x)
     y = empty_map(x, channels_last)
     if not saves:
-        return y, *(None,) * 6
+        return y, *(None,) * 10
+    one = dense.empty(x, x.shape[0], x.shape[1], weight1, weight2 is not None, NETWORK, saves)
+    two = None
+    if weight3 is not None:
+        two = dense.empty(x, x.shape[0], x.shape[1], weight3, weight4 is not None, NETWORK, saves)
     return (
         y,
-        *empty_gates(x, weight1.shape[0], x.shape[0], x.shape[1], weight3 is not None, saves),
+        *_kept(one),
+        *_kept(two),
+        None if two is None else torch.empty_like(one.gate),
         spatial.empty_pooled(x),
         spatial.empty_pooled(x, 1),
         None if shortcut is None else gating.empty_bits(x, channels_last),
@@ -109,84 +130,98 @@ def backward(
     grad: Tensor,
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
     weight3: Tensor | None,
     bias3: Tensor | None,
     weight4: Tensor | None,
     bias4: Tensor | None,
     conv_weight: Tensor,
     conv_bias: Tensor,
-    gates: Tensor,
-    inputs: Tensor,
-    hidden: Tensor,
+    gate1: Tensor,
+    mean1: Tensor,
+    hidden1: Tensor | None,
+    gate2: Tensor | None,
+    mean2: Tensor | None,
+    hidden2: Tensor | None,
+    product: Tensor | None,
     pooled: Tensor,
-    gate: Tensor,
+    of_positions: Tensor,
     bits: Tensor | None,
     needs_map: bool,
     needs_weights: bool,
 ) -> Results:
-    """The gradients of x, the bottlenecks' parameters (stacked), the convolution's, and the shortcut.
+    """The gradients of x, the parameters, and the shortcut.
 
     None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
     """
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
+    gate = gate1 if product is None else product
     dpooled, winner, dgate, dtaps = spatial.reading_bwd(
-        grad, x, gates[-1], pooled, gate, conv_weight, channels_last, bits
+        grad, x, gate, pooled, of_positions, conv_weight, channels_last, bits
     )
-    weights = (weight1, weight2, weight3, weight4)
-    positions = x.shape[2] * x.shape[3]
-    dsum, dlogit1, dlogit2, dtaps = gate_network_bwd(dgate, dtaps, gates, inputs, hidden, weights, positions)
-    dx = dshortcut = None
-    parameters: Results = (None,) * 6
+    first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
+    one = Made(gate1, hidden1, Pooled(mean1, None, None))
+    parameters: Results = (None,) * 4
+    dnext = None
+    if second is not None:
+        assert gate2 is not None
+        two = Made(gate2, hidden2, Pooled(mean2, None, None))
+        found = dense.backward(dgate, two, second, NETWORK, x.dtype, scale=gate1)
+        dnext = found.dmean
+        if needs_weights:
+            parameters = dense.weights_bwd(two, found, second, NETWORK, x.dtype)
+    found = dense.backward(dgate, one, first, NETWORK, x.dtype, needs_pooled=needs_map, scale=gate2, dnext=dnext)
+    of_conv: Results = (None, None)
     if needs_weights:
-        parameters = gate_parameters_bwd(inputs, dlogit1, hidden, dlogit2, dtaps, weight1, conv_weight)
+        parameters = (*dense.weights_bwd(one, found, first, NETWORK, x.dtype), *parameters)
+        of_conv = spatial.parameters_bwd(dtaps, conv_weight, conv_bias)
+    else:
+        parameters = (None,) * 8
+    dx = dshortcut = None
     if needs_map:
-        dx, dshortcut = spatial.apply_bwd(grad, x, gates[-1], dsum, gate, dpooled, winner, channels_last, bits)
-    return dx, *parameters, dshortcut
+        assert found.dmean is not None
+        dx, dshortcut = spatial.apply_bwd(
+            grad, x, gate, found.dmean, of_positions, dpooled, winner, channels_last, bits
+        )
+    return dx, *parameters, *of_conv, dshortcut
 
 
 def _backward_fake(
     grad: Tensor,
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
     weight3: Tensor | None,
     bias3: Tensor | None,
     weight4: Tensor | None,
     bias4: Tensor | None,
     conv_weight: Tensor,
     conv_bias: Tensor,
-    gates: Tensor,
-    inputs: Tensor,
-    hidden: Tensor,
+    gate1: Tensor,
+    mean1: Tensor,
+    hidden1: Tensor | None,
+    gate2: Tensor | None,
+    mean2: Tensor | None,
+    hidden2: Tensor | None,
+    product: Tensor | None,
     pooled: Tensor,
-    gate: Tensor,
+    of_positions: Tensor,
     bits: Tensor | None,
     needs_map: bool,
     needs_weights: bool,
 ) -> Results:
     x, channels_last = served(x)
-    bottlenecks = 1 if weight3 is None else 2
+    parameters = weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4, conv_weight, conv_bias
     return (
         empty_map(x, channels_last) if needs_map else None,
-        *(empty_parameters(weight1, conv_weight, bottlenecks) if needs_weights else (None,) * 6),
+        *(each.new_empty(each.shape) if needs_weights and each is not None else None for each in parameters),
         empty_map(x, channels_last) if needs_map and bits is not None else None,
     )
-
-
-def _gradients(found: Results, tensors: Results) -> Results:
-    dx, *stacked, dconv_weight, dconv_bias, dshortcut = found
-    gates: list[Tensor | None] = [None] * 8
-    if stacked[0] is not None:
-        first = [None if each is None else each[0] for each in stacked]
-        second = [None if each is None or tensors[5] is None else each[1] for each in stacked]
-        gates = [*first, *second]
-    return dx, *gates, dconv_weight, dconv_bias, dshortcut
 
 
 def _formula(x: Tensor, *weights: Any) -> Tensor:
@@ -197,24 +232,24 @@ def _formula(x: Tensor, *weights: Any) -> Tensor:
 
 CBAM = Op(
     Launcher(
-        "cbam(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
+        "cbam(Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2,"
         " Tensor? weight3, Tensor? bias3, Tensor? weight4, Tensor? bias4, Tensor conv_weight, Tensor conv_bias,"
-        " Tensor? shortcut, bool saves) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        " Tensor? shortcut, bool saves) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
+        " Tensor, Tensor)",
         forward,
         _forward_fake,
     ),
     Launcher(
-        "cbam_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
+        "cbam_backward(Tensor grad, Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2,"
         " Tensor? weight3, Tensor? bias3, Tensor? weight4, Tensor? bias4, Tensor conv_weight, Tensor conv_bias,"
-        " Tensor gates, Tensor inputs, Tensor hidden, Tensor pooled, Tensor gate, Tensor? bits,"
-        " bool needs_map, bool needs_weights)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        " Tensor gate1, Tensor mean1, Tensor? hidden1, Tensor? gate2, Tensor? mean2, Tensor? hidden2,"
+        " Tensor? product, Tensor pooled, Tensor of_positions, Tensor? bits, bool needs_map, bool needs_weights)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,
     ),
     tensors=12,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[11], any(needs[1:11])),
-    gradients=_gradients,
     mask=gating.mask,
 )

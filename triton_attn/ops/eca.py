@@ -1,7 +1,7 @@
 """Channel gates by a convolution over neighbouring channels (ECA) as one op: a map in, the gated map out.
 
-Passes over the map as for :mod:`.channel_gate`: 3 forward and 4 backward, 4 and 5 with a shortcut. The convolution is
-computed where the gates are applied, its weight's gradient where the gates' is: 2 launches forward and 3 backward.
+Passes over the map as for :mod:`.channel_gate`: 3 forward and 4 backward, 4 and 5 with a shortcut. Launches: squeeze,
+convolution and apply forward; squeeze, convolution, the end of its weight's gradient and apply backward.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..reference import channel_gate as plain
-from . import gating
-from .gating import Network, Pooled
+from ..tuning import rules
+from . import gating, launch
+from .gating import Pooled
 from .layout import empty_map, served
 from .library import Launcher, Op, Results
 from .partial_sums import partial_sums
@@ -35,11 +36,48 @@ def forward(x: Tensor, weight: Tensor, shortcut: Tensor | None, pool: str, activ
     x, channels_last = served(x)
     if shortcut is not None:
         shortcut, _ = served(shortcut, channels_last)
-    network = Network("neighbours", weight.numel(), pool, activation)
-    pooled, _ = gating.squeeze(x, channels_last, network, saves=saves)
-    weights = {"bias1_ptr": None, "weight_ptr": weight.contiguous(), "bias2_ptr": None}
-    y, gate, bits = gating.apply_fwd(x, channels_last, network, weights, pooled, shortcut=shortcut, saves=saves)
-    return (y, pooled.sums, pooled.peak, pooled.winner, gate, bits) if saves else (y, *(None,) * 5)
+    parts = gating.squeeze(x, channels_last, pool, saves=saves)
+    gate, pooled = convolve(parts, x.shape[2] * x.shape[3], weight.contiguous(), pool, activation, saves)
+    y, bits = gating.apply_fwd(x, gate, channels_last, shortcut, saves=saves)
+    return (y, *pooled, gate, bits) if saves else (y, *(None,) * 5)
+
+
+def convolve(
+    parts: Pooled, positions: int, weight: Tensor, pool: str, activation: str, saves: bool
+) -> tuple[Tensor, Pooled]:
+    """The gates ``(N, C)`` of what was pooled in parts ``(N, S, C)``; with ``saves`` also that, whole."""
+    from ..kernels.neighbours import neighbours_fwd_kernel
+
+    given = parts.mean if parts.peak is None else parts.peak
+    assert given is not None
+    batch, splits, channels = given.shape
+    config = rules.neighbours(channels, weight.numel(), splits)
+    gate = torch.empty((batch, channels), dtype=torch.float32, device=given.device)
+    pooled = Pooled(None, None, None)
+    if saves:
+        pooled = gating.empty_pooled((batch, channels), pool, given.device)
+    launch.start(
+        neighbours_fwd_kernel,
+        (batch * rules.cdiv(channels, config["BLOCK_C"]),),
+        given.device,
+        gate_ptr=gate,
+        mean_ptr=pooled.mean,
+        peak_ptr=pooled.peak,
+        winner_ptr=pooled.winner,
+        sum_parts_ptr=parts.mean,
+        peak_parts_ptr=parts.peak,
+        winner_parts_ptr=parts.winner,
+        weight_ptr=weight,
+        channels=channels,
+        positions=positions,
+        splits=splits,
+        kernel_size=weight.numel(),
+        POOL=pool,
+        SAVE=saves,
+        ACTIVATION=activation,
+        **config,
+    )
+    return gate, pooled
 
 
 def _forward_fake(
@@ -49,10 +87,9 @@ def _forward_fake(
     y = empty_map(x, channels_last)
     if not saves:
         return y, *(None,) * 5
-    network = Network("neighbours", weight.numel(), pool, activation)
     return (
         y,
-        *gating.empty_pooled(x, network),
+        *gating.empty_pooled(tuple(x.shape[:2]), pool, x.device),
         x.new_empty(x.shape[:2], dtype=torch.float32),
         None if shortcut is None else gating.empty_bits(x, channels_last),
     )
@@ -62,7 +99,7 @@ def backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    sums: Tensor | None,
+    mean: Tensor | None,
     peak: Tensor | None,
     winner: Tensor | None,
     gate: Tensor,
@@ -75,25 +112,60 @@ def backward(
     """The gradients of x, weight and shortcut; None where not needed, and where there is no shortcut (no bits)."""
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    network = Network("neighbours", weight.numel(), pool, activation)
-    pooled = Pooled(sums, peak, winner)
-    dlogit, partial = gating.squeeze_bwd(
-        grad, x, gate, bits, channels_last, network, None, pooled if needs_weight else None
-    )
+    pooled = Pooled(mean, peak, winner)
+    dgate = gating.squeeze_bwd(grad, x, bits, channels_last)
+    dvector, partial = convolve_bwd(dgate, gate, pooled, weight.contiguous(), pool, activation, needs_weight)
     dx = dweight = dshortcut = None
-    if needs_weight:
-        dweight = partial_sums(partial.flatten(0, 1), weight.dtype).view_as(weight)
+    if partial is not None:
+        dweight = partial_sums(partial, weight.dtype).view_as(weight)
     if needs_map:
-        weights = {"bias1_ptr": None, "weight_ptr": weight.contiguous()}
-        dx, dshortcut = gating.apply_bwd(grad, x, gate, bits, channels_last, network, weights, pooled, dlogit=dlogit)
+        dmean, dpeak = (dvector if has(pool) else None for has in (gating.has_mean, gating.has_max))
+        dx, dshortcut = gating.apply_bwd(grad, x, gate, bits, channels_last, pooled, dmean, dpeak)
     return dx, dweight, dshortcut
+
+
+def convolve_bwd(
+    dgate: Tensor, gate: Tensor, pooled: Pooled, weight: Tensor, pool: str, activation: str, needs_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of what was pooled ``(N, C)``, from that of the gates in parts ``(N, S, C)``.
+
+    And partial sums of the weight's, ``(P, K)``, where it is needed.
+    """
+    from ..kernels.neighbours import neighbours_bwd_kernel
+
+    batch, splits, channels = dgate.shape
+    config = rules.neighbours(channels, weight.numel(), splits)
+    programs = batch * rules.cdiv(channels, config["BLOCK_C"])
+    dvector, partial = torch.empty_like(gate), None
+    if needs_weight:
+        partial = torch.empty((programs, weight.numel()), dtype=torch.float32, device=gate.device)
+    launch.start(
+        neighbours_bwd_kernel,
+        (programs,),
+        gate.device,
+        dvector_ptr=dvector,
+        dweight_ptr=partial,
+        dgate_ptr=dgate,
+        gate_ptr=gate,
+        mean_ptr=pooled.mean if needs_weight else None,
+        peak_ptr=pooled.peak if needs_weight else None,
+        weight_ptr=weight,
+        channels=channels,
+        splits=splits,
+        kernel_size=weight.numel(),
+        POOL=pool,
+        NEEDS_WEIGHT=needs_weight,
+        ACTIVATION=activation,
+        **config,
+    )
+    return dvector, partial
 
 
 def _backward_fake(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    sums: Tensor | None,
+    mean: Tensor | None,
     peak: Tensor | None,
     winner: Tensor | None,
     gate: Tensor,
@@ -123,7 +195,7 @@ ECA = Op(
         _forward_fake,
     ),
     Launcher(
-        "eca_backward(Tensor grad, Tensor x, Tensor weight, Tensor? sums, Tensor? peak, Tensor? winner,"
+        "eca_backward(Tensor grad, Tensor x, Tensor weight, Tensor? mean, Tensor? peak, Tensor? winner,"
         " Tensor gate, Tensor? bits, str pool, str activation, bool needs_map, bool needs_weight)"
         " -> (Tensor, Tensor, Tensor)",
         backward,

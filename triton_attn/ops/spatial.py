@@ -152,11 +152,30 @@ def reading_bwd(
     return dpooled, winner, dgate, dtaps
 
 
+def parameters_bwd(dtaps: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the convolution's weight and bias, of which ``dtaps`` ``(N, B, 196)`` are parts."""
+    from ..kernels.conv_parameters import conv_parameters_bwd_kernel
+
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    config = spatial_rules.CONV_PARAMETERS
+    launch.start(
+        conv_parameters_bwd_kernel,
+        (rules.cdiv(49, config["BLOCK_K"]),),
+        dtaps.device,
+        dweight_ptr=dweight,
+        dbias_ptr=dbias,
+        part_ptr=dtaps,
+        parts=dtaps.shape[0] * dtaps.shape[1],
+        **config,
+    )
+    return dweight, dbias
+
+
 def apply_bwd(
     grad: Tensor,
     x: Tensor,
     gate: Tensor,
-    dsum: Tensor,
+    dmean: Tensor,
     spatial: Tensor,
     dpooled: Tensor,
     winner: Tensor,
@@ -178,7 +197,7 @@ def apply_bwd(
         grad_ptr=grad,
         bits_ptr=bits,
         gate_ptr=gate,
-        dsum_ptr=dsum,
+        dmean_ptr=dmean,
         spatial_ptr=spatial,
         dpooled_ptr=dpooled,
         winner_ptr=winner,

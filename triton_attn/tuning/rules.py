@@ -10,8 +10,6 @@ from functools import cache
 
 # Elements of a tile: at 16 bits and 8 warps every thread moves two 16-byte words.
 TILE = 4096
-# Positions summed by one program. A larger map is split, and its partial sums added in order.
-SPLIT = 1024
 
 
 def cdiv(size: int, block: int) -> int:
@@ -34,51 +32,55 @@ def unit(itemsize: int, batch_stride: int, *sizes: int) -> int:
     return math.gcd(16, batch_stride, *sizes) if batch_stride * itemsize % 16 == 0 else 1
 
 
-def splits(positions: int) -> int:
-    """In how many parts the positions of a map are reduced."""
-    return max(cdiv(positions, SPLIT), 1)
+@cache
+def programs(channels: int, positions: int) -> int:
+    """How many programs an image wants at least.
 
-
-def channel_block(channels: int, positions: int, channels_last: bool) -> int:
-    """How many channels one program of the squeeze sees. What it makes of them is a part of a sum over channels.
-
-    A fake needs it too, where positions may be a symbol: they are only compared.
+    Of a batch of 16 then two for each of a large chip's 132 multiprocessors, wherever the map, in 16 bits, has pieces
+    of 8 KB for them; of a smaller map one for 16 KB.
     """
-    most = (256 if positions <= 64 else 128) if channels_last else (32 if positions >= SPLIT else 64)
-    return min(max(power_of_two(int(channels)), 8 if channels_last else 1), most)
+    pieces = channels * positions * 2 // 8192
+    return 17 if pieces >= 17 else pieces // 2
+
+
+@cache
+def split(channels: int, positions: int, channels_last: bool) -> int:
+    """How many positions one program of the squeeze sums: as many as leave programs enough, and 512 at most.
+
+    A part costs 8 bytes, written and read, for 1 KB of 16 bits: the gate network adds the parts up once, for everybody.
+    """
+    blocks, size = cdiv(channels, squeeze(channels, positions, channels_last)["BLOCK_C"]), 512
+    while size > 64 and blocks * cdiv(positions, size) < programs(channels, positions):
+        size //= 2
+    return size
+
+
+def splits(channels: int, positions: int, channels_last: bool) -> int:
+    """In how many parts the positions of a map are reduced."""
+    return max(cdiv(positions, split(channels, positions, channels_last)), 1)
 
 
 @cache
 def squeeze(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
     """Blocks for a reduction over positions.
 
-    A thread adds up every BLOCK_P-th position of a split, then these sums are added: both about the root of SPLIT long,
+    A thread adds up every BLOCK_P-th position of a split, then these sums are added: both about the root of its length,
     which is what keeps the rounding error of a long sum small.
     """
-    block_c = channel_block(channels, positions, channels_last)
+    most = 64 if channels_last or positions < 1024 else 32
+    block_c = min(max(power_of_two(channels), 8 if channels_last else 1), most)
     if channels_last:
         block_p = min(32, TILE // block_c, power_of_two(positions))
     else:
-        block_p = min(max(power_of_two(positions), 8), 128 if positions >= SPLIT else 64)
+        block_p = min(max(power_of_two(positions), 8), 64)
     num_warps = min(max(block_c * block_p // 512, 1), 8)
     return {"BLOCK_C": block_c, "BLOCK_P": block_p, "STAGES": 1, "num_warps": num_warps}
 
 
 @cache
-def layer_block(size: int, block_c: int) -> int:
-    """How many units of a gate network's layer are computed at once, beside ``block_c`` channels."""
-    return min(power_of_two(size), max(TILE // 4 // block_c, 1))
-
-
-def tap_block(kernel_size: int) -> int:
-    """How many taps of a convolution over channels are computed at once."""
-    return min(power_of_two(kernel_size), 8)
-
-
-@cache
 def parts_block(parts: int) -> int:
     """How many parts of a sum are read at once."""
-    return min(power_of_two(parts), 16)
+    return min(power_of_two(parts), 8)
 
 
 @cache
@@ -94,39 +96,72 @@ def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, 
     else:
         block_p = min(max(power_of_two(positions), 8), 512)
         block_c = min((TILE if aligned else TILE // 2) // block_p, power_of_two(channels))
+    blocks, span = cdiv(channels, block_c), max(block_p, 128) if channels_last else 4 * block_p
+    while span > block_p and blocks * cdiv(positions, span) < programs(channels, positions):
+        span //= 2
     per_thread = 16 if aligned else 8
     return {
-        "SPAN": max(block_p, 128) if channels_last else 4 * block_p,
+        "SPAN": span,
         "BLOCK_C": block_c,
         "BLOCK_P": block_p,
         "num_warps": min(max(block_c * block_p // (32 * per_thread), 1), 16),
     }
 
 
+# Rows of a product are images; of fewer than 16 there are none on tensor cores, and 16 take one warp's.
+ROWS = 16
+# Channels that one program of such a product sums over: more would be steps one after another, while the chip waits.
+CHUNK = 512
+
+
 @cache
-def bottleneck_hidden(channels: int, hidden: int, parts: int) -> dict[str, int]:
-    """Blocks for the first layer of a bottleneck. None goes by the batch: the order of a sum must not."""
+def dense_hidden(channels: int, hidden: int, parts: int, peaks: bool = False) -> dict[str, int]:
+    """Blocks for a product that sums over channels, and adds up parts: of the forward's first layer, and backward.
+
+    None goes by the batch: the order of a sum must not. Maxima need four registers for an element of a tile.
+    """
     block_s = parts_block(parts)
-    block_c = min(power_of_two(channels), max(256 // block_s, 16))
     return {
-        "BLOCK_N": 4,
-        "BLOCK_C": block_c,
-        "BLOCK_M": min(power_of_two(hidden), TILE // (4 * block_c)),
+        "CHUNK": CHUNK,
+        "BLOCK_N": ROWS,
+        "BLOCK_C": min(max(power_of_two(channels), 16), max((64 if peaks else 128) // block_s, 16)),
+        "BLOCK_M": 16 if hidden <= 256 else 32,
         "BLOCK_S": block_s,
         "num_warps": 4,
     }
 
 
 @cache
-def bottleneck_weights(channels: int, hidden: int, parts: int) -> dict[str, int]:
-    """Blocks for the gradients of a bottleneck's parameters."""
-    block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
+def dense_gate(channels: int, hidden: int) -> dict[str, int]:
+    """Blocks for a product that sums over hidden units: of the forward's last layer, and backward."""
     return {
-        "BLOCK_N": 8,
-        "BLOCK_C": block_c,
-        "BLOCK_M": block_m,
-        "BLOCK_S": min(parts_block(parts), 8),
-        "num_warps": 8 if block_c * block_m >= 512 else 4,
+        "BLOCK_N": ROWS,
+        "BLOCK_C": min(max(power_of_two(channels), 16), 64),
+        "BLOCK_M": min(max(power_of_two(hidden), 16), 64),
+        "num_warps": 4,
+    }
+
+
+@cache
+def dense_weights(channels: int, hidden: int) -> dict[str, int]:
+    """Blocks for the gradients of the parameters."""
+    return {
+        "BLOCK_N": 32,
+        "BLOCK_C": min(max(power_of_two(channels), 16), 32),
+        "BLOCK_M": min(max(power_of_two(hidden), 16), 32),
+        "num_warps": 4,
+    }
+
+
+@cache
+def neighbours(channels: int, kernel_size: int, parts: int) -> dict[str, int]:
+    """Blocks for a convolution over channels."""
+    block_k, block_s = min(power_of_two(kernel_size), 8), parts_block(parts)
+    return {
+        "BLOCK_C": min(power_of_two(channels), max(TILE // 2 // (block_k * block_s), 32)),
+        "BLOCK_K": block_k,
+        "BLOCK_S": block_s,
+        "num_warps": 4,
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from .rules import TILE, cdiv, power_of_two
+from .rules import power_of_two
 
 
 @cache
@@ -31,23 +31,5 @@ def spatial(channels: int, positions: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": max(block * 64 // 512, 1)}
 
 
-@cache
-def gate_network(channels: int, hidden: int, parts: int) -> dict[str, int]:
-    """Blocks for a program with an image's whole vectors in it."""
-    block_c = power_of_two(channels)
-    block_m = min(power_of_two(hidden), max(2 * TILE // block_c, 1))
-    block_s = min(power_of_two(parts), 16, max(2 * TILE // block_c, 1))
-    return {
-        "BLOCK_S": block_s,
-        "BLOCK_C": block_c,
-        "BLOCK_M": block_m,
-        "num_warps": min(max(block_c * block_m // 1024, 4), 8),
-    }
-
-
-@cache
-def gate_parameters(channels: int, hidden: int) -> tuple[dict[str, int], int]:
-    """Blocks for the sums over the batch, and how many programs a bottleneck takes."""
-    block_c, block_m = min(power_of_two(channels), 32), min(power_of_two(hidden), 16)
-    config = {"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_M": block_m, "num_warps": 4}
-    return config, cdiv(channels, block_c) * cdiv(hidden, block_m)
+# Of the sums over everybody's parts of the convolution's gradients: seven programs.
+CONV_PARAMETERS = {"BLOCK_R": 128, "BLOCK_K": 8, "num_warps": 4}

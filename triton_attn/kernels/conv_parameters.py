@@ -1,0 +1,49 @@
+"""The end of the spatial gate's convolution's gradients: sums over all programs that took parts of them."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_columns(ptr, row, column, rows, exists):
+    """Columns of the parts (R, 196), 0 outside of them."""
+    mask = (row < rows)[:, None] & exists[None, :]
+    return tl.load(ptr + row.to(tl.int64)[:, None] * 196 + column[None, :], mask=mask, other=0.0)
+
+
+# How many parts there are hangs on the batch, which must not compile the kernel again.
+@triton.jit(do_not_specialize=["parts"])
+def conv_parameters_bwd_kernel(
+    dweight_ptr,  # (1, 2, 7, 7)
+    dbias_ptr,  # (1,)
+    part_ptr,  # (R, 4, 49) float32, as store_taps leaves them
+    parts,  # R
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program per BLOCK_K taps of both channels; the first one has the bias too."""
+    tap = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    exists = tap < 49
+    of_mean = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+    of_top = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+    not_finite = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+    total = tl.zeros((BLOCK_R, 1), tl.float32)
+    seen = tl.zeros((BLOCK_R, 1), tl.float32)
+    # The window's middle sees every position.
+    middle = 24 + tl.arange(0, 1)
+    for start in range(0, parts, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        of_mean += load_columns(part_ptr, row, tap, parts, exists)
+        of_top += load_columns(part_ptr, row, 49 + tap, parts, exists)
+        not_finite += load_columns(part_ptr, row, 147 + tap, parts, exists)
+        total += load_columns(part_ptr, row, 98 + middle, parts, middle < 49)
+        seen += load_columns(part_ptr, row, 147 + middle, parts, middle < 49)
+    # A tap that looks beyond the map from a position takes its gradient times 0, as in PyTorch.
+    hidden = tl.sum(not_finite, axis=0) < tl.sum(tl.sum(seen, axis=0), axis=0)
+    dtype = dweight_ptr.dtype.element_ty
+    dweight = tl.where(hidden, float("nan"), tl.sum(of_mean, axis=0))
+    tl.store(dweight_ptr + tap, dweight.to(dtype), mask=exists)
+    dweight = tl.where(hidden, float("nan"), tl.sum(of_top, axis=0))
+    tl.store(dweight_ptr + 49 + tap, dweight.to(dtype), mask=exists)
+    if tl.program_id(0) == 0:
+        tl.store(dbias_ptr, tl.sum(tl.sum(total, axis=0), axis=0).to(dbias_ptr.dtype.element_ty))
