@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ALLOWED = 1.02  # of the passes over the map: small tensors are within the allowance
 SECTORS_ALLOWED = 1.15  # of the bytes
@@ -34,19 +34,19 @@ class Ceiling:
         return forward + 1 + bits, backward + 1 + self.mask_reads * bits
 
 
-SQUEEZE = Ceiling(3, 4, mask_reads=2, launches=(2, 3))
+SQUEEZE = Ceiling(3, 4, mask_reads=2, launches=(4, 5))
 # Forward the two pooled values are written, and read with a border of three rows, and the gate is written. Backward
 # there is room for what positions need in the pass that 5 T leave free of 6.
-BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(4, 5), position_values=(8, 0))
+BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(5, 7), position_values=(8, 0))
 
 # By what is counted: a block, or a block on a certain input.
 CEILINGS = {
     "se": SQUEEZE,
-    "eca": SQUEEZE,
+    "eca": replace(SQUEEZE, launches=(3, 4)),
     "coordinate": Ceiling(3, 4, mask_reads=2),
     "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2),
     "cbam": BOTH_POOLS,
-    "dual": BOTH_POOLS,
+    "dual": replace(BOTH_POOLS, launches=(7, 10)),
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),
     "gate": Ceiling(2, 3, mask_reads=1, channels=256),
     # The design names no passes for these: x and y, the signal, and its convolution, of half the channels, written and

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -69,6 +71,27 @@ def channel_gate(
         x, weight1, bias1, weight2, bias2, pool=pool, hidden_activation=hidden_activation, activation=activation
     )
     return add_shortcut(x * gate, shortcut)
+
+
+def gate_by(x: Tensor, network: Callable[..., Tensor], shortcut: Tensor | None = None, *, pool: str = "mean") -> Tensor:
+    """:func:`triton_attn.functional.gate_by` in plain PyTorch."""
+    gate = network(*(vector[:, :, None, None] for vector in pooled(x, pool)))
+    check_gate(gate, x)
+    return add_shortcut(x * gate, shortcut)
+
+
+def check_gate(gate: object, x: Tensor) -> None:
+    """Raise unless a network returned a gate for every image and channel.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it is of another shape.
+    """
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"network must return a tensor of gates, got {type(gate).__name__}")
+    wanted = (*x.shape[:2], 1, 1)
+    if tuple(gate.shape) != wanted:
+        raise ValueError(f"network must return gates of shape {wanted}, got {tuple(gate.shape)}")
 
 
 def neighbours_gate(x: Tensor, weight: Tensor, *, pool: str = "mean", activation: str = "sigmoid") -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .channel_gate import dense_gate, channel_gate
+from .channel_gate import channel_gate, dense_gate
 from .common import AttentionBlock, check_map, hidden_width, weight_and_bias
 from .identity import ZeroLayer
 

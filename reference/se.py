@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .activations import CHOICES, HIDDEN, ONE_AT_ZERO
-from .channel_gate import dense_gate, channel_gate, check_choice
+from .channel_gate import channel_gate, check_choice, dense_gate
 from .common import AttentionBlock, check_map, hidden_width, weight_and_bias
 from .identity import last_linear
 

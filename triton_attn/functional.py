@@ -6,10 +6,13 @@ contiguous and in the channels_last layout are served as they are, and the resul
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from . import backend, ops
+from .ops.library import is_untraced
 from .reference import channel_gate as plain
 from .reference import non_local as plain_non_local
 from .reference.attention_gate import attention_gate as plain_attention_gate
@@ -51,7 +54,7 @@ def channel_gate(
         hidden_activation: ``"relu"``, ``"silu"``, ``"hardswish"``, ``"gelu"``, ``"gelu_tanh"`` (its approximation),
             ``"leaky_relu"`` (of slope 0.01) or ``"none"``.
         activation: the gate's, ``"sigmoid"``, ``"hard_sigmoid"`` (``relu6(z + 3) / 6``), ``"none"``; and what is 1 for
-            a network that gives 0: ``"double_sigmoid"`` (``2σ``), ``"double_hard_sigmoid"``, ``"one_plus"`` (``1 + z``).
+            a network that gives 0: ``"double_sigmoid"`` (``2σ``), ``"double_hard_sigmoid"``, ``"one_plus"``.
 
     Raises:
         TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
@@ -76,6 +79,32 @@ def channel_gate(
         hidden_activation=hidden_activation,
         activation=activation,
     )
+
+
+def gate_by(x: Tensor, network: Callable[..., Tensor], shortcut: Tensor | None = None, *, pool: str = "mean") -> Tensor:
+    """``x · network(pooled x)`` by a gate network of any kind; with a shortcut ``relu(… + shortcut)``.
+
+    PyTorch runs the network, which sees the pooled map alone, ``(N, C)`` values: whatever it does (a batch norm, any
+    activation, hooks), the map moves 3 times forward and 4 times backward. Under ``torch.compile`` this is the formula,
+    which its compiler fuses around the network.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        network: takes the pooled map ``(N, C, 1, 1)`` in the dtype of ``x``, and returns the gates ``(N, C, 1, 1)``.
+        shortcut: ``(N, C, H, W)``, added before a last ReLU.
+        pool: over positions, by ``"mean"``, by ``"max"`` (ties share the gradient evenly), ``"half"``, half of the one
+            and half of the other added up, or ``"both"``, with which the network gets two arguments, mean and maximum.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or a network that returns no tensor.
+        ValueError: shapes, devices or choices that do not fit together, or gates of another shape.
+        BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
+    """
+    plain.check_choice("pool", pool, plain.POOLS)
+    check_map(x, x.shape[1] if isinstance(x, Tensor) and x.dim() == 4 else 1, x, shortcut)
+    # An op cannot call the network, so whoever traces gets the formula, and its compiler has nothing in its way.
+    serve = ops.gate_by if is_untraced() and backend.use_triton(x, shortcut) else plain.gate_by
+    return serve(x, network, shortcut, pool=pool)
 
 
 def squeeze_excite(

@@ -24,6 +24,7 @@ from .program import BACKWARDS, DRAWN, Order
 NAMES = ("se", "eca", "cbam", "coordinate", "dual", "nonlocal", "gate", "pixel")  # what is drawn goes by their order
 NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
+GATE_BY = "gate_by"
 LAYOUTS = ("contiguous", "channels_last")
 
 
@@ -32,8 +33,8 @@ class Configuration:
     """A case of the lane.
 
     Attributes:
-        name: of a block, as ``create_attention`` has it, or of a function, ``"nonlocal_attention"`` or
-            ``"channel_gate"``.
+        name: of a block, as ``create_attention`` has it, or of a function, ``"nonlocal_attention"``,
+            ``"channel_gate"`` or ``"gate_by"``.
         shape: ``(N, C, H, W)``, or of non-local attention ``(L, S, d, dv)``.
         layout: of the map; for that function ``"channels_last"`` has each position's channels side by side.
         gating_channels: of the attention gate's own signal, with a map half as high and wide.
@@ -91,7 +92,7 @@ def results(configuration: Configuration) -> list[Tensor]:
             y = functional.nonlocal_attention(q, k, v.requires_grad_())
             return [y.detach(), *torch.autograd.grad(y, v, grad)]
         return _attend(functional.nonlocal_attention, inputs, grad, dict(configuration.options))
-    if configuration.name == CHANNEL_GATE:
+    if configuration.name in (CHANNEL_GATE, GATE_BY):
         return _gate_channels(configuration)
     block = build(configuration, triton_attn).to(configuration.dtype)
     batch, _, height, width = configuration.shape
@@ -120,7 +121,17 @@ def _gate_channels(configuration: Configuration) -> list[Tensor]:
     sizes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
     leaves = [x, *((torch.randn(size) / 4).to(configuration.dtype) for size in sizes)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    y = functional.channel_gate(*leaves, **dict(configuration.options))
+    options = dict(configuration.options)
+    if configuration.name == GATE_BY:
+        leaves = leaves[:1]
+        y = functional.gate_by(x, lambda *vectors: torch.sigmoid(sum(vectors)), **options)
+    elif options.pop("layers", 2) == 1:
+        leaves = [x, (torch.randn(channels, channels) / 4).to(configuration.dtype).requires_grad_()]
+        y = functional.channel_gate(*leaves, None, None, None, **options)
+    else:
+        y = functional.channel_gate(*leaves, **options)
+    if not configuration.training:
+        return [y.detach()]
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
@@ -145,7 +156,7 @@ def check(configuration: Configuration) -> Executor:
         if configuration.name == NON_LOCAL and configuration.needs == "all":
             _check_attention(configuration)
         elif (
-            configuration.name == CHANNEL_GATE
+            configuration.name in (CHANNEL_GATE, GATE_BY)
             or configuration.gating_channels is not None
             or configuration.needs != "all"
             or not configuration.training
@@ -229,7 +240,23 @@ FIXED = (
     *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("se", "cbam", "gate", "nonlocal")),
     Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, options=(("pool", "max"), ("hidden_activation", "none"))),
     Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, "channels_last", options=(("pool", "both"),)),
+    *(
+        Configuration(CHANNEL_GATE, (2, 24, 5, 6), dtype, options=(("hidden_activation", hidden), ("activation", gate)))
+        for dtype, hidden, gate in (
+            (F32, "silu", "hard_sigmoid"),
+            (BF16, "hardswish", "double_sigmoid"),
+            (F32, "gelu", "one_plus"),
+            (F16, "gelu_tanh", "double_hard_sigmoid"),
+            (F32, "leaky_relu", "none"),
+        )
+    ),
+    Configuration(CHANNEL_GATE, (17, 40, 3, 3), BF16, "channels_last", options=(("pool", "half"), ("layers", 1))),
+    Configuration(CHANNEL_GATE, (2, 600, 1, 2), F32, "channels_last", options=(("pool", "both"),)),
+    Configuration(GATE_BY, (2, 24, 9, 31), F32, options=(("pool", "both"),)),
+    Configuration(GATE_BY, (2, 24, 5, 6), BF16, "channels_last"),
+    Configuration(GATE_BY, (2, 24, 5, 6), BF16, options=(("pool", "max"),), training=False),
     Configuration("se", (2, 32, 5, 7), F32, needs="map"),
+    Configuration("eca", (2, 32, 5, 7), F32, needs="map"),
     Configuration("gate", (2, 32, 5, 7), F32, needs="map"),
     Configuration("gate", (2, 32, 5, 7), F32, needs="weights"),
     Configuration("gate", (1, 200, 3, 7), F32, needs="map"),

@@ -3,6 +3,7 @@
 from .cbam import CBAM, cbam
 from .channel_gate import CHANNEL_GATE, channel_gate
 from .eca import ECA, eca
+from .gate_by import gate_by
 from .non_local import NON_LOCAL, non_local
 from .non_local_block import NON_LOCAL_BLOCK, non_local_block
 from .position_gate import POSITION_GATE, attention_gate, pixel_attention
@@ -18,6 +19,7 @@ __all__ = [
     "cbam",
     "channel_gate",
     "eca",
+    "gate_by",
     "non_local",
     "non_local_block",
     "pixel_attention",

@@ -43,6 +43,11 @@ selection.on_change.append(forget)
 
 def is_eager() -> bool:
     """Whether nothing traces, watches or transforms operators here, so that they may be passed by."""
+    return is_untraced() and launch.is_direct()
+
+
+def is_untraced() -> bool:
+    """Whether no operator is traced or transformed here; launches may be watched."""
     return (
         not torch.compiler.is_compiling()
         and not _dispatch_modes()
@@ -50,7 +55,6 @@ def is_eager() -> bool:
         and not _functorch()
         and forward_ad._current_level < 0
         and not _is_tracing()
-        and launch.is_direct()
     )
 
 

@@ -1,0 +1,54 @@
+"""What was pooled in parts made whole, where no gate network of ours adds the parts up."""
+
+import triton
+import triton.language as tl
+
+from .neighbours import block_of_program
+from .partials import pooled_parts, store_pooled
+
+
+@triton.jit
+def pooled_kernel(
+    mean_ptr,  # (N, C) float32
+    peak_ptr,  # (N, C) float32
+    winner_ptr,  # (N, C) int32, with SAVE_WINNER
+    sum_parts_ptr,  # (N, S, C) float32
+    peak_parts_ptr,  # (N, S, C) float32
+    winner_parts_ptr,  # (N, S, C) int32
+    channels,
+    positions,
+    splits,
+    MEAN: tl.constexpr,
+    MAX: tl.constexpr,
+    SAVE_WINNER: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Means and maxima of one image and block of channels."""
+    row, c = block_of_program(channels, BLOCK_C)
+    inside = (c < channels)[None, :]
+    mean, peak = pooled_parts(
+        sum_parts_ptr, peak_parts_ptr, row, c, inside, channels, splits, positions, MEAN, MAX, BLOCK_S
+    )
+    if SAVE_WINNER or not MAX:
+        store_pooled(
+            mean_ptr,
+            peak_ptr,
+            winner_ptr,
+            mean,
+            peak_parts_ptr,
+            winner_parts_ptr,
+            row,
+            c,
+            inside,
+            channels,
+            splits,
+            MEAN,
+            MAX,
+            BLOCK_S,
+        )
+    else:
+        at = row.to(tl.int64)[:, None] * channels + c[None, :]
+        tl.store(peak_ptr + at, peak, mask=inside)
+        if MEAN:
+            tl.store(mean_ptr + at, mean, mask=inside)

@@ -1,0 +1,236 @@
+"""Channel gates by a network of anybody's, which PyTorch runs on the pooled vectors between the squeeze and the apply.
+
+The map moves as for :mod:`.channel_gate`, 3 passes forward and 4 backward. The gradient of a map that is pooled and
+multiplied has two parts, and autograd would write each and add them up. So it is told less than the truth: the multiply
+hands y's gradient on as it came, and the pooling, whose backward runs after it and knows the pooled vectors' gradient,
+makes both parts of dx in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference.channel_gate import check_gate
+from ..tuning import rules
+from . import gating, launch
+from .gating import Pooled
+from .layout import empty_map, served
+from .library import Launcher, Results, as_kept, keep
+
+Network = Callable[..., Tensor]
+
+
+def gate_by(x: Tensor, network: Network, shortcut: Tensor | None = None, *, pool: str = "mean") -> Tensor:
+    """:func:`triton_attn.functional.gate_by` on Triton, outside of compilation, for arguments that were checked."""
+    link = _Link(pool)
+    last = shortcut if shortcut is not None and shortcut.dtype == x.dtype else None
+    grad_mode = torch.is_grad_enabled()
+    if grad_mode and (x.requires_grad or (last is not None and last.requires_grad)):
+        u, after, mean, peak = _Pool.apply(link, x, last)
+    else:
+        u, after = x, last
+        mean, peak, _ = POOL(x, pool, False)
+    gate = network(*(vector.to(x.dtype)[:, :, None, None] for vector in vectors(mean, peak, pool)))
+    check_gate(gate, x)
+    if torch.promote_types(gate.dtype, x.dtype) != x.dtype:
+        # A wider gate makes a wider map, as in PyTorch: rare enough to leave it to PyTorch.
+        y = x * gate
+        return y if shortcut is None else F.relu(y + shortcut)
+    gate = gate.reshape(x.shape[:2])
+    if grad_mode and (u.requires_grad or gate.requires_grad):
+        y = _Multiply.apply(link, u, gate, after)
+    else:
+        y, _ = APPLY(u, gate, after, False)
+    return y if last is shortcut else torch.relu(y + shortcut)
+
+
+def vectors(mean: Tensor | None, peak: Tensor | None, pool: str) -> list[Tensor]:
+    """What the network gets of what was pooled."""
+    if pool == "half":
+        assert mean is not None
+        assert peak is not None
+        return [0.5 * mean + 0.5 * peak]
+    return [each for each in (mean, peak) if each is not None]
+
+
+class _Link:
+    """What both halves of one call know: what y's gradient, handed on as it came, is still to be multiplied by."""
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+        self.deferred: tuple[Tensor, Tensor | None] | None = None  # the gate, the mask's bits
+        # Once there is a graph of a backward, it hands gradients of its own to the map between the halves.
+        self.is_differentiated_again = False
+
+
+class _Pool(torch.autograd.Function):
+    """The pooled vectors; the map and the shortcut as they are, for :class:`_Multiply` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, link: _Link, x: Tensor, shortcut: Tensor | None) -> Any:
+        mean, peak, winner = POOL(x, link.pool, True)
+        ctx.link = link
+        ctx.set_materialize_grads(False)
+        keep(ctx, x, peak, winner)
+        return x.view_as(x), None if shortcut is None else shortcut.view_as(shortcut), mean, peak
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, dmean: Tensor | None, dpeak: Tensor | None
+    ) -> Any:
+        x, peak, winner = as_kept(ctx)
+        deferred, ctx.link.deferred = ctx.link.deferred, None
+        if grad is None or deferred is None:
+            # The vectors were used elsewhere, or this is differentiated again: autograd adds up.
+            return None, _sum(grad, _pooled_bwd(x, peak, dmean, dpeak)), dshortcut
+        gate, bits = deferred
+        dx, dshortcut = APPLY_BWD(grad, x, gate, bits, peak, winner, dmean, dpeak)
+        return None, dx, dshortcut
+
+
+class _Multiply(torch.autograd.Function):
+    """``x · gate``, or ``relu(x · gate + shortcut)``, whose gradient of x is y's until :class:`_Pool` finishes it."""
+
+    @staticmethod
+    def forward(ctx: Any, link: _Link, x: Tensor, gate: Tensor, shortcut: Tensor | None) -> Any:
+        y, bits = APPLY(x, gate, shortcut, True)
+        ctx.link = link
+        keep(ctx, x, gate, bits)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, gate, bits = as_kept(ctx)
+        _, needs_map, needs_gate, needs_shortcut = ctx.needs_input_grad
+        ctx.link.is_differentiated_again |= torch.is_grad_enabled()  # so create_graph is True
+        if ctx.link.is_differentiated_again:
+            grad = grad if bits is None else torch.where(gating.mask(bits, x), grad, 0.0)
+            dgate = (grad * x).sum((2, 3), dtype=torch.float32).to(gate.dtype) if needs_gate else None
+            dx = grad * gate[:, :, None, None] if needs_map else None
+            return None, dx, dgate, grad if needs_shortcut else None
+        dgate = SQUEEZE_BWD(grad, x, bits)[0].to(gate.dtype) if needs_gate else None
+        ctx.link.deferred = gate, bits
+        return None, grad if needs_map else None, dgate, None
+
+
+def _pooled_bwd(x: Tensor, peak: Tensor | None, dmean: Tensor | None, dpeak: Tensor | None) -> Tensor | None:
+    """The gradient of what was pooled from ``x``, by PyTorch."""
+    dx = None
+    if dmean is not None:
+        dx = (dmean / (x.shape[2] * x.shape[3]))[:, :, None, None].to(x.dtype).expand_as(x)
+    if dpeak is not None:
+        assert peak is not None
+        at_peak = x == peak[:, :, None, None]
+        share = (dpeak / at_peak.sum((2, 3)))[:, :, None, None].to(x.dtype)
+        dx = _sum(dx, torch.where(at_peak, share, 0.0))
+    return dx
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def whole(parts: Pooled, positions: int, pool: str, saves: bool) -> Pooled:
+    """What was pooled in parts ``(N, S, C)``, ``(N, C)``."""
+    from ..kernels.pooled import pooled_kernel
+
+    given = parts.mean if parts.peak is None else parts.peak
+    assert given is not None
+    batch, splits, channels = given.shape
+    found = gating.empty_pooled((batch, channels), pool, given.device, saves)
+    config = rules.neighbours(channels, 1, splits)
+    launch.start(
+        pooled_kernel,
+        (batch * rules.cdiv(channels, config["BLOCK_C"]),),
+        given.device,
+        mean_ptr=found.mean,
+        peak_ptr=found.peak,
+        winner_ptr=found.winner,
+        sum_parts_ptr=parts.mean,
+        peak_parts_ptr=parts.peak,
+        winner_parts_ptr=parts.winner,
+        channels=channels,
+        positions=positions,
+        splits=splits,
+        MEAN=found.mean is not None,
+        MAX=found.peak is not None,
+        SAVE_WINNER=found.winner is not None,
+        BLOCK_C=config["BLOCK_C"],
+        BLOCK_S=config["BLOCK_S"],
+        num_warps=config["num_warps"],
+    )
+    return found
+
+
+def _pool(x: Tensor, pool: str, saves: bool) -> Results:
+    x, channels_last = served(x)
+    return whole(gating.squeeze(x, channels_last, pool, saves=saves), x.shape[2] * x.shape[3], pool, saves)
+
+
+def _pool_fake(x: Tensor, pool: str, saves: bool) -> Results:
+    return gating.empty_pooled(tuple(x.shape[:2]), pool, x.device, saves)
+
+
+def _apply(x: Tensor, gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
+    x, channels_last = served(x)
+    if shortcut is not None:
+        shortcut, _ = served(shortcut, channels_last)
+    return gating.apply_fwd(x, gate.contiguous(), channels_last, shortcut, saves=saves)
+
+
+def _apply_fake(x: Tensor, gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
+    x, channels_last = served(x)
+    bits = gating.empty_bits(x, channels_last) if saves and shortcut is not None else None
+    return empty_map(x, channels_last), bits
+
+
+def _squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
+    x, channels_last = served(x)
+    grad, _ = served(grad, channels_last)
+    return (whole(Pooled(gating.squeeze_bwd(grad, x, bits, channels_last), None, None), 1, "mean", False).mean,)
+
+
+def _squeeze_bwd_fake(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
+    return (x.new_empty(x.shape[:2], dtype=torch.float32),)
+
+
+def _apply_bwd(
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    bits: Tensor | None,
+    peak: Tensor | None,
+    winner: Tensor | None,
+    dmean: Tensor | None,
+    dpeak: Tensor | None,
+) -> Results:
+    x, channels_last = served(x)
+    grad, _ = served(grad, channels_last)
+    gate, dmean, dpeak = (None if each is None else each.contiguous() for each in (gate, dmean, dpeak))
+    assert gate is not None
+    return gating.apply_bwd(grad, x, gate, bits, channels_last, Pooled(None, peak, winner), dmean, dpeak)
+
+
+def _apply_bwd_fake(grad: Tensor, x: Tensor, gate: Tensor, bits: Tensor | None, *_: Tensor | None) -> Results:
+    x, channels_last = served(x)
+    return empty_map(x, channels_last), None if bits is None else empty_map(x, channels_last)
+
+
+POOL = Launcher("pool(Tensor x, str pool, bool saves) -> (Tensor, Tensor, Tensor)", _pool, _pool_fake)
+APPLY = Launcher(
+    "apply_gate(Tensor x, Tensor gate, Tensor? shortcut, bool saves) -> (Tensor, Tensor)", _apply, _apply_fake
+)
+SQUEEZE_BWD = Launcher(
+    "apply_gate_backward_gate(Tensor grad, Tensor x, Tensor? bits) -> Tensor[]", _squeeze_bwd, _squeeze_bwd_fake
+)
+APPLY_BWD = Launcher(
+    "apply_gate_backward_map(Tensor grad, Tensor x, Tensor gate, Tensor? bits, Tensor? peak, Tensor? winner,"
+    " Tensor? dmean, Tensor? dpeak) -> (Tensor, Tensor)",
+    _apply_bwd,
+    _apply_bwd_fake,
+)
