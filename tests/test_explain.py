@@ -76,7 +76,7 @@ def test_the_interpreter_counts_as_a_gpu() -> None:
     ("block", "reason"),
     [
         (triton_attn.CBAM(16, identity=True), "identity=True"),
-        (triton_attn.SEBlock(16, gate="hard_sigmoid", hidden_activation="gelu"), "hidden_activation='gelu'"),
+        (triton_attn.AttentionGate(16, identity=True), "identity=True"),
     ],
 )
 def test_what_has_no_kernel_is_told_and_refused(block: triton_attn.reference.AttentionBlock, reason: str) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference.channel_gate import check_gate
@@ -40,7 +39,7 @@ def gate_by(x: Tensor, network: Network, shortcut: Tensor | None = None, *, pool
     if torch.promote_types(gate.dtype, x.dtype) != x.dtype:
         # A wider gate makes a wider map, as in PyTorch: rare enough to leave it to PyTorch.
         y = x * gate
-        return y if shortcut is None else F.relu(y + shortcut)
+        return y if shortcut is None else torch.relu(y + shortcut)
     gate = gate.reshape(x.shape[:2])
     if grad_mode and (u.requires_grad or gate.requires_grad):
         y = _Multiply.apply(link, u, gate, after)
