@@ -119,14 +119,14 @@ def _gate_channels(configuration: Configuration) -> list[Tensor]:
     channels, hidden = configuration.shape[1], configuration.shape[1] // 4
     x, grad = (_map(configuration, configuration.shape) for _ in range(2))
     sizes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
-    leaves = [x, *((torch.randn(size) / 4).to(configuration.dtype) for size in sizes)]
+    leaves = [x, *((torch.randn(size) / channels**0.5).to(configuration.dtype) for size in sizes)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     options = dict(configuration.options)
     if configuration.name == GATE_BY:
         leaves = leaves[:1]
         y = functional.gate_by(x, lambda *vectors: torch.sigmoid(sum(vectors)), **options)
     elif options.pop("layers", 2) == 1:
-        leaves = [x, (torch.randn(channels, channels) / 4).to(configuration.dtype).requires_grad_()]
+        leaves = [x, (torch.randn(channels, channels) / channels**0.5).to(configuration.dtype).requires_grad_()]
         y = functional.channel_gate(*leaves, None, None, None, **options)
     else:
         y = functional.channel_gate(*leaves, **options)
@@ -237,7 +237,7 @@ FIXED = (
     ),
     *(Configuration(name, (1, 16, 4, 4), F16, "channels_last", targets=NEXT) for name in ("se", "eca", "coordinate")),
     *(Configuration(name, (1, 16, 4, 4), F32, targets=NEXT) for name in ("cbam", "dual")),
-    *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("se", "cbam", "gate", "nonlocal")),
+    *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("se", "eca", "cbam", "gate", "nonlocal")),
     Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, options=(("pool", "max"), ("hidden_activation", "none"))),
     Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, "channels_last", options=(("pool", "both"),)),
     *(

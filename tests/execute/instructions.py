@@ -46,6 +46,7 @@ _FMA = (
     "float %a, float %b, float %c",
     "%r = call float @llvm.fma.f32(float %a, float %b, float %c) ret float %r",
 )
+_ABSOLUTE = ("float", "float %a", "%r = call float @llvm.fabs.f32(float %a) ret float %r")
 INTRINSICS = {
     "barrier.cta.sync.aligned.all": ("void", "i32 %a", "call void @rt_barrier() ret void"),
     "bar.warp.sync": ("void", "i32 %a", "call void @rt_warp_sync() ret void"),
@@ -54,6 +55,8 @@ INTRINSICS = {
     "div.full": ("float", "float %a, float %b", "%r = fdiv float %a, %b ret float %r"),
     "ex2.approx.f32": _EXP2,
     "ex2.approx.ftz.f32": _EXP2,
+    "fabs.f32": _ABSOLUTE,
+    "fabs.ftz.f32": _ABSOLUTE,
     "fma.rn.f": _FMA,
     "fma.rn.ftz.f": _FMA,
     "prmt": (

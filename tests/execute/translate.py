@@ -79,11 +79,18 @@ def _without_gpu(ir: str) -> str:
     ir = re.sub(r",? !dbg !\d+", "", ir)
     ir = re.sub(r"^(target |!).*$", "", ir, flags=re.MULTILINE)
     ir = re.sub(r"\bf0x([0-9A-F]{8})\b", _as_double, ir)
+    # Newer versions write a float by the fewest digits that make it; older ones want all of them.
+    ir = re.sub(r"(?<![\w.])-?\d\.\d+e[+-]\d+\b", _from_digits, ir)
     for name, value in _INFINITIES.items():
         ir = ir.replace(name, value)
     # Of zeros of both signs, NVIDIA's maximum is the positive one, whichever comes first.
     ir = re.sub(r"@llvm\.(max|min)num\.", r"@llvm.\1imumnum.", ir)
     return ir.replace("ptx_kernel ", "")
+
+
+def _from_digits(match: re.Match[str]) -> str:
+    (value,) = struct.unpack("<f", struct.pack("<f", float(match[0])))
+    return f"0x{struct.pack('>d', value).hex().upper()}"
 
 
 def _as_double(match: re.Match[str]) -> str:

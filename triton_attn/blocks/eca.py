@@ -14,12 +14,10 @@ class ECABlock(reference.ECABlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        if self.identity:
-            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
-            return super().forward(x, shortcut)
-        if (y := ops.ECA.again(x, self.conv.weight, shortcut, "mean", "sigmoid")) is not None:
+        activation = "double_sigmoid" if self.identity else "sigmoid"
+        if (y := ops.ECA.again(x, self.conv.weight, shortcut, "mean", activation)) is not None:
             return y
         if not backend.use_triton(x, self.conv.weight, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channels, self.conv.weight, shortcut)
-        return ops.eca(x, self.conv.weight, shortcut)
+        return ops.eca(x, self.conv.weight, shortcut, activation=activation)

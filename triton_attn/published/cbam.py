@@ -7,7 +7,6 @@ from torch import Tensor
 from .. import backend, ops
 from ..ops.map_gate import map_gate
 from ..reference import published
-from ..reference.channel_gate import ACTIVATIONS
 from ..reference.common import check_map
 
 
@@ -18,9 +17,6 @@ class CBAM(published.CBAM):
         if backend.is_plain(x):
             return super().forward(x, shortcut)
         weights = self.weights()
-        if self.activation not in ACTIVATIONS or weights[1] is None:
-            backend.refuse("identity=True or bias=False: there is no kernel for such a channel gate yet")
-            return super().forward(x, shortcut)
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
