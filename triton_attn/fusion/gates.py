@@ -19,18 +19,18 @@ from ..reference import channel_gate as plain
 from .layers import GATES, HIDDEN, is_dense, is_touched, unknown
 
 Network = Callable[..., Tensor]
-Call = tuple[Op, tuple[Tensor, ...], tuple[str, ...]]
+Call = tuple[Op, tuple[Tensor | None, ...], tuple[str, ...]]
 UNEXPECTED = "an input of another shape or dtype than the kernels' result would be of"
 _any_autocast = torch._C._is_any_autocast_enabled
 
 
 class ChannelGate:
-    """The gates of any network.
+    """The gates of any network, by parts.
 
     Args:
         network: of the module and its pooled map ``(N, C, 1, 1)``, or two of them with the pool ``"both"`` (mean and
             maximum); calls the module's own layers, and returns the gates, ``(N, C, 1, 1)``.
-        pool: ``"mean"``, ``"max"``, ``"both"``, or what says so for a module.
+        pool: ``"mean"``, ``"max"``, ``"half"`` (of each, added up), ``"both"``, or what says so for a module.
         squeeze: the name of the child that pools in the plain forward, which is not called.
     """
 
@@ -76,9 +76,6 @@ class ChannelGate:
             return None
         if not backend.use_triton(x, shortcut):
             return None
-        if not hasattr(functional, "gate_by"):
-            backend.refuse("there is no op for gates that PyTorch computes yet")
-            return None
         return functional.gate_by(x, partial(self.network, module), shortcut, pool=self.pool(module))
 
 
@@ -90,10 +87,9 @@ class Chain(ChannelGate):
 
     Args:
         *layers: the names of the children, in the order of their calls.
-        pool: ``"mean"``, ``"max"``, or ``"both"``; or what says so for a module.
+        pool: as for :class:`ChannelGate`; with ``"both"`` mean and maximum go through the layers one by one, and what
+            the last one is given is added up.
         squeeze: the name of the child that pools in the plain forward, which is not called.
-        mix: what the chain is called on where both pools are; by default each goes through it, and what the last layer
-            is given is added up.
         flat: whether the layers take ``(N, C)``, as linear ones do, and not ``(N, C, 1, 1)``.
     """
 
@@ -102,16 +98,13 @@ class Chain(ChannelGate):
         *layers: str,
         pool: str | Callable[[Any], str] = "mean",
         squeeze: str | None = None,
-        mix: Callable[[Tensor, Tensor], Tensor] | None = None,
         flat: bool = False,
     ) -> None:
         super().__init__(self._call, pool=pool, squeeze=squeeze)
-        self.layers, self.mix, self.flat = layers, mix, flat
+        self.layers, self.flat = layers, flat
 
     def _call(self, module: nn.Module, *pooled: Tensor) -> Tensor:
         *layers, last = self._layers(module)
-        if len(pooled) == 2 and self.mix is not None:
-            pooled = (self.mix(*pooled),)
         logits = None
         for vector in pooled:
             vector = vector.flatten(1) if self.flat else vector
@@ -126,36 +119,38 @@ class Chain(ChannelGate):
         return [children[name] for name in self.layers]  # type: ignore[misc]
 
     def one_op(self, module: nn.Module) -> Call | str:
-        pool = self.pool(module)
-        if pool == "both" and self.mix is not None:
-            return "a mixture of mean and maximum"
-        found = []
-        for layer in self._layers(module):
-            if is_touched(layer):
-                return f"hooks, or a forward of its own, on {type(layer).__name__}"
-            if type(layer) is not nn.Identity:
-                found.append(layer)
-        return two_layers(found, pool)
+        return dense_layers(self._layers(module), self.pool(module))
 
 
-def two_layers(layers: Sequence[nn.Module], pool: str) -> Call | str:
-    """The op for a dense layer, an activation or none, a dense layer, and a gate."""
-    if len(layers) < 3 or len(layers) > 4:
-        return f"a network of {' → '.join(type(layer).__name__ for layer in layers)}"
-    first, *hidden, second, gate = layers
-    for layer in (first, second):
-        if not is_dense(layer):
-            return f"{type(layer).__name__} is no plain dense layer"
-        if layer.bias is None:
-            return f"{type(layer).__name__} without a bias"
-    between = HIDDEN.get(type(hidden[0]), unknown)(hidden[0]) if hidden else "none"
-    if between not in plain.HIDDEN_ACTIVATIONS:
-        return f"{type(hidden[0]).__name__} between the layers"
-    last = GATES.get(type(gate))
-    if last not in plain.ACTIVATIONS:
-        return f"{type(gate).__name__} as the gate"
-    weights = first.weight, first.bias, second.weight, second.bias
-    return ops.CHANNEL_GATE, weights, (pool, between, last)  # type: ignore[return-value]
+def dense_layers(layers: Sequence[nn.Module], pool: str) -> Call | str:
+    """The op for one or two dense layers, an activation between them or none, and a gate; or why there is none.
+
+    An ``nn.Identity`` anywhere is nothing.
+    """
+    found = []
+    for layer in layers:
+        if is_touched(layer):
+            return f"hooks, or a forward of its own, on {type(layer).__name__}"
+        if type(layer) is not nn.Identity:
+            found.append(layer)
+    if not found:
+        return "no layer at all"
+    gate = "none" if is_dense(found[-1]) else GATES.get(type(found[-1]))
+    if gate not in plain.ACTIVATIONS:
+        return f"{type(found[-1]).__name__} as the gate"
+    dense = [layer for layer in found if is_dense(layer)]
+    if not dense or len(dense) > 2 or found[0] is not dense[0]:
+        return f"a network of {' → '.join(type(layer).__name__ for layer in found)}"
+    first, second = dense[0], dense[1] if len(dense) == 2 else None
+    between = found[1 : found.index(second)] if second is not None else []
+    behind = found[len(between) + len(dense) :]
+    if len(between) > 1 or len(behind) > 1 or (len(behind) == 1) == (gate == "none"):
+        return f"a network of {' → '.join(type(layer).__name__ for layer in found)}"
+    hidden = HIDDEN.get(type(between[0]), unknown)(between[0]) if between else "none"
+    if hidden not in plain.HIDDEN_ACTIVATIONS:
+        return f"{type(between[0]).__name__} between the layers"
+    weights = first.weight, first.bias, *((None, None) if second is None else (second.weight, second.bias))
+    return ops.CHANNEL_GATE, weights, (pool, hidden, gate)  # type: ignore[return-value]
 
 
 class Neighbours(ChannelGate):
@@ -199,12 +194,16 @@ def _is_as_expected(x: Tensor, shortcut: Tensor | None) -> bool:
     return not _autocast(x) or torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)) == x.dtype
 
 
-def _fits(x: Tensor, weights: Sequence[Tensor]) -> bool:
+def _fits(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
     """Whether weights are made for x's channels, on its device, and of one dtype, which is x's or under autocast."""
     first = weights[0]
-    if len(weights) == 4 and not (first.shape[1] == x.shape[1] == weights[2].shape[0]):
-        return False
-    if any(weight.dtype != first.dtype or weight.device != x.device for weight in weights):
+    assert first is not None
+    if len(weights) == 4:
+        (hidden, channels), second = first.shape[:2], weights[2]
+        expected = (channels, channels) if second is None else (channels, hidden)
+        if channels != x.shape[1] or tuple((first if second is None else second).shape[:2]) != expected:
+            return False
+    if any(weight is not None and (weight.dtype != first.dtype or weight.device != x.device) for weight in weights):
         return False
     return first.dtype == x.dtype or (_autocast(x) and first.dtype in backend.DTYPES)
 

@@ -20,10 +20,9 @@ Classes = dict[type[nn.Module], type[Fused]]
 ADAPTERS = {"timm": ("timm", "timm_tails"), "torchvision": ("torchvision",)}
 """Libraries, and the modules in ``adapters`` that know their attention; imported only where the library is."""
 
-_LOOKS_LIKE_ATTENTION = re.compile(
-    r"^SE|SE$|Ese|SELayer|SEModule|SEBlock|Squeeze|^C?[Ee]ca|Cbam|CBAM|Coord|NonLocal|GlobalContext$|GatherExcite|"
-    r"SelectiveKernel$|SplitAttn|EfficientLocal|StripAttn|ChannelAtt|SpatialAtt|SCSE|AttentionGate|AttentionBlock|"
-    r"BottleneckAttn|HaloAttn|LambdaLayer"
+_LOOKS_LIKE_A_GATE = re.compile(
+    r"^SE|SE$|Ese|SELayer|SEModule|SEBlock|Squeeze(?!Net)|^C?[Ee]ca|Cbam|CBAM|Coord|NonLocal|GlobalContext$|GatherExcite|"
+    r"SelectiveKernel$|SplitAttn|EfficientLocal|StripAttn|ChannelAtt|SpatialAtt|SCSE|AttentionGate|^AttentionBlock$"
 )
 NO_ADAPTER = "no adapter for it"
 _fused: Classes = {}
@@ -147,9 +146,14 @@ def _why_unknown(module: nn.Module, classes: Classes) -> str | None:
     if base is not None and not isinstance(classes[base].fused_by, Tail):
         own = " with a forward of its own" if cls.forward is not base.forward else ""
         return f"a subclass of {base.__name__}{own}, which has no adapter"
-    if not _LOOKS_LIKE_ATTENTION.search(cls.__name__) or cls.__module__.startswith("torch."):
+    if not _LOOKS_LIKE_A_GATE.search(cls.__name__) or cls.__module__.startswith("torch."):
         return None
-    return NO_ADAPTER
+    return None if _is_self_attention(module) else NO_ADAPTER
+
+
+def _is_self_attention(module: nn.Module) -> bool:
+    """Whether this, by whatever name, is attention of tokens to one another, which gates nothing."""
+    return any(path.rpartition(".")[2] == "qkv" or hasattr(each, "num_heads") for path, each in module.named_modules())
 
 
 def _obstacle(module: nn.Module, fused: type[Fused]) -> str | None:

@@ -36,16 +36,11 @@ layers.HIDDEN.update(
 
 def pool(module: Any) -> str:
     """Of those that may add the maximum to the mean, half and half."""
-    return "both" if module.add_maxpool else "mean"
+    return "half" if module.add_maxpool else "mean"
 
 
-def halves(mean: Tensor, maximum: Tensor) -> Tensor:
-    """As timm mixes both pools."""
-    return 0.5 * mean + 0.5 * maximum
-
-
-SE = Chain("fc1", "bn", "act", "fc2", "gate", pool=pool, mix=halves)
-ESE = Chain("fc", "gate", pool=pool, mix=halves)
+SE = Chain("fc1", "bn", "act", "fc2", "gate", pool=pool)
+ESE = Chain("fc", "gate", pool=pool)
 SQUEEZE_EXCITE = Chain("conv_reduce", "act1", "conv_expand", "gate")
 
 
@@ -103,11 +98,11 @@ class FusedChannelAttn(Fused, ChannelAttn, by=Chain("fc1", "act", "fc2", "gate",
     __doc__ = ChannelAttn.__doc__
 
 
-def light(module: Any, mean: Tensor, maximum: Tensor) -> Tensor:
+def light(module: Any, pooled: Tensor) -> Tensor:
     """The gates of CBAM's light channel half, whose ``gate`` is not called."""
-    return F.sigmoid(module.fc2(module.act(module.fc1(halves(mean, maximum)))))
+    return F.sigmoid(module.fc2(module.act(module.fc1(pooled))))
 
 
 @register_adapter
-class FusedLightChannelAttn(Fused, LightChannelAttn, by=ChannelGate(light, pool="both"), read="707c53e8f64ba12e"):
+class FusedLightChannelAttn(Fused, LightChannelAttn, by=ChannelGate(light, pool="half"), read="707c53e8f64ba12e"):
     __doc__ = LightChannelAttn.__doc__
