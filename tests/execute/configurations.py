@@ -16,7 +16,7 @@ from tests import parity
 from tests.parity import DTYPES
 from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
-from triton_attn.registry import BLOCKS
+from triton_attn.registry import ALL, PUBLISHED
 
 from .hook import Executor
 from .program import BACKWARDS, DRAWN, Order
@@ -25,6 +25,8 @@ NAMES = ("se", "eca", "cbam", "coordinate", "dual", "nonlocal", "gate", "pixel")
 NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 GATE_BY = "gate_by"
+STRIPS = "published.coordinate"
+NO_BIAS = (("bias", False),)  # in front of a batch norm its gradient is rounding alone
 LAYOUTS = ("contiguous", "channels_last")
 
 
@@ -42,7 +44,7 @@ class Configuration:
         training: whether there is a backward.
         needs: of what it computes gradients: ``"all"``, ``"map"``, ``"weights"``, ``"shortcut"``; or ``"v"``, of that
             function.
-        options: more arguments of a function.
+        options: more arguments of a function, or of a block.
     """
 
     name: str
@@ -74,7 +76,9 @@ def build(configuration: Configuration, package: ModuleType) -> nn.Module:
     """The configuration's block, of either package."""
     channels = configuration.shape[1]
     arguments = (channels,) if configuration.gating_channels is None else (channels, configuration.gating_channels)
-    block: nn.Module = getattr(package, BLOCKS[configuration.name].__name__)(*arguments)
+    family = package.published if configuration.name in PUBLISHED else package
+    options = dict(configuration.options)
+    block: nn.Module = getattr(family, ALL[configuration.name].__name__)(*arguments, **options)
     if configuration.name in ("gate", "pixel") and configuration.dtype != torch.float32:
         with torch.no_grad():  # away from the hidden ReLU's kink, where rounding would decide
             block.conv1.bias[::2] += 4
@@ -170,7 +174,7 @@ def check(configuration: Configuration) -> Executor:
                 configuration.layout,
                 with_shortcut=configuration.with_shortcut,
                 prepare=_prepared(configuration),
-                any_order=configuration.name not in ("cbam", "dual"),
+                any_order=configuration.name not in ("cbam", "dual", STRIPS),
             )
     return executor
 
@@ -255,6 +259,11 @@ FIXED = (
     Configuration(GATE_BY, (2, 24, 9, 31), F32, options=(("pool", "both"),)),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, "channels_last"),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, options=(("pool", "max"),), training=False),
+    Configuration(STRIPS, (2, 12, 5, 7), F32, with_shortcut=True, options=NO_BIAS),
+    Configuration(STRIPS, (2, 12, 5, 7), F32, "channels_last", with_shortcut=True, options=NO_BIAS, targets=NEXT),
+    Configuration(STRIPS, (1, 40, 35, 3), BF16, "channels_last", options=NO_BIAS),
+    Configuration(STRIPS, (1, 3, 4, 133), F16, with_shortcut=True, options=NO_BIAS),
+    Configuration(STRIPS, (1, 16, 8, 8), BF16, training=False, options=NO_BIAS),
     Configuration("se", (2, 32, 5, 7), F32, needs="map"),
     Configuration("eca", (2, 32, 5, 7), F32, needs="map"),
     Configuration("gate", (2, 32, 5, 7), F32, needs="map"),

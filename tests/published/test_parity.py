@@ -15,6 +15,7 @@ pytestmark = pytest.mark.interpreter
 
 SERVED = {
     "published.cbam": {},
+    "published.coordinate": {},
     "published.eca": {},
     "published.gate": {},
     "published.grid_gate": {},
@@ -26,6 +27,7 @@ SERVED = {
 }
 # Biases that a softmax or a batch norm behind them takes out again: their gradients are rounding alone.
 IDLE = {
+    "published.coordinate": {"conv1.bias"},
     "published.danet": {"position.key_conv.bias"},
     "published.gate": {"x_conv.bias", "g_conv.bias", "psi.bias"},
     "published.grid_gate": {"W.bias"},
@@ -119,6 +121,7 @@ def test_parity_in_16_bits(name: str, dtype: torch.dtype) -> None:
         ("published.nonlocal", {"subsample": False, "norm": False, "hidden_channels": 5}),
         ("published.gate", {"identity": True}),
         ("published.pixel", {"identity": True}),
+        ("published.coordinate", {"identity": True, "bias": False}),
         ("published.cbam", {"hidden_channels": 3, "kernel_size": 3}),
         ("published.grid_gate", {"identity": True, "stride": 3}),
     ],

@@ -1,17 +1,26 @@
-"""Coordinate attention as published."""
+"""Coordinate attention as published: both pools in one pass, both gates in one, the small network a library's."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import backend
+from ..ops.strips import gate_rows_and_columns
 from ..reference import published
+from ..reference.common import check_map
 
 
 class CoordinateAttention(published.CoordinateAttention):
     __doc__ = published.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if not backend.is_plain(x):
-            backend.refuse("there is no kernel for gates of rows and columns yet")
-        return super().forward(x, shortcut)
+        # An op cannot call the network, so whoever traces gets the formula.
+        if (
+            backend.is_plain(x)
+            or torch.compiler.is_compiling()
+            or not backend.use_triton(x, *self.parameters(), shortcut)
+        ):
+            return super().forward(x, shortcut)
+        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
+        return gate_rows_and_columns(x, self.network, shortcut)

@@ -1,0 +1,254 @@
+"""Gates of rows and of columns by a network of anybody's, under the interpreter, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.parity import DTYPES, LAYOUTS, assert_within, away_from_the_kink, lay_out
+from triton_attn.ops import strips
+from triton_attn.ops.strips import gate_rows_and_columns
+
+pytestmark = pytest.mark.interpreter
+
+
+class Network(nn.Module):
+    """Whatever there is a gradient of: both gates depend on both means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.rows, self.columns = (nn.Parameter(torch.randn(channels, 1, 1)) for _ in range(2))
+
+    def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        across, down = columns.mean(3, keepdim=True), rows.mean(2, keepdim=True)
+        return torch.sigmoid(2 * self.rows * (rows + across)), torch.tanh(self.columns * (1 + columns * down))
+
+
+def plain(x: Tensor, network: nn.Module, shortcut: Tensor | None = None) -> Tensor:
+    rows, columns = network(x.mean(3, keepdim=True), x.mean(2, keepdim=True))
+    y = x * rows * columns
+    return y if shortcut is None else torch.relu(y + shortcut)
+
+
+def run(function: Callable[..., Tensor], network: nn.Module, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    x, *shortcut = [t.detach().requires_grad_() for t in inputs]
+    y = function(x, network, *shortcut)
+    return [y.detach(), *torch.autograd.grad(y, [x, *shortcut, *network.parameters()], grad.to(y.dtype))]
+
+
+def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut: bool) -> None:
+    torch.manual_seed(0)
+    network = Network(shape[1]).to(dtype)
+    exact = Network(shape[1]).double()
+    exact.load_state_dict(network.state_dict())
+    inputs = [lay_out(torch.randn(shape).to(dtype), layout) for _ in range(1 + with_shortcut)]
+    grad = lay_out(torch.randn(shape).to(dtype), layout)
+    wide = [t.double() for t in inputs]
+    if with_shortcut:
+        with torch.no_grad():
+            grad = away_from_the_kink(grad, plain(wide[0], exact) + wide[1])
+    ours, theirs = (run(function, network, inputs, grad) for function in (gate_rows_and_columns, plain))
+    right = run(plain, exact, wide, grad.double())
+    for name, *each in zip(("y", "dx", "others", "others", "others"), ours, theirs, right, strict=False):
+        assert_within(*each, name)
+    assert ours[0].is_contiguous(memory_format=torch.channels_last) == theirs[0].is_contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+@settings(max_examples=14)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 70),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    with_shortcut=st.booleans(),
+)
+@example(1, 1, 1, 1, torch.float32, "contiguous", True)
+@example(2, 5, 33, 9, torch.float16, "channels_last", True)
+@example(2, 48, 7, 7, torch.float16, "contiguous", True)
+@example(1, 40, 1, 13, torch.bfloat16, "channels_last", False)
+def test_parity(
+    batch: int, channels: int, height: int, width: int, dtype: torch.dtype, layout: str, with_shortcut: bool
+) -> None:
+    channels = max(min(channels, 2**13 // (batch * height * width)), 1)
+    check((batch, channels, height, width), dtype, layout, with_shortcut)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 3, 5, 300), (1, 3, 130, 5), (2, 70, 9, 6), (1, 2, 70, 70)], ids=str)
+def test_parity_over_many_parts(shape: tuple[int, ...], layout: str) -> None:
+    """Rows wider than a program's columns, and columns higher than a program's rows."""
+    check(shape, torch.float32, layout, with_shortcut=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_traffic(memory_format: torch.memory_format, with_shortcut: bool) -> None:
+    """3 + 4 passes, 4 + 5 with a shortcut and its mask; beside them vectors of 4 bytes a row or column."""
+    from benchmarks.meter import count_kernels
+
+    shape = (1, 64, 56, 56)
+    inputs = [torch.randn(shape).half().contiguous(memory_format=memory_format) for _ in range(1 + with_shortcut)]
+    grad = torch.randn(shape).half().contiguous(memory_format=memory_format)
+    x, *shortcut = (t.requires_grad_() for t in inputs)
+    size, strip = x.numel() * 2, 2 * x.numel() // 56 * 4
+    network = Network(64).half()
+    with count_kernels() as forward:
+        y = gate_rows_and_columns(x, network, *shortcut)
+    with count_kernels() as backward:
+        torch.autograd.grad(y, [x, *shortcut], grad)
+    extra = with_shortcut * (1 + 1 / 16)
+    # Sums may come in two parts, gates are read by two tiles of the applies.
+    assert forward.total <= (3 + extra) * size + 4 * strip
+    assert backward.total <= (4 + with_shortcut * (1 + 2 / 16)) * size + 8 * strip
+    assert dict(forward.launches) == {"strip_sums_kernel": 1, "strip_apply_fwd_kernel": 1}
+    assert dict(backward.launches) == {"strip_sums_kernel": 1, "strip_apply_bwd_kernel": 1}
+    assert forward.total_sectors <= 1.3 * forward.total
+    assert backward.total_sectors <= 1.3 * backward.total
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_values_that_are_not_finite(layout: str) -> None:
+    torch.manual_seed(0)
+    network = Network(5)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        inputs = [lay_out(torch.randn(2, 5, 3, 5), layout) for _ in range(2)]
+        inputs[0][0, 1, 1, 2] = value
+        inputs[1][1, 2, 2, 2] = value
+        grad = torch.randn(2, 5, 3, 5)
+        ours = run(gate_rows_and_columns, network, inputs, grad)
+        theirs = run(plain, network, inputs, grad)
+        for a, b in zip(ours[:3], theirs[:3], strict=True):
+            assert torch.equal(a.isnan(), b.isnan())
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 5, 3), (2, 8, 1, 1)])
+def test_empty_batches_and_single_positions(shape: tuple[int, ...]) -> None:
+    network = Network(8)
+    x, grad = torch.randn(shape), torch.randn(shape)
+    for a, b in zip(*(run(f, network, [x], grad) for f in (gate_rows_and_columns, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", ["x", "network", "shortcut", "none"])
+def test_only_some_gradients(wanted: str) -> None:
+    torch.manual_seed(0)
+    network = Network(6).requires_grad_(wanted == "network")
+    x, shortcut, grad = (torch.randn(2, 6, 5, 3) for _ in range(3))
+    x.requires_grad_(wanted == "x")
+    shortcut.requires_grad_(wanted == "shortcut")
+    leaves = {"x": [x], "network": list(network.parameters()), "shortcut": [shortcut], "none": []}[wanted]
+    results = []
+    for function in (gate_rows_and_columns, plain):
+        y = function(x, network, shortcut)
+        assert y.requires_grad == (wanted != "none")
+        results.append([y.detach(), *(torch.autograd.grad(y, leaves, grad) if leaves else ())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("looks_at", ["rows", "columns", "neither"])
+def test_a_network_that_does_not_look_at_both(looks_at: str) -> None:
+    torch.manual_seed(0)
+    constant = torch.rand(1, 6, 1, 1)
+
+    def network(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        first = torch.sigmoid(rows) if looks_at == "rows" else constant.expand_as(rows)
+        return first, torch.tanh(columns) if looks_at == "columns" else constant.expand_as(columns)
+
+    for layout in LAYOUTS[:2]:
+        x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), layout).requires_grad_() for _ in range(3))
+        found = []
+        for function in (gate_rows_and_columns, plain):
+            y = function(x, network, shortcut)
+            found.append([y, *torch.autograd.grad(y, [x, shortcut], grad)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_second_derivatives_and_a_backward_twice() -> None:
+    torch.manual_seed(0)
+    network, x = Network(4), torch.randn(2, 4, 3, 5).requires_grad_()
+    shortcut, grad = torch.randn(2, 4, 3, 5).requires_grad_(), torch.randn(2, 4, 3, 5)
+    found = []
+    for function in (gate_rows_and_columns, plain):
+        y = function(x, network, shortcut)
+        first = torch.autograd.grad(y, [x, shortcut, network.rows], grad, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), [x, network.rows], retain_graph=True)
+        again = torch.autograd.grad(y, [x, network.rows], grad)
+        found.append([*first, *second, *again])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    y = gate_rows_and_columns(x, network)
+    once, twice = (torch.autograd.grad(y, x, grad, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(once, twice)
+
+
+def test_gates_wider_than_the_map_and_a_shortcut_of_another_dtype() -> None:
+    torch.manual_seed(0)
+    network, x = Network(4), torch.randn(2, 4, 3, 5).bfloat16()
+
+    def wide(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        return network(rows.float(), columns.float())
+
+    for shortcut in (None, torch.randn(2, 4, 3, 5)):
+        ours, theirs = (f(x, wide, shortcut) for f in (gate_rows_and_columns, plain))
+        assert ours.dtype == theirs.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    half = Network(4).bfloat16()
+    ours, theirs = (f(x, half, torch.ones(2, 4, 3, 5)) for f in (gate_rows_and_columns, plain))
+    assert ours.dtype == theirs.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_same_inputs_same_bits_and_grad_is_kept() -> None:
+    torch.manual_seed(0)
+    for layout in LAYOUTS[:2]:
+        network, inputs = Network(40), [lay_out(torch.randn(2, 40, 35, 7).half(), layout) for _ in range(2)]
+        grad = lay_out(torch.randn(2, 40, 35, 7).half(), layout)
+        kept = grad.clone()
+        half = network.half()
+        first = run(gate_rows_and_columns, half, inputs, grad)
+        assert all(
+            torch.equal(a, b) for a, b in zip(first, run(gate_rows_and_columns, half, inputs, grad), strict=True)
+        )
+        assert torch.equal(grad, kept)
+        alone = run(gate_rows_and_columns, half, [t[1:] for t in inputs], grad[1:])
+        assert all(torch.equal(a[1:], b) for a, b in zip(first[:3], alone[:3], strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_opcheck(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
+    torch.manual_seed(0)
+    x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), layout) for _ in range(3))
+    rows, columns = torch.rand(2, 6, 5, 1), torch.rand(2, 6, 1, 3)
+    torch.library.opcheck(strips.POOL.registered, (x,))
+    for saves in (False, True):
+        torch.library.opcheck(strips.APPLY.registered, (x, rows, columns, shortcut, saves))
+    torch.library.opcheck(strips.APPLY.registered, (x, rows, columns, None, True))
+    _, bits = strips.APPLY.registered(x, rows, columns, shortcut, True)
+    channels_last = layout == "channels_last"
+    for each in (None, bits):
+        torch.library.opcheck(strips.SUMS_BWD.registered, (grad, x, rows, columns, each))
+        torch.library.opcheck(strips.APPLY_BWD.registered, (grad, rows, columns, each, rows, columns, channels_last))
+
+
+def test_offsets_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second image lies more than 2³¹ elements behind the first, in memory that is never touched between."""
+    monkeypatch.undo()  # to poison memory is to touch it
+    torch.manual_seed(0)
+    values, grad, network = torch.randn(2, 8, 4, 4).half(), torch.randn(2, 8, 4, 4).half(), Network(8).half()
+    x = torch.empty(2**31 + 4096, dtype=torch.float16).as_strided((2, 8, 4, 4), (2**31 + 16, 16, 4, 1))
+    x.copy_(values)
+    ours = run(gate_rows_and_columns, network, [x], grad)
+    for a, b in zip(ours, run(gate_rows_and_columns, network, [values], grad), strict=True):
+        torch.testing.assert_close(a, b)

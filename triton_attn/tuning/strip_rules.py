@@ -1,0 +1,28 @@
+"""A config for every launch over rows and columns, by the shape of its tensors.
+
+What one program sums decides the bits of the result: it goes by the map's shape alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from .rules import TILE, cdiv, power_of_two
+
+ROWS = 32  # of a chunk: the columns' vectors, read or written by every one, are a 32nd of the map, or twice that
+
+
+@cache
+def strips(channels: int, height: int, width: int, channels_last: bool) -> dict[str, int]:
+    """Blocks of a program that walks over CHUNK rows of some columns and channels. Bits are packed by eight."""
+    if channels_last:
+        block_c = min(max(power_of_two(channels), 8), 32)
+        block_w = min(power_of_two(width), 64)
+        block_h = min(max(TILE // 2 // (block_c * block_w), 1), power_of_two(height))
+    else:
+        block_w = min(max(power_of_two(width), 8), 128)
+        block_h = min(power_of_two(height), ROWS, TILE // 4 // block_w)
+        block_c = min(power_of_two(channels), max(TILE // 4 // (block_w * block_h), 1))
+    num_warps = min(max(block_c * block_h * block_w // 256, 1), 8)
+    chunk = cdiv(min(height, ROWS), block_h) * block_h
+    return {"CHUNK": chunk, "BLOCK_C": block_c, "BLOCK_H": block_h, "BLOCK_W": block_w, "num_warps": num_warps}
