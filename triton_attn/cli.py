@@ -44,8 +44,9 @@ REFUSALS = {number for number, name in errno.errorcode.items() if name in _REFUS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, or 2 where the arguments, the data or the files are at fault."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be bytes that are no letters
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be bytes that are no letters
     try:
         arguments = parse(words)
         status = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["triton_attn.train.run", "triton_attn.train.evaluate"])
 
 
-def _run(words: Sequence[str], log: str) -> None:
+def _run(words: Sequence[str], log: str, largest_file: int | None, kill_at_file: int | None) -> None:
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -21,15 +23,44 @@ def _run(words: Sequence[str], log: str) -> None:
     torch.set_num_threads(1)
     from triton_attn.cli import main
 
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if kill_at_file is not None:
+        _die_at_file(kill_at_file)
     sys.exit(main(words))
 
 
-class Command:
-    """``triton-attn`` at work; ``log`` has what it printed."""
+def _die_at_file(number: int) -> None:
+    """Kill this process as it has written its next file but ``number``, and before that gets its name."""
+    from triton_attn import files
+    from triton_attn.train import atomic
 
-    def __init__(self, words: Sequence[object], log: Path) -> None:
+    plain, left = files.flush, iter(range(number))
+
+    def flush(file: Path) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(file)
+
+    files.flush = atomic.flush = flush
+
+
+class Command:
+    """``triton-attn`` at work.
+
+    Args:
+        words: the command line.
+        log: where to put what it prints.
+        largest_file: no file may be larger: a write beyond that fails, as it does on a full disk.
+        kill_at_file: kill it in the middle of its file of this number, from 0.
+    """
+
+    def __init__(
+        self, words: Sequence[object], log: Path, largest_file: int | None = None, kill_at_file: int | None = None
+    ) -> None:
         self.log = log
-        self.process = _context.Process(target=_run, args=([str(word) for word in words], str(log)))
+        how = ([str(word) for word in words], str(log), largest_file, kill_at_file)
+        self.process = _context.Process(target=_run, args=how)
         self.process.start()
 
     def wait(self, seconds: float = 900) -> int | None:

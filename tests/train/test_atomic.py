@@ -16,13 +16,12 @@ class Killed(BaseException):
 
 
 def save(folder: Path, text: str) -> None:
-    new = atomic.begin_folder(folder)
-    (new / "a").write_text(text)
-    (new / "b").write_text(text)
-    atomic.swap_folder(new, folder)
+    with atomic.new_folder(folder) as new:
+        (new / "a").write_text(text)
+        (new / "b").write_text(text)
 
 
-@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("step", range(6))
 def test_a_folder_is_whole_wherever_the_swap_is_killed(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,7 +47,7 @@ def test_a_folder_is_whole_wherever_the_swap_is_killed(
         except Killed:
             pass
         else:
-            assert step == 4, "every step was killed once"
+            assert step == 5, "every step was killed once"
     atomic.recover_folder(folder)
     texts = {(folder / name).read_text() for name in ("a", "b")}
     assert texts in ({"old"}, {"new"})
@@ -58,9 +57,25 @@ def test_a_folder_is_whole_wherever_the_swap_is_killed(
 
 
 def test_a_folder_that_never_was_stays_away(tmp_path: Path) -> None:
-    atomic.begin_folder(tmp_path / "last")
+    (tmp_path / ".last.0123.new").mkdir()  # as a process left it that was killed
     atomic.recover_folder(tmp_path / "last")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_fails_leaves_the_old_one_and_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    save(folder, "old")
+
+    def fail() -> None:
+        with atomic.new_folder(folder) as new:
+            (new / "a").write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="last") as caught:
+        fail()
+    assert caught.value.filename == str(folder)
+    assert (folder / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_looking_whether_a_folder_is_writable_leaves_nothing(tmp_path: Path) -> None:
@@ -73,9 +88,9 @@ def test_looking_whether_a_folder_is_writable_leaves_nothing(tmp_path: Path) -> 
 
 def test_folders_for_a_while_have_names_that_nobody_knows_and_the_usual_mode(tmp_path: Path) -> None:
     (tmp_path / "usual").mkdir()
-    one, two = atomic.begin_folder(tmp_path / "last"), atomic.begin_folder(tmp_path / "last")
-    assert one != two
-    assert one.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    with atomic.new_folder(tmp_path / "last") as one, atomic.new_folder(tmp_path / "last") as two:
+        assert one != two
+        assert one.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_links_are_removed_and_not_what_they_lead_to(tmp_path: Path) -> None:

@@ -7,38 +7,46 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import check_name, clear_leftovers, flush
 from .errors import UserError
 
 
-def begin_folder(path: Path) -> Path:
-    """An empty temporary folder beside ``path``, to be filled and given to :func:`swap_folder`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
-    os.mkdir(temporary)  # not made if anything is there
-    return temporary
-
-
-def swap_folder(temporary: Path, path: Path) -> None:
-    """Put the folder that :func:`begin_folder` gave in the place of ``path``.
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, which takes its place at the end.
 
     A folder cannot be replaced in one step, so the old one moves aside first. Killed between the two renames, the
     old one is still whole, and :func:`recover_folder` moves it back.
+
+    Raises:
+        OSError: it cannot be written; the error names ``path``, and what was there before is whole.
     """
-    for file in temporary.rglob("*"):
-        flush(file)
-    old = _aside(path)
-    remove(old)
-    if os.path.lexists(path):
-        os.rename(path, old)
-    os.rename(temporary, path)
-    with contextlib.suppress(OSError):  # the new state is there; what could not be removed is at the next start
+    temporary, old = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new"), _aside(path)
+    try:
+        os.mkdir(temporary)  # which fails if anything is there
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                flush(file)
+            remove(old)
+            if os.path.lexists(path):
+                os.rename(path, old)
+            os.rename(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                remove(temporary)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    with contextlib.suppress(OSError):  # the new one is there; what could not be removed is at the next start
         remove(old)
 
 
 def recover_folder(path: Path) -> None:
-    """Clear away what a kill during :func:`swap_folder` left; ``path`` is whole afterwards if it ever was.
+    """Clear away what a kill during :func:`new_folder` left; ``path`` is whole afterwards if it ever was.
 
     Only for the one process that may swap it.
     """

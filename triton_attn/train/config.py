@@ -43,6 +43,8 @@ NETWORK: dict[str, Rule] = {
 }
 """What describes a network, in a configuration and in a card. Which names there are, its constructor knows."""
 
+_UP_TO_A_MILLION = number("a number of at least 0 and at most a million", lambda value: 0 <= value <= 1e6)
+
 OPTIONS: dict[str, Rule] = {
     **NETWORK,
     "weights": maybe(TEXT),
@@ -52,9 +54,9 @@ OPTIONS: dict[str, Rule] = {
     "epochs": whole(1, 10**6),
     "batch_size": whole(1, 10**6),
     "optimizer": one_of("adam", "adamw", "sgd"),
-    "lr": number("a number above 0", lambda value: value > 0),
-    "weight_decay": number("a number of at least 0", lambda value: value >= 0),
-    "warmup_epochs": number("a number of at least 0", lambda value: value >= 0),
+    "lr": number("a number above 0 and at most a million", lambda value: 0 < value <= 1e6),
+    "weight_decay": _UP_TO_A_MILLION,
+    "warmup_epochs": _UP_TO_A_MILLION,
     "amp": one_of("bf16", "fp16", "no"),
     "channels_last": TRUTH,
     "compile": TRUTH,

@@ -37,16 +37,17 @@ def refuse_other_data(config: Config, images: Images, dataset: dict[str, Any]) -
     for key in ("train_images", "val_images", "classes"):
         if dataset[key] != now[key]:
             raise UserError(f"{changed}: {key.replace('_', ' ')} {_told(now[key])}, expected {_told(dataset[key])}")
-    what = {}
-    for name in images.files:
-        pairs = zip(images.files[name], dataset["files"].get(name, ["", ""]), strict=True)
-        other = [kind for kind, (one, two) in zip(("names", "sizes"), pairs, strict=True) if one != two]
-        if other:
-            what[name] = f"{name} ({' and '.join(other)})"
-    if what:
+    changes = []
+    for name, (names, sizes) in images.files.items():
+        old_names, old_sizes = dataset["files"].get(name, ["", ""])
+        if names != old_names:  # in another order, so that the sizes say nothing
+            changes.append(f"{name} (other names)")
+        elif sizes != old_sizes:
+            changes.append(f"{name} (other sizes)")
+    if changes:
         raise UserError(
-            f"{changed}: images were renamed or replaced in {some(list(what.values()))}; put the old ones back, or "
-            f"start another run (--weights {config.output}/last.safetensors goes on from its weights)"
+            f"{changed}: images were renamed or replaced in {some(changes)}; put the old ones back, or start another "
+            f"run (--weights {config.output}/last.safetensors goes on from its weights)"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .atomic import begin_folder, swap_folder
+from .atomic import new_folder
 from .errors import UserError
 from .optim import load_optimizer, optimizer_tensors
 from .rules import check_fields, fields, maybe, number, one_of, whole
@@ -56,14 +56,12 @@ class State:
         """
         scaler = self.scaler.state_dict() if self.scaler is not None else {}
         kept = {key: scaler[key] for key in ("scale", "_growth_tracker") if key in scaler}
-        folder = begin_folder(output / FOLDER)
-        (folder / MODEL).write_bytes(tensor_bytes(self.model.state_dict()))
-        (folder / OPTIMIZER).write_bytes(tensor_bytes(optimizer_tensors(self.optimizer, self.model)))
-        (folder / HISTORY).write_text(json.dumps(list(history)), encoding="utf-8")
-        (folder / STATE).write_text(
-            json.dumps({"version": 1, "processes": processes, "scaler": kept or None}), encoding="utf-8"
-        )
-        swap_folder(folder, output / FOLDER)
+        fields = {"version": 1, "processes": processes, "scaler": kept or None}
+        with new_folder(output / FOLDER) as folder:
+            (folder / MODEL).write_bytes(tensor_bytes(self.model.state_dict()))
+            (folder / OPTIMIZER).write_bytes(tensor_bytes(optimizer_tensors(self.optimizer, self.model)))
+            (folder / HISTORY).write_text(json.dumps(list(history)), encoding="utf-8")
+            (folder / STATE).write_text(json.dumps(fields), encoding="utf-8")
 
     def load(self, output: Path) -> int:
         """Put the saved state back; returns the number of processes that saved it.

@@ -23,7 +23,7 @@ HIDDEN = "dotted folders and files, or __MACOSX"
 AGAIN = "links to places that are walked anyway"
 TWICE = "further names of files that are counted already"
 NOWHERE = "links that lead nowhere"
-NEITHER = "that are neither files nor folders"
+NEITHER = "neither files nor folders"
 OUTSIDE = "images outside of the class folders"
 
 
@@ -84,7 +84,7 @@ class Walk:
         parts = []
         for what, paths in self.left_out.items():
             names = ", ".join(str(path.relative_to(self.root)) for path in paths[:MOST_EXAMPLES])
-            parts.append(f"{len(paths)} {what} ({names}{', …' if len(paths) > MOST_EXAMPLES else ''})")
+            parts.append(f"{what}: {len(paths)} ({names}{', …' if len(paths) > MOST_EXAMPLES else ''})")
         if self.kinds:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
             parts.append(f"images of kinds that are not read: {kinds}")
