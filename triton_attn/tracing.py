@@ -6,7 +6,8 @@ import torch.fx
 from torch import nn
 
 
-def leaf(module: nn.Module, x: torch.fx.Proxy) -> torch.fx.Proxy:
-    """The call of ``module`` on ``x`` as one node of the graph that is being traced."""
+def leaf(module: nn.Module, x: torch.fx.Proxy, *others: object) -> torch.fx.Proxy:
+    """The call of ``module`` on ``x`` and others as one node of the graph that is being traced."""
     tracer = x.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})  # type: ignore[attr-defined]
+    path = tracer.path_of_module(module)  # type: ignore[attr-defined]
+    return tracer.create_proxy("call_module", path, (x, *others), {})

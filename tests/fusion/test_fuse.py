@@ -111,7 +111,7 @@ def test_another_pool_is_left() -> None:
     module = SqueezeExcitation(16, 4)
     module.avgpool = nn.AdaptiveMaxPool2d(1)
     (entry,) = triton_attn.fuse(module).left
-    assert entry.note == "avgpool is AdaptiveMaxPool2d, expected AdaptiveAvgPool2d(1)"
+    assert entry.note == "avgpool is AdaptiveMaxPool2d, expected an adaptive average pool to one value"
     module.avgpool = nn.AdaptiveAvgPool2d(1)
     module.avgpool.register_forward_hook(print)
     (entry,) = triton_attn.fuse(module).left

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from timm.layers import GELU, EcaModule, EffectiveSEModule, SEModule
-from timm.layers.cbam import ChannelAttn, LightChannelAttn
+from timm.layers.cbam import CbamModule, ChannelAttn, LightChannelAttn, LightSpatialAttn, SpatialAttn
 from timm.layers.eca import CecaModule
 from timm.models import hgnet, resnet, senet, tresnet
 from timm.models._efficientnet_blocks import SqueezeExcite
@@ -61,11 +61,17 @@ BY_PARTS: dict[str, Build] = {
     "timm cbam, channels": lambda: ChannelAttn(16, act_layer=nn.ReLU6),
     "timm cbam, channels, light": lambda: LightChannelAttn(16),
 }
+BY_POSITION: dict[str, Build] = {
+    "timm cbam, positions": SpatialAttn,
+    "timm cbam, positions, light": LightSpatialAttn,
+    "timm cbam": lambda: CbamModule(16),
+}
 BLOCKS: dict[str, Build] = {
     "timm resnet, basic": lambda: resnet.BasicBlock(16, 16, attn_layer=SEModule),
     "timm resnet, bottleneck": lambda: resnet.Bottleneck(16, 4, attn_layer=SEModule),
     "timm resnet, effective se": lambda: resnet.BasicBlock(16, 16, attn_layer=EffectiveSEModule),
     "timm resnet, by parts": lambda: resnet.BasicBlock(16, 16, attn_layer=CecaModule),
+    "timm resnet, positions": lambda: resnet.BasicBlock(16, 16, attn_layer=lambda *_, **__: SpatialAttn()),
     "timm senet, basic": lambda: senet.SEResNetBlock(16, 16, 1, 4),
     "timm senet, bottleneck": lambda: senet.SEResNetBottleneck(16, 4, 1, 4),
     "timm senet, senet's bottleneck": lambda: senet.SEBottleneck(16, 4, 1, 4),
@@ -132,13 +138,18 @@ def check(build: Build, dtype: torch.dtype = torch.float32, layout: str = "conti
         assert_within(ours, plain[i], exact[i], name, plain_error=max(each[i] for each in errors))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", IN_ONE_OP)
-def test_in_one_op(name: str, layout: str, networks: list[str]) -> None:
+def test_in_one_op(name: str, networks: list[str]) -> None:
     (entry,) = triton_attn.fuse(IN_ONE_OP[name]())
     assert entry.note == "one op"
-    check(IN_ONE_OP[name], layout=layout)
+    check(IN_ONE_OP[name])
     assert networks == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("name", ["timm se", "timm eca"])
+def test_in_every_layout(name: str, layout: str) -> None:
+    check(IN_ONE_OP[name], layout=layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -156,6 +167,14 @@ def test_by_parts(name: str, dtype: torch.dtype, networks: list[str]) -> None:
     assert len(networks) == 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BY_POSITION)
+def test_by_position(name: str, dtype: torch.dtype) -> None:
+    notes = {entry.note for entry in triton_attn.fuse(BY_POSITION[name]())}
+    assert "by parts, gates in PyTorch: one for every position" in notes
+    check(lambda: BY_POSITION[name]().eval(), dtype)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_norm_inside(training: bool, networks: list[str]) -> None:
     plain = SEModule(16, norm_layer=nn.BatchNorm2d).train(training)
@@ -168,8 +187,10 @@ def test_a_batch_norm_inside(training: bool, networks: list[str]) -> None:
     assert networks == ["mean"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:2])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(torch.float32, "contiguous"), (torch.float32, "channels_last"), (torch.float16, "channels_last")],
+)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_residual_block(name: str, dtype: torch.dtype, layout: str) -> None:
     (entry,) = triton_attn.fuse(BLOCKS[name]())

@@ -2,6 +2,7 @@
 
 from .fused import Fused
 from .gates import Chain, ChannelGate, Neighbours
+from .maps import MapGate
 from .report import Entry, Report
 from .swap import fuse, register_adapter, unfuse
 from .tails import Tail
@@ -11,6 +12,7 @@ __all__ = [
     "ChannelGate",
     "Entry",
     "Fused",
+    "MapGate",
     "Neighbours",
     "Report",
     "Tail",

@@ -23,8 +23,8 @@ class Recipe(Protocol):
     def how(self, module: nn.Module) -> str:
         """In words, how a module without an obstacle is computed, for the report."""
 
-    def __call__(self, module: Any, x: Tensor, shortcut: Tensor | None = None) -> Tensor | None:
-        """The module's output, or ``relu(output + shortcut)``; None where that is the plain class's affair.
+    def __call__(self, *module_and_inputs: Any, **named: Any) -> Tensor | None:
+        """The module's output; None where that is the plain class's affair.
 
         Then nothing has happened, but that ``backend`` has heard why.
         """
@@ -68,17 +68,15 @@ def _forward(plain: type[nn.Module], by: Recipe) -> Callable[..., Any]:
 
     @functools.wraps(as_before)
     def forward(self: Any, *inputs: Any, **named: Any) -> Any:
-        if len(inputs) == 1 and not named:
-            (x,) = inputs
-            if isinstance(x, Tensor):
-                if backend.is_plain(x):
-                    pass
-                elif _has_any_global_hook():
+        if inputs and not named:
+            first = inputs[0]
+            if isinstance(first, torch.fx.Proxy):
+                return leaf(self, *inputs)
+            if isinstance(first, Tensor) and not backend.is_plain(first):
+                if _has_any_global_hook():
                     backend.refuse("hooks on all modules, which the inner ones are not called without")
-                elif (y := by(self, x)) is not None:
+                elif (y := by(self, *inputs)) is not None:
                     return y
-            elif isinstance(x, torch.fx.Proxy):
-                return leaf(self, x)
         return as_before(self, *inputs, **named)
 
     return forward

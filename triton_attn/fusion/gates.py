@@ -20,6 +20,7 @@ from .layers import GATES, HIDDEN, is_dense, is_touched, unknown
 
 Network = Callable[..., Tensor]
 Call = tuple[Op, tuple[Tensor | None, ...], tuple[str, ...]]
+POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 UNEXPECTED = "an input of another shape or dtype than the kernels' result would be of"
 _any_autocast = torch._C._is_any_autocast_enabled
 
@@ -43,9 +44,9 @@ class ChannelGate:
     def obstacle(self, module: nn.Module) -> str | None:
         if self.squeeze is None:
             return None
-        layer = module._modules.get(self.squeeze)
-        if type(layer) is not nn.AdaptiveAvgPool2d or layer.output_size not in (1, (1, 1)):
-            return f"{self.squeeze} is {type(layer).__name__}, expected AdaptiveAvgPool2d(1)"
+        layer: Any = module._modules.get(self.squeeze)
+        if type(layer) not in POOLS or layer.output_size not in (1, (1,), (1, 1), (1, 1, 1)):
+            return f"{self.squeeze} is {type(layer).__name__}, expected an adaptive average pool to one value"
         return f"{self.squeeze} has hooks or a forward of its own" if is_touched(layer) else None
 
     def how(self, module: nn.Module) -> str:
@@ -56,7 +57,7 @@ class ChannelGate:
         """The op that has the gate network inside, its weights and constants; or why there is none."""
         return "a network of its own"
 
-    def __call__(self, module: Any, x: Tensor, shortcut: Tensor | None = None) -> Tensor | None:
+    def __call__(self, module: Any, x: Tensor, *, shortcut: Tensor | None = None) -> Tensor | None:
         if (reason := self.obstacle(module)) is not None:
             backend.refuse(reason)
             return None
@@ -64,14 +65,14 @@ class ChannelGate:
             op, weights, constants = known
             if (y := op.again(x, *weights, shortcut, *constants)) is not None:
                 return y
-            if not _is_as_expected(x, shortcut) or not _fits(x, weights):
+            if not is_as_expected(x, shortcut) or not _fits(x, weights):
                 backend.refuse(UNEXPECTED)
                 return None
             if not backend.use_triton(x, *weights, shortcut):
                 return None
             serve: Callable[..., Tensor] = ops.channel_gate if op is ops.CHANNEL_GATE else ops.eca
             return serve(x, *weights, shortcut, **dict(zip(_CONSTANTS[op], constants, strict=True)))
-        if not _is_as_expected(x, shortcut):
+        if not is_as_expected(x, shortcut):
             backend.refuse(UNEXPECTED)
             return None
         if not backend.use_triton(x, shortcut):
@@ -150,7 +151,7 @@ def dense_layers(layers: Sequence[nn.Module], pool: str) -> Call | str:
     if hidden not in plain.HIDDEN_ACTIVATIONS:
         return f"{type(between[0]).__name__} between the layers"
     weights = first.weight, first.bias, *((None, None) if second is None else (second.weight, second.bias))
-    return ops.CHANNEL_GATE, weights, (pool, hidden, gate)  # type: ignore[return-value]
+    return ops.CHANNEL_GATE, weights, (pool, hidden, gate)
 
 
 class Neighbours(ChannelGate):
@@ -184,7 +185,7 @@ class Neighbours(ChannelGate):
         return ops.ECA, (convolution.weight,), (self.pool(module), last)
 
 
-def _is_as_expected(x: Tensor, shortcut: Tensor | None) -> bool:
+def is_as_expected(x: Tensor, shortcut: Tensor | None) -> bool:
     """Whether an op's result is of the shape and dtype that the plain modules' would be of."""
     if x.dim() != 4 or x.dtype not in backend.DTYPES:
         return False

@@ -17,7 +17,13 @@ from .tails import Tail
 
 Classes = dict[type[nn.Module], type[Fused]]
 
-ADAPTERS = {"timm": ("timm", "timm_tails"), "torchvision": ("torchvision",)}
+ADAPTERS = {
+    "timm": ("timm", "timm_tails"),
+    "torchvision": ("torchvision",),
+    "monai": ("monai",),
+    "segmentation_models_pytorch": ("segmentation_models_pytorch",),
+    "ultralytics": ("ultralytics",),
+}
 """Libraries, and the modules in ``adapters`` that know their attention; imported only where the library is."""
 
 _LOOKS_LIKE_A_GATE = re.compile(

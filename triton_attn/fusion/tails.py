@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .fused import Fused
 from .gates import ChannelGate
 from .layers import DROPS, is_touched
+from .maps import MapGate
 
 
 class Tail:
@@ -39,7 +40,7 @@ class Tail:
     def obstacle(self, module: nn.Module) -> str | None:
         children = module._modules
         attention, activation = children.get(self.attention), children.get(self.activation)
-        if not isinstance(attention, Fused) or not isinstance(attention.fused_by, ChannelGate):
+        if not isinstance(attention, Fused) or not isinstance(attention.fused_by, (ChannelGate, MapGate)):
             return "its attention is not fused"
         if is_touched(attention):
             return "its attention has hooks, or a forward of its own"
@@ -53,9 +54,9 @@ class Tail:
     def how(self, module: nn.Module) -> str:  # noqa: ARG002
         return "with shortcut and ReLU"
 
-    def __call__(self, module: Any, x: Tensor, shortcut: Tensor | None = None) -> Tensor | None:
+    def __call__(self, module: Any, x: Tensor) -> Tensor | None:
         children = module._modules
-        if shortcut is not None or self.obstacle(module) is not None or self._drops(module):
+        if self.obstacle(module) is not None or self._drops(module):
             return None  # the attention answers for itself
         y = x
         for name in self.before:
@@ -63,7 +64,7 @@ class Tail:
         through = children.get(self.shortcut)
         shortcut = x if through is None else through(x)
         attention = children[self.attention]
-        tail = attention.fused_by(attention, y, shortcut)
+        tail = attention.fused_by(attention, y, shortcut=shortcut)
         if tail is not None:
             return tail
         return children[self.activation](self.add(attention(y), shortcut))
