@@ -2,6 +2,7 @@
 
 # _checkout says where the others find `reference`, and so comes first.
 from . import _checkout, functional, fusion, published, reference  # noqa: F401
+from .attn_layer import attn_layer
 from .backend import BackendError, use_backend
 from .blocks import (
     CBAM,
@@ -34,6 +35,7 @@ __all__ = [
     "ResNetWithAttention",
     "SEBlock",
     "__version__",
+    "attn_layer",
     "create_attention",
     "explain",
     "functional",
