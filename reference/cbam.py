@@ -39,10 +39,12 @@ def cbam(
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None = None,
+    *,
+    activation: str = "sigmoid",
 ) -> Tensor:
     """CBAM as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.cbam`."""
-    u = channel_gate(x, weight1, bias1, weight2, bias2)
-    return add_shortcut(u * spatial_gate(u, conv_weight, conv_bias), shortcut)
+    u = channel_gate(x, weight1, bias1, weight2, bias2, activation=activation)
+    return add_shortcut(u * spatial_gate(u, conv_weight, conv_bias, activation), shortcut)
 
 
 def check_spatial_gate(conv_weight: Tensor, conv_bias: Tensor, weight1: Tensor) -> None:

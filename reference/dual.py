@@ -27,10 +27,12 @@ def dual(
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None = None,
+    *,
+    activation: str = "sigmoid",
 ) -> Tensor:
     """Dual attention as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.dual`."""
-    u = channel_gate(x, weight1, bias1, weight2, bias2)
-    return cbam(u, weight3, bias3, weight4, bias4, conv_weight, conv_bias, shortcut)
+    u = channel_gate(x, weight1, bias1, weight2, bias2, activation=activation)
+    return cbam(u, weight3, bias3, weight4, bias4, conv_weight, conv_bias, shortcut, activation=activation)
 
 
 class DualAttentionBlock(AttentionBlock):

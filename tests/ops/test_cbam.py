@@ -271,7 +271,7 @@ def test_inference_saves_nothing_for_a_backward(name: str) -> None:
         y = block(x, torch.randn_like(x))
     assert y.grad_fn is None
     _, *saved = torch.ops.triton_attn.cbam(
-        x, *(None if w is None else w.detach() for w in parameters(block)), torch.randn_like(x), False
+        x, *(None if w is None else w.detach() for w in parameters(block)), torch.randn_like(x), "sigmoid", False
     )
     assert sum(t.numel() for t in saved) == 0
 

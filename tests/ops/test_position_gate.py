@@ -303,7 +303,8 @@ def test_inference_saves_nothing_for_a_backward() -> None:
         y = block(x, torch.randn_like(x))
     assert y.grad_fn is None
     weights = [w.detach() for w in block.weights()]
-    _, _, _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, None, None, torch.randn_like(x), False)
+    shortcut = torch.randn_like(x)
+    _, _, _, bits = torch.ops.triton_attn.position_gate(x, *weights, None, None, None, shortcut, "sigmoid", False)
     assert bits.numel() == 0
 
 

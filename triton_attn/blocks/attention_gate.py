@@ -15,16 +15,14 @@ class AttentionGate(reference.AttentionGate):
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, gating, shortcut)
-        if self.identity:
-            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
-            return super().forward(x, gating, shortcut)
         weights = self.weights()
         if gating is None:
             weight1, bias1, weight2, bias2, *psi = weights
-            if (y := ops.POSITION_GATE.again(x, weight1, bias1, *psi, weight2, bias2, None, shortcut)) is not None:
+            given = weight1, bias1, *psi, weight2, bias2, None, shortcut, self.activation
+            if (y := ops.POSITION_GATE.again(x, *given)) is not None:
                 return y
         if not backend.use_triton(x, *weights, gating, shortcut):
             return super().forward(x, gating, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         check_gating(x, gating, self.conv2.weight)
-        return ops.attention_gate(x, *weights, gating, shortcut)
+        return ops.attention_gate(x, *weights, gating, shortcut, self.activation)

@@ -14,13 +14,10 @@ class CBAM(reference.CBAM):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        if self.identity:
-            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
-            return super().forward(x, shortcut)
         channel, spatial = self.channel_attention.weights(), self.spatial_weights()
-        if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut)) is not None:
+        if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut, self.activation)) is not None:
             return y
         if not backend.use_triton(x, *channel, *spatial, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
-        return ops.cbam(x, channel, None, *spatial, shortcut)
+        return ops.cbam(x, channel, None, *spatial, shortcut, self.activation)

@@ -14,13 +14,10 @@ class AttentionModule(reference.AttentionModule):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        if self.identity:
-            backend.refuse("identity=True: there is no kernel for a gate of 2σ here")
-            return super().forward(x, shortcut)
         weights = self.weights()
-        if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut)) is not None:
+        if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut, self.activation)) is not None:
             return y
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        return ops.pixel_attention(x, *weights, shortcut)
+        return ops.pixel_attention(x, *weights, shortcut, self.activation)

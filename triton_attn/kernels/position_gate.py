@@ -8,7 +8,7 @@ map's own dtype; what they are added up in is float32.
 import triton
 import triton.language as tl
 
-from .common import relu
+from .common import activate, relu, slope
 
 
 @triton.jit
@@ -117,12 +117,12 @@ def hidden_tile(
 
 
 @triton.jit
-def gate_of(logits, bias2_ptr, c, CHANNELS: tl.constexpr, PER_CHANNEL: tl.constexpr):
-    """σ(logits + bias2), to be multiplied by a (BLOCK_C, BLOCK_P) tile."""
+def gate_of(logits, bias2_ptr, c, CHANNELS: tl.constexpr, PER_CHANNEL: tl.constexpr, ACTIVATION: tl.constexpr):
+    """act(logits + bias2), to be multiplied by a (BLOCK_C, BLOCK_P) tile."""
     if PER_CHANNEL:
-        gate = tl.sigmoid(logits + load_vector(bias2_ptr, c, CHANNELS)[:, None])
+        gate = activate(logits + load_vector(bias2_ptr, c, CHANNELS)[:, None], ACTIVATION)
     else:
-        gate = tl.sigmoid(logits + tl.load(bias2_ptr).to(tl.float32))[None, :]
+        gate = activate(logits + tl.load(bias2_ptr).to(tl.float32), ACTIVATION)[None, :]
     return gate
 
 
@@ -153,6 +153,7 @@ def position_gate_fwd_kernel(
     CHANNELS: tl.constexpr,
     HIDDEN: tl.constexpr,
     UNIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     HAS_MORE: tl.constexpr,
     HAS_SIGNAL: tl.constexpr,
@@ -209,7 +210,7 @@ def position_gate_fwd_kernel(
             logits = tl.dot(weight2, operand(h, DOT), acc=logits, input_precision=PRECISION)
         else:
             logits += tl.sum(h * load_vector(weight2_ptr, m, HIDDEN)[:, None], axis=0)
-    y = x * gate_of(logits, bias2_ptr, c, CHANNELS, PER_CHANNEL)
+    y = x * gate_of(logits, bias2_ptr, c, CHANNELS, PER_CHANNEL, ACTIVATION)
     if HAS_SHORTCUT:
         y = relu(y + load_map(shortcut_ptr, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST, WIDE))
         if SAVE_BITS:
@@ -251,6 +252,7 @@ def position_gate_bwd_kernel(
     CHANNELS: tl.constexpr,
     HIDDEN: tl.constexpr,
     UNIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     HAS_SIGNAL: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
@@ -314,13 +316,13 @@ def position_gate_bwd_kernel(
             logits = tl.dot(weight2, operand(h, DOT), input_precision=PRECISION)
         else:
             logits = tl.sum(h * weight2[:, None], axis=0)
-        gate = gate_of(logits, bias2_ptr, c, CHANNELS, PER_CHANNEL)
+        gate = gate_of(logits, bias2_ptr, c, CHANNELS, PER_CHANNEL, ACTIVATION)
         dgate = grad * x
         if PER_CHANNEL:
-            dlogits = tl.where(mask, dgate * gate * (1.0 - gate), 0.0)
+            dlogits = tl.where(mask, dgate * slope(gate, ACTIVATION), 0.0)
             dh = tl.dot(tl.trans(weight2), dlogits.to(DOT), input_precision=PRECISION)
         else:
-            dlogits = tl.sum(dgate, axis=0)[None, :] * gate * (1.0 - gate)
+            dlogits = tl.sum(dgate, axis=0)[None, :] * slope(gate, ACTIVATION)
             dlogits = tl.where((p < positions)[None, :], dlogits, 0.0)
             dh = dlogits * weight2[:, None]
         dh = tl.where((h <= 0.0) == 0, dh, 0.0)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile
+from .common import activate, load_bits, load_tile, over_positions, relu, store_bits, store_tile
 from .spatial_common import load_taps, load_window, over_channels, tile_mask
 
 
@@ -29,6 +29,7 @@ def spatial_apply_fwd_kernel(
     height,
     width,
     UNIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
     SAVE_GATE: tl.constexpr,
@@ -36,7 +37,7 @@ def spatial_apply_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """y = x · gate · σ(conv(pooled)), or with a shortcut relu(… + shortcut), whose mask is kept as bits."""
+    """y = x · gate · act(conv(pooled)), or with a shortcut relu(… + shortcut), whose mask is kept as bits."""
     unit = tl.full((), UNIT, tl.int64)
     stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
     stride_sn, stride_so = stride_sn * unit, stride_so * unit
@@ -54,7 +55,7 @@ def spatial_apply_fwd_kernel(
     mean, top = load_window(pooled, p, height, width, False), load_window(pooled + positions, p, height, width, False)
     logit = tl.sum(mean * load_taps(conv_weight_ptr)[None, :], axis=1)
     logit += tl.sum(top * load_taps(conv_weight_ptr + 49)[None, :], axis=1)
-    spatial = tl.sigmoid(logit + tl.load(conv_bias_ptr).to(tl.float32))
+    spatial = activate(logit + tl.load(conv_bias_ptr).to(tl.float32), ACTIVATION)
     if SAVE_GATE:
         tl.store(spatial_ptr + n * positions + p, spatial, mask=p < positions)
 

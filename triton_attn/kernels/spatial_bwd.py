@@ -7,7 +7,7 @@ neighbours are the gradients of the pooled values known, which the second pass c
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, over_positions
+from .common import load_bits, load_tile, over_positions, slope
 from .spatial_common import load_taps, load_window, over_channels, taps, tile_mask
 
 
@@ -29,12 +29,13 @@ def spatial_gate_bwd_kernel(
     channels,
     positions,
     UNIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     HAS_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """dlogit = σ' · Σ_c grad · x · gate and dgate = Σ_p grad · x · spatial, one program per image and block."""
+    """dlogit = act' · Σ_c grad · x · gate and dgate = Σ_p grad · x · spatial, one program per image and block."""
     unit = tl.full((), UNIT, tl.int64)
     stride_xn, stride_xo, stride_gn, stride_go = stride_xn * unit, stride_xo * unit, stride_gn * unit, stride_go * unit
     if CHANNELS_LAST:
@@ -82,7 +83,7 @@ def spatial_gate_bwd_kernel(
         dgate = tl.sum(grad * over_channels(spatial, CHANNELS_LAST) * x, axis=AXIS_P)
         tl.store(dgate_ptr + (n * 2 * blocks + pid % blocks) * channels + c, dgate, mask=inside_c)
 
-    dlogit = tl.sum(dspatial, axis=AXIS_C) * spatial * (1.0 - spatial)
+    dlogit = tl.sum(dspatial, axis=AXIS_C) * slope(spatial, ACTIVATION)
     tl.store(dlogit_ptr + n * positions + p, dlogit, mask=inside_p)
     tl.store(winner_ptr + n * positions + p, tl.min(winner, axis=AXIS_C), mask=inside_p)
 

@@ -20,7 +20,7 @@ from .gating import Pooled
 from .layout import empty_map, served
 from .library import Launcher, Op, Results
 
-NETWORK = Network("mean", "relu", "sigmoid")
+NETWORKS = {name: Network("mean", "relu", name) for name in ("sigmoid", "double_sigmoid")}
 
 
 def cbam(
@@ -30,19 +30,21 @@ def cbam(
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None = None,
+    activation: str = "sigmoid",
 ) -> Tensor:
     """:func:`triton_attn.functional.cbam`, and ``dual`` with a ``second`` bottleneck, for arguments that were checked.
 
-    ``first`` and ``second`` are ``(weight1, bias1, weight2, bias2)`` each, of the same shapes.
+    ``first`` and ``second`` are ``(weight1, bias1, weight2, bias2)`` each, of the same shapes. All gates have the one
+    ``activation``, ``"sigmoid"`` or ``"double_sigmoid"``.
     """
     x, channels_last = served(x)
     weights = (*first, *(second or (None,) * 4), conv_weight, conv_bias)
     if shortcut is not None and shortcut.dtype != x.dtype:
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(CBAM(x, *weights, None) + shortcut)
+        return torch.relu(CBAM(x, *weights, None, activation) + shortcut)
     if shortcut is not None:
         shortcut, _ = served(shortcut, channels_last)
-    return CBAM(x, *weights, shortcut)
+    return CBAM(x, *weights, shortcut, activation)
 
 
 def forward(
@@ -58,6 +60,7 @@ def forward(
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None,
+    activation: str,
     saves: bool,
 ) -> Results:
     """The output, and what the backward needs.
@@ -70,13 +73,17 @@ def forward(
         shortcut, _ = served(shortcut, channels_last)
     first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
     parts, positions = gating.squeeze(x, channels_last), x.shape[2] * x.shape[3]
-    one = dense.forward(parts, positions, first, NETWORK, x.dtype, saves=saves)
+    one = dense.forward(parts, positions, first, NETWORKS[activation], x.dtype, saves=saves)
     two, product, gate = None, None, one.gate
     if second is not None:
         gate = product = torch.empty_like(one.gate)
-        two = dense.forward(parts, positions, second, NETWORK, x.dtype, saves=saves, scale=one.gate, product=product)
+        two = dense.forward(
+            parts, positions, second, NETWORKS[activation], x.dtype, saves=saves, scale=one.gate, product=product
+        )
     pooled = spatial.pool(x, gate, channels_last)
-    y, of_positions, bits = spatial.apply_fwd(x, gate, pooled, conv_weight, conv_bias, channels_last, shortcut, saves)
+    y, of_positions, bits = spatial.apply_fwd(
+        x, gate, pooled, conv_weight, conv_bias, channels_last, shortcut, activation, saves
+    )
     return (y, *_kept(one), *_kept(two), product, pooled, of_positions, bits) if saves else (y, *(None,) * 10)
 
 
@@ -105,16 +112,17 @@ def _forward_fake(
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None,
+    activation: str,
     saves: bool,
 ) -> Results:
     x, channels_last = served(x)
     y = empty_map(x, channels_last)
     if not saves:
         return y, *(None,) * 10
-    one = dense.empty(x, x.shape[0], x.shape[1], weight1, weight2 is not None, NETWORK, saves)
+    one = dense.empty(x, x.shape[0], x.shape[1], weight1, weight2 is not None, NETWORKS[activation], saves)
     two = None
     if weight3 is not None:
-        two = dense.empty(x, x.shape[0], x.shape[1], weight3, weight4 is not None, NETWORK, saves)
+        two = dense.empty(x, x.shape[0], x.shape[1], weight3, weight4 is not None, NETWORKS[activation], saves)
     return (
         y,
         *_kept(one),
@@ -149,6 +157,7 @@ def backward(
     pooled: Tensor,
     of_positions: Tensor,
     bits: Tensor | None,
+    activation: str,
     needs_map: bool,
     needs_weights: bool,
 ) -> Results:
@@ -160,7 +169,7 @@ def backward(
     grad, _ = served(grad, channels_last)
     gate = gate1 if product is None else product
     dpooled, winner, dgate, dtaps = spatial.reading_bwd(
-        grad, x, gate, pooled, of_positions, conv_weight, channels_last, bits
+        grad, x, gate, pooled, of_positions, conv_weight, channels_last, bits, activation
     )
     first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
     one = Made(gate1, hidden1, Pooled(mean1, None, None))
@@ -169,14 +178,16 @@ def backward(
     if second is not None:
         assert gate2 is not None
         two = Made(gate2, hidden2, Pooled(mean2, None, None))
-        found = dense.backward(dgate, two, second, NETWORK, x.dtype, scale=gate1)
+        found = dense.backward(dgate, two, second, NETWORKS[activation], x.dtype, scale=gate1)
         dnext = found.dmean
         if needs_weights:
-            parameters = dense.weights_bwd(two, found, second, NETWORK, x.dtype)
-    found = dense.backward(dgate, one, first, NETWORK, x.dtype, needs_pooled=needs_map, scale=gate2, dnext=dnext)
+            parameters = dense.weights_bwd(two, found, second, NETWORKS[activation], x.dtype)
+    found = dense.backward(
+        dgate, one, first, NETWORKS[activation], x.dtype, needs_pooled=needs_map, scale=gate2, dnext=dnext
+    )
     of_conv: Results = (None, None)
     if needs_weights:
-        parameters = (*dense.weights_bwd(one, found, first, NETWORK, x.dtype), *parameters)
+        parameters = (*dense.weights_bwd(one, found, first, NETWORKS[activation], x.dtype), *parameters)
         of_conv = spatial.parameters_bwd(dtaps, conv_weight, conv_bias)
     else:
         parameters = (None,) * 8
@@ -212,6 +223,7 @@ def _backward_fake(
     pooled: Tensor,
     of_positions: Tensor,
     bits: Tensor | None,
+    activation: str,
     needs_map: bool,
     needs_weights: bool,
 ) -> Results:
@@ -224,18 +236,19 @@ def _backward_fake(
     )
 
 
-def _formula(x: Tensor, *weights: Any) -> Tensor:
+def _formula(x: Tensor, *arguments: Any) -> Tensor:
+    *weights, activation = arguments
     if weights[4] is None:
-        return plain.cbam(x, *weights[:4], *weights[8:])
-    return plain_dual.dual(x, *weights)
+        return plain.cbam(x, *weights[:4], *weights[8:], activation=activation)
+    return plain_dual.dual(x, *weights, activation=activation)
 
 
 CBAM = Op(
     Launcher(
         "cbam(Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2,"
         " Tensor? weight3, Tensor? bias3, Tensor? weight4, Tensor? bias4, Tensor conv_weight, Tensor conv_bias,"
-        " Tensor? shortcut, bool saves) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
-        " Tensor, Tensor)",
+        " Tensor? shortcut, str activation, bool saves)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         forward,
         _forward_fake,
     ),
@@ -243,7 +256,8 @@ CBAM = Op(
         "cbam_backward(Tensor grad, Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2,"
         " Tensor? weight3, Tensor? bias3, Tensor? weight4, Tensor? bias4, Tensor conv_weight, Tensor conv_bias,"
         " Tensor gate1, Tensor mean1, Tensor? hidden1, Tensor? gate2, Tensor? mean2, Tensor? hidden2,"
-        " Tensor? product, Tensor pooled, Tensor of_positions, Tensor? bits, bool needs_map, bool needs_weights)"
+        " Tensor? product, Tensor pooled, Tensor of_positions, Tensor? bits, str activation, bool needs_map,"
+        " bool needs_weights)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,

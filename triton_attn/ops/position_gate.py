@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..reference.channel_gate import activate
 from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
@@ -24,10 +25,16 @@ from .partial_sums import partial_sums
 
 
 def pixel_attention(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shortcut: Tensor | None = None
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    shortcut: Tensor | None = None,
+    activation: str = "sigmoid",
 ) -> Tensor:
     """:func:`triton_attn.functional.pixel_attention` on Triton, for arguments that were checked."""
-    return position_gate(x, weight1, bias1, weight2, bias2, shortcut=shortcut)
+    return position_gate(x, weight1, bias1, weight2, bias2, shortcut=shortcut, activation=activation)
 
 
 def attention_gate(
@@ -40,16 +47,17 @@ def attention_gate(
     psi_bias: Tensor,
     gating: Tensor | None = None,
     shortcut: Tensor | None = None,
+    activation: str = "sigmoid",
 ) -> Tensor:
     """:func:`triton_attn.functional.attention_gate` on Triton, for arguments that were checked."""
     if gating is None:
         # Two convolutions of the same map are one; PyTorch adds in float32. Where x is infinite and they would cancel
         # to NaN, their sum is infinite: the one place where a value goes elsewhere than in the reference.
-        return position_gate(x, weight1, bias1, psi_weight, psi_bias, weight2, bias2, None, shortcut)
+        return position_gate(x, weight1, bias1, psi_weight, psi_bias, weight2, bias2, None, shortcut, activation)
     signal = torch.conv2d(gating, weight2, bias2)
     if signal.shape[2:] != x.shape[2:]:
         signal = torch.ops.aten.upsample_bilinear2d.vec(signal, x.shape[2:], False, None)
-    return position_gate(x, weight1, bias1, psi_weight, psi_bias, None, None, signal, shortcut)
+    return position_gate(x, weight1, bias1, psi_weight, psi_bias, None, None, signal, shortcut, activation)
 
 
 def position_gate(
@@ -62,11 +70,13 @@ def position_gate(
     more_bias: Tensor | None = None,
     signal: Tensor | None = None,
     shortcut: Tensor | None = None,
+    activation: str = "sigmoid",
 ) -> Tensor:
     """``x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2)``, and ``relu(… + shortcut)`` with a shortcut.
 
     ``weight1`` ``(m, C, 1, 1)``; ``weight2`` ``(C, m, 1, 1)`` for a gate per element, or ``(1, m, 1, 1)`` for one per
-    position; ``more_weight`` and ``more_bias`` are added to weight1 and bias1; ``signal`` ``(N, m, H, W)``.
+    position; ``more_weight`` and ``more_bias`` are added to weight1 and bias1; ``signal`` ``(N, m, H, W)``; in place of
+    σ another ``activation`` of map_gate's.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # The gates would come out in autocast's dtype, and their product with x in the wider of both.
@@ -74,16 +84,16 @@ def position_gate(
     network = (weight1, bias1, weight2, bias2, more_weight, more_bias)
     if shortcut is not None and shortcut.dtype != x.dtype:
         # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(position_gate(x, *network, signal) + shortcut)
+        return torch.relu(position_gate(x, *network, signal, activation=activation) + shortcut)
     x, channels_last = served(x)
     sizes = x.shape[1], weight1.shape[0], weight2.shape[0]
     if not position_rules.position_gate_is_fused(
         *sizes, x.itemsize, rows(x, channels_last)[1], has_signal=signal is not None
     ):
-        return map_gate(x, _logits(x, *network, signal), shortcut)
+        return map_gate(x, _logits(x, *network, signal), shortcut, activation)
     signal = None if signal is None else served(signal, channels_last)[0]
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    return POSITION_GATE(x, *network, signal, shortcut)
+    return POSITION_GATE(x, *network, signal, shortcut, activation)
 
 
 def _logits(
@@ -114,6 +124,7 @@ def forward(
     more_bias: Tensor | None,
     signal: Tensor | None,
     shortcut: Tensor | None,
+    activation: str,
     saves: bool,
 ) -> Results:
     """The output, and for the backward the sums of weights and biases, where there are two, and ReLU's mask as bits."""
@@ -147,6 +158,7 @@ def forward(
         more_bias_ptr=None if more_bias is None else more_bias.contiguous(),
         HAS_MORE=more_weight is not None,
         HAS_SHORTCUT=shortcut is not None,
+        ACTIVATION=activation,
         SAVE_BITS=bits is not None,
         SAVE_SUM=weight is not None,
         WIDE=_is_wide(x, y, shortcut, signal),
@@ -166,6 +178,7 @@ def _forward_fake(
     more_bias: Tensor | None,
     signal: Tensor | None,
     shortcut: Tensor | None,
+    activation: str,
     saves: bool,
 ) -> Results:
     x, channels_last = served(x)
@@ -189,6 +202,7 @@ def backward(
     weight_sum: Tensor | None,
     bias_sum: Tensor | None,
     bits: Tensor | None,
+    activation: str,
     needs_map: bool,
     needs_signal: bool,
     needs_weights: bool,
@@ -230,6 +244,7 @@ def backward(
         stride_dho=0 if dsignal is None else row_stride(dsignal, channels_last),
         tiles=tiles,
         run=run,
+        ACTIVATION=activation,
         HAS_SHORTCUT=bits is not None,
         NEEDS_MAP=needs_map,
         NEEDS_SIGNAL=dsignal is not None,
@@ -254,6 +269,7 @@ def _backward_fake(
     weight_sum: Tensor | None,
     bias_sum: Tensor | None,
     bits: Tensor | None,
+    activation: str,
     needs_map: bool,
     needs_signal: bool,
     needs_weights: bool,
@@ -351,21 +367,22 @@ def _gradients(found: Results, tensors: Results) -> Results:
 
 
 def _formula(x: Tensor, *network: Any) -> Tensor:
-    return x * torch.sigmoid(_logits(x, *network))
+    *tensors, activation = network
+    return x * activate(_logits(x, *tensors), activation)
 
 
 POSITION_GATE = Op(
     Launcher(
         "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? more_weight,"
         " Tensor? more_bias, Tensor? signal,"
-        " Tensor? shortcut, bool saves) -> (Tensor, Tensor, Tensor, Tensor)",
+        " Tensor? shortcut, str activation, bool saves) -> (Tensor, Tensor, Tensor, Tensor)",
         forward,
         _forward_fake,
     ),
     Launcher(
         "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
         " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? weight_sum,"
-        " Tensor? bias_sum, Tensor? bits, bool needs_map, bool needs_signal, bool needs_weights)"
+        " Tensor? bias_sum, Tensor? bits, str activation, bool needs_map, bool needs_signal, bool needs_weights)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         backward,
         _backward_fake,

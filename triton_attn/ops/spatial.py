@@ -60,9 +60,10 @@ def apply_fwd(
     conv_bias: Tensor,
     channels_last: bool,
     shortcut: Tensor | None,
+    activation: str,
     saves: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``x · gate · σ(conv(pooled))``, or ``relu(… + shortcut)``.
+    """``x · gate · act(conv(pooled))``, or ``relu(… + shortcut)``.
 
     With ``saves`` the spatial gate ``(N, 1, HW)`` float32 and the bits of ReLU's mask come with it, else None.
     """
@@ -87,6 +88,7 @@ def apply_fwd(
         shortcut_ptr=shortcut,
         height=x.shape[2],
         width=x.shape[3],
+        ACTIVATION=activation,
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=bits is not None,
         SAVE_GATE=saves,
@@ -103,6 +105,7 @@ def reading_bwd(
     conv_weight: Tensor,
     channels_last: bool,
     bits: Tensor | None,
+    activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two passes that read the map.
 
@@ -131,6 +134,7 @@ def reading_bwd(
         gate_ptr=gate,
         pooled_ptr=pooled,
         spatial_ptr=spatial,
+        ACTIVATION=activation,
         HAS_BITS=bits is not None,
     )
     _start(

@@ -48,7 +48,8 @@ def gate_rows_and_columns(x: Tensor, network: Network, shortcut: Tensor | None =
     if grad_mode and (u.requires_grad or any(gate.requires_grad for gate in gates)):
         y = _Multiply.apply(link, u, *gates, after)
     else:
-        y, _ = APPLY(u, *gates, after, False)
+        found: Any = APPLY(u, *gates, after, False)
+        y = found[0]
     return y if last is shortcut else torch.relu(y + shortcut)
 
 
@@ -103,7 +104,8 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, row_gate, column_gate, bits = as_kept(ctx)
+        saved: Any = as_kept(ctx)
+        x, row_gate, column_gate, bits = saved
         _, needs_map, needs_row, needs_column, needs_shortcut = ctx.needs_input_grad
         ctx.link.is_differentiated_again |= torch.is_grad_enabled()  # so create_graph is True
         if ctx.link.is_differentiated_again:

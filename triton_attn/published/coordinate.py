@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import backend
+from ..ops.library import is_untraced
 from ..ops.strips import gate_rows_and_columns
 from ..reference import published
 from ..reference.common import check_map
@@ -15,12 +15,9 @@ class CoordinateAttention(published.CoordinateAttention):
     __doc__ = published.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        # An op cannot call the network, so whoever traces gets the formula.
-        if (
-            backend.is_plain(x)
-            or torch.compiler.is_compiling()
-            or not backend.use_triton(x, *self.parameters(), shortcut)
-        ):
+        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
+            return super().forward(x, shortcut)
+        if not is_untraced():  # an op cannot call the network: a compiler fuses the formula around it
             return super().forward(x, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         return gate_rows_and_columns(x, self.network, shortcut)
