@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-import torch.fx
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backend
@@ -70,7 +70,7 @@ def _forward(plain: type[nn.Module], by: Recipe) -> Callable[..., Any]:
     def forward(self: Any, *inputs: Any, **named: Any) -> Any:
         if inputs and not named:
             first = inputs[0]
-            if isinstance(first, torch.fx.Proxy):
+            if isinstance(first, Proxy):
                 return leaf(self, *inputs)
             if isinstance(first, Tensor) and not backend.is_plain(first):
                 if _has_any_global_hook():

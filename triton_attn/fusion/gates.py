@@ -124,34 +124,49 @@ class Chain(ChannelGate):
 
 
 def dense_layers(layers: Sequence[nn.Module], pool: str) -> Call | str:
-    """The op for one or two dense layers, an activation between them or none, and a gate; or why there is none.
+    """The op for one or two dense layers, an activation between them or none, and a gate or none; or why there is none.
 
     An ``nn.Identity`` anywhere is nothing.
     """
-    found = []
+    first: Any = None
+    second: Any = None
+    between = gate = None
     for layer in layers:
         if is_touched(layer):
             return f"hooks, or a forward of its own, on {type(layer).__name__}"
-        if type(layer) is not nn.Identity:
-            found.append(layer)
-    if not found:
-        return "no layer at all"
-    gate = "none" if is_dense(found[-1]) else GATES.get(type(found[-1]))
-    if gate not in plain.ACTIVATIONS:
-        return f"{type(found[-1]).__name__} as the gate"
-    dense = [layer for layer in found if is_dense(layer)]
-    if not dense or len(dense) > 2 or found[0] is not dense[0]:
-        return f"a network of {' → '.join(type(layer).__name__ for layer in found)}"
-    first, second = dense[0], dense[1] if len(dense) == 2 else None
-    between = found[1 : found.index(second)] if second is not None else []
-    behind = found[len(between) + len(dense) :]
-    if len(between) > 1 or len(behind) > 1 or (len(behind) == 1) == (gate == "none"):
-        return f"a network of {' → '.join(type(layer).__name__ for layer in found)}"
-    hidden = HIDDEN.get(type(between[0]), unknown)(between[0]) if between else "none"
+        kind = type(layer)
+        if kind is nn.Identity:
+            continue
+        if kind is nn.Conv2d or kind is nn.Linear:
+            if not is_dense(layer) or second is not None or (first is None and between is not None):
+                return _network(layers)
+            first, second = (layer, None) if first is None else (first, layer)
+        elif second is None and between is None:
+            between = layer
+        elif second is not None and gate is None:
+            gate = layer
+        else:
+            return _network(layers)
+    if first is None:
+        return _network(layers)
+    if second is None:
+        between, gate = None, between
+    hidden = "none" if between is None else HIDDEN.get(type(between), unknown)(between)
     if hidden not in plain.HIDDEN_ACTIVATIONS:
-        return f"{type(between[0]).__name__} between the layers"
-    weights = first.weight, first.bias, *((None, None) if second is None else (second.weight, second.bias))
-    return ops.CHANNEL_GATE, weights, (pool, hidden, gate)
+        return f"{type(between).__name__} between the layers"
+    last = "none" if gate is None else GATES.get(type(gate))
+    if last not in plain.ACTIVATIONS:
+        return f"{type(gate).__name__} as the gate"
+    own = first._parameters
+    weights = own["weight"], own["bias"], None, None
+    if second is not None:
+        own = second._parameters
+        weights = *weights[:2], own["weight"], own["bias"]
+    return ops.CHANNEL_GATE, weights, (pool, hidden, last)
+
+
+def _network(layers: Sequence[nn.Module]) -> str:
+    return f"a network of {' → '.join(type(layer).__name__ for layer in layers)}"
 
 
 class Neighbours(ChannelGate):
