@@ -8,8 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from timm.layers import GELU, EcaModule, EffectiveSEModule, SEModule
+from timm.layers import GELU, EcaModule, EffectiveSEModule, NonLocalAttn, SEModule
 from timm.layers.cbam import CbamModule, ChannelAttn, LightChannelAttn, LightSpatialAttn, SpatialAttn
+from timm.layers.coord_attn import CoordAttn, EfficientLocalAttn
 from timm.layers.eca import CecaModule
 from timm.models import hgnet, resnet, senet, tresnet
 from timm.models._efficientnet_blocks import SqueezeExcite
@@ -66,11 +67,16 @@ BY_POSITION: dict[str, Build] = {
     "timm cbam, positions, light": LightSpatialAttn,
     "timm cbam": lambda: CbamModule(16),
 }
+BY_STRIPS: dict[str, Build] = {
+    "timm coordinate": lambda: CoordAttn(16, rd_channels=8),
+    "timm local": lambda: EfficientLocalAttn(16),
+}
 BLOCKS: dict[str, Build] = {
     "timm resnet, basic": lambda: resnet.BasicBlock(16, 16, attn_layer=SEModule),
     "timm resnet, bottleneck": lambda: resnet.Bottleneck(16, 4, attn_layer=SEModule),
     "timm resnet, effective se": lambda: resnet.BasicBlock(16, 16, attn_layer=EffectiveSEModule),
     "timm resnet, by parts": lambda: resnet.BasicBlock(16, 16, attn_layer=CecaModule),
+    "timm resnet, coordinate": lambda: resnet.BasicBlock(16, 16, attn_layer=CoordAttn),
     "timm resnet, positions": lambda: resnet.BasicBlock(16, 16, attn_layer=lambda *_, **__: SpatialAttn()),
     "timm senet, basic": lambda: senet.SEResNetBlock(16, 16, 1, 4),
     "timm senet, bottleneck": lambda: senet.SEResNetBottleneck(16, 4, 1, 4),
@@ -173,6 +179,32 @@ def test_by_position(name: str, dtype: torch.dtype) -> None:
     notes = {entry.note for entry in triton_attn.fuse(BY_POSITION[name]())}
     assert "by parts, gates in PyTorch: one for every position" in notes
     check(lambda: BY_POSITION[name]().eval(), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BY_STRIPS)
+def test_by_strips(name: str, dtype: torch.dtype) -> None:
+    (entry,) = triton_attn.fuse(BY_STRIPS[name]())
+    assert entry.note == "by parts, gates in PyTorch: one for every row and column"
+    check(lambda: BY_STRIPS[name]().eval(), dtype)
+
+
+def test_a_skip_around_strips() -> None:
+    module = CoordAttn(16, has_skip=True)
+    (entry,) = triton_attn.fuse(module).left
+    assert entry.note == "has_skip: the map is added"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_non_local(dtype: torch.dtype) -> None:
+    def build() -> nn.Module:
+        module = NonLocalAttn(16).eval()
+        nn.init.uniform_(module.norm.weight)
+        return module
+
+    (entry,) = triton_attn.fuse(build())
+    assert entry.note == "attention in one op, between the module's own convolutions"
+    check(build, dtype)
 
 
 @pytest.mark.parametrize("training", [True, False])

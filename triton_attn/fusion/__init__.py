@@ -4,6 +4,7 @@ from .fused import Fused
 from .gates import Chain, ChannelGate, Neighbours
 from .maps import MapGate
 from .report import Entry, Report
+from .strips import StripGate
 from .swap import fuse, register_adapter, unfuse
 from .tails import Tail
 
@@ -15,6 +16,7 @@ __all__ = [
     "MapGate",
     "Neighbours",
     "Report",
+    "StripGate",
     "Tail",
     "fuse",
     "register_adapter",

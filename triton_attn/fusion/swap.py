@@ -18,13 +18,14 @@ from .tails import Tail
 Classes = dict[type[nn.Module], type[Fused]]
 
 ADAPTERS = {
-    "timm": ("timm", "timm_tails"),
+    "timm": ("timm", "timm_maps", "timm_tails"),
+    "timm.layers.coord_attn": ("timm_strips",),
     "torchvision": ("torchvision",),
     "monai": ("monai",),
     "segmentation_models_pytorch": ("segmentation_models_pytorch",),
     "ultralytics": ("ultralytics",),
 }
-"""Libraries, and the modules in ``adapters`` that know their attention; imported only where the library is."""
+"""Libraries or parts of them, and the modules in ``adapters`` that know their attention; imported where these are."""
 
 _LOOKS_LIKE_A_GATE = re.compile(
     r"^SE|SE$|Ese|SELayer|SEModule|SEBlock|Squeeze(?!Net)|^C?[Ee]ca|Cbam|CBAM|Coord|NonLocal|GlobalContext$|GatherExcite|"

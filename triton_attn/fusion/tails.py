@@ -12,6 +12,7 @@ from .fused import Fused
 from .gates import ChannelGate
 from .layers import DROPS, is_touched
 from .maps import MapGate
+from .strips import StripGate
 
 
 class Tail:
@@ -40,7 +41,7 @@ class Tail:
     def obstacle(self, module: nn.Module) -> str | None:
         children = module._modules
         attention, activation = children.get(self.attention), children.get(self.activation)
-        if not isinstance(attention, Fused) or not isinstance(attention.fused_by, (ChannelGate, MapGate)):
+        if not isinstance(attention, Fused) or not isinstance(attention.fused_by, (ChannelGate, MapGate, StripGate)):
             return "its attention is not fused"
         if is_touched(attention):
             return "its attention has hooks, or a forward of its own"

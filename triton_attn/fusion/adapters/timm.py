@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers import EcaModule, EffectiveSEModule, SEModule, activations, activations_me
-from timm.layers.cbam import ChannelAttn, LightChannelAttn, LightSpatialAttn, SpatialAttn
+from timm.layers.cbam import ChannelAttn, LightChannelAttn
 from timm.layers.eca import CecaModule
 from timm.models import hgnet, senet
 from timm.models._efficientnet_blocks import SqueezeExcite
@@ -16,7 +15,6 @@ from torch import Tensor
 from .. import layers
 from ..fused import Fused
 from ..gates import Chain, ChannelGate, Neighbours
-from ..maps import MapGate
 from ..swap import register_adapter
 
 layers.GATES.update(
@@ -108,23 +106,3 @@ def light(module: Any, pooled: Tensor) -> Tensor:
 @register_adapter
 class FusedLightChannelAttn(Fused, LightChannelAttn, by=ChannelGate(light, pool="half"), read="707c53e8f64ba12e"):
     __doc__ = LightChannelAttn.__doc__
-
-
-def spatial(module: Any, x: Tensor) -> Tensor:
-    """The gates of CBAM's spatial half."""
-    return module.gate(module.conv(torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)))
-
-
-@register_adapter
-class FusedSpatialAttn(Fused, SpatialAttn, by=MapGate(spatial), read="3f8c53d8489925e6"):
-    __doc__ = SpatialAttn.__doc__
-
-
-def light_spatial(module: Any, x: Tensor) -> Tensor:
-    """The gates of its light variant."""
-    return module.gate(module.conv(0.5 * x.mean(dim=1, keepdim=True) + 0.5 * x.amax(dim=1, keepdim=True)))
-
-
-@register_adapter
-class FusedLightSpatialAttn(Fused, LightSpatialAttn, by=MapGate(light_spatial), read="d7eb9c27b5f88f96"):
-    __doc__ = LightSpatialAttn.__doc__
