@@ -47,10 +47,9 @@ class NonLocal:
     def __call__(self, module: Any, x: Tensor) -> Tensor | None:
         if x.dim() != 4 or not backend.use_triton(x):
             return None
-        q, k, v = (layer(x) for layer in (module.t, module.p, module.g))
-        rows = (each.flatten(2).transpose(1, 2) for each in (q, k, v))
-        y = functional.nonlocal_attention(*rows, scale=module.scale)
-        y = y.transpose(1, 2).reshape(q.shape)
+        q, k, v = (layer(x).flatten(2).transpose(1, 2) for layer in (module.t, module.p, module.g))
+        y = functional.nonlocal_attention(q, k, v, scale=module.scale)
+        y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         return module.norm(module.z(y)) + x
 
 

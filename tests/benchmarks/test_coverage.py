@@ -1,0 +1,54 @@
+"""The table of architectures: what is counted as what, and the file that is committed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import coverage
+from benchmarks.files import RESULTS
+from triton_attn.fusion import Entry, Report
+
+ONE, PARTS = "one op", "by parts, gates in PyTorch: SiLU between the layers"
+FUSED = Entry("a", "SEModule", True, ONE)
+LEFT = Entry("b", "SplitAttn", False, "no adapter for it")
+
+
+@pytest.mark.parametrize(
+    ("entries", "how"), [([FUSED], "wholly"), ([FUSED, LEFT], "partly"), ([LEFT], "left"), ([FUSED, FUSED], "wholly")]
+)
+def test_wholly_partly_and_left(entries: list[Entry], how: str) -> None:
+    assert coverage.architecture(Report(entries)).how == how
+
+
+def test_what_is_counted() -> None:
+    found = coverage.architecture(
+        Report([FUSED, Entry("c", "SEModule", True, f"{PARTS}, with shortcut and ReLU", tail=True), LEFT, LEFT])
+    )
+    assert (found.modules, found.one_op, found.by_parts, found.tails) == (4, 1, 1, 1)
+    assert found.fused == {"SEModule": 2}
+    assert found.left == {"SplitAttn: no adapter for it": 2}
+
+
+def test_architectures_are_built_and_fused() -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    result = coverage.measure(r"timm/(seresnet18|resnest14d|resnet18)$|torchvision/mobilenet_v3_small$")
+    assert {name: each["how"] for name, each in result["architectures"].items()} == {
+        "timm/resnest14d": "left",
+        "timm/seresnet18": "wholly",
+        "torchvision/mobilenet_v3_small": "wholly",
+    }
+    assert result["without"] == 1
+    assert result["failed"] == {}
+    page = coverage.page(result)
+    assert "4 architectures, 3 with gate-like attention: 2 fused wholly, 0 partly, 1 left" in page
+    assert "| `SplitAttn`: no adapter for it | 4 | 1 | timm/resnest14d |" in page
+    assert "| timm/resnest14d | 0 of 4 | 4 SplitAttn: no adapter for it |" in page
+
+
+def test_the_committed_file_is_what_the_page_says() -> None:
+    result = json.loads((RESULTS / "coverage.json").read_text())
+    assert (RESULTS.parents[1] / "docs" / "coverage.md").read_text() == coverage.page(result)
+    assert sum(each["how"] == "wholly" for each in result["architectures"].values()) >= 393
