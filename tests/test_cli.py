@@ -88,3 +88,29 @@ def test_a_reader_that_goes_away_gets_no_traceback() -> None:
     os.close(writer)
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+def test_names_in_an_error_say_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "a\x1b]0;evil\x07\u2028b\udce9\nc", "digits:1"]) == 2
+    assert capsys.readouterr().err.startswith("triton-attn: error: CHECKPOINT: a\\x1b]0;evil\\x07 b\\udce9 c: no such")
+
+
+@pytest.mark.parametrize("number", [28, 36, 13, 30])
+def test_what_the_machine_refuses_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(_: object) -> int:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr("triton_attn.info.run", refused)
+    assert cli.main(["info"]) == 2
+    assert capsys.readouterr().err == f"triton-attn: error: /some/file: {os.strerror(number)}\n"
+
+
+def test_other_errors_of_the_system_are_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "/some/file")
+
+    monkeypatch.setattr("triton_attn.info.run", broken)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["info"])

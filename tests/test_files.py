@@ -143,3 +143,19 @@ def test_a_name_may_be_as_long_as_the_system_takes(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 251 + ".png")
     files.write_text(path, "x")
     assert path.read_text() == "x"
+
+
+def test_a_text_is_read_from_a_file_alone(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "x", "é\n")
+    (tmp_path / "link").symlink_to("x")
+    assert files.read_text(tmp_path / "x") == files.read_text(tmp_path / "link") == "é\n"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, expected in (("pipe", "no file"), ("folder", "directory|no file"), ("none", "No such"), ("a\0", "NUL")):
+        with pytest.raises(OSError, match=expected):
+            files.read_text(tmp_path / name)
+    with pytest.raises(OSError, match="it has 3 bytes, expected at most 2"):
+        files.read_text(tmp_path / "x", most=2)
+    (tmp_path / "x").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="utf-8"):
+        files.read_text(tmp_path / "x")

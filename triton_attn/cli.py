@@ -96,7 +96,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def fail(message: str, alone: bool = False) -> int:
     """Say what is wrong, in one line and once, however many processes there are; ``alone`` in all of them."""
     if alone or os.environ.get("RANK", "0") == "0":
-        print(f"triton-attn: error: {' '.join(message.split())}", file=sys.stderr)
+        from .train.errors import printable
+
+        print(f"triton-attn: error: {printable(message)}", file=sys.stderr)
     return 2
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,9 @@ MARK = ".triton-attn-"
 """How the names of temporary files begin; the rest is random, for nobody may put a link where one will be."""
 
 LONGEST_SUFFIX = 16
+MOST_BYTES = 2**26
+"""Of a text: a configuration with the names of a million classes has less."""
+
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 OLD = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -58,6 +63,23 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a file that may be anything: neither a pipe is waited for, nor a memory full of zeros read.
+
+    Raises:
+        OSError: it cannot be read, is no file, or larger than ``most`` bytes.
+        ValueError: it is not UTF-8.
+    """
+    check_name(path)
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb") as opened:
+        about = os.fstat(opened.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        if about.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, expected at most {most}", str(path))
+        return opened.read().decode("utf-8")
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left in ``folder``; those still at work keep theirs."""
     for name in folder.glob(f"{MARK}*"):
@@ -82,9 +104,9 @@ def check_name(path: Path) -> None:
     try:
         encoded = os.fsencode(path)
     except UnicodeEncodeError as error:
-        raise OSError(22, "a name that cannot be encoded", repr(str(path))) from error
+        raise OSError(errno.EINVAL, "a name that cannot be encoded", repr(str(path))) from error
     if b"\0" in encoded:
-        raise OSError(22, "a name with a NUL in it", repr(str(path)))
+        raise OSError(errno.EINVAL, "a name with a NUL in it", repr(str(path)))
 
 
 def _create(path: Path) -> tuple[Path, int | None]:

@@ -22,7 +22,7 @@ PICKLED = (
 STATE = ("last/history.json", "last/model.safetensors", "last/optimizer.safetensors", "last/state.json")
 REST = ("best.safetensors", "last.safetensors", "config.yaml", "metrics.csv", "curves.png",
         "tensorboard/events.out.tfevents.triton_attn")  # fmt: skip
-KINDS = ("truncated", "empty", "random", "pickle", "link", "link to itself", "FIFO", "folder")
+KINDS = ("truncated", "empty", "random", "pickle", "link", "link to itself", "FIFO", "folder", "endless")
 
 
 class Execute:
@@ -65,8 +65,11 @@ def attack(file: Path, kind: str, canary: Path) -> None:
         file.symlink_to(file)
     elif kind == "FIFO":
         os.mkfifo(file)
-    else:
+    elif kind == "folder":
         file.mkdir()
+    else:
+        with open(file, "wb") as opened:
+            opened.truncate(2**40)  # of zeros, which take no room
 
 
 def survives(main: Main, canary: Path, *words: object) -> int:
@@ -97,9 +100,10 @@ def test_state_that_is_attacked_is_refused(
     name: str, kind: str, run: Path, canary: Path, triton_attn_main: Main
 ) -> None:
     attack(run / name, kind, canary)
-    before = sorted(run.rglob("*"))
+    before, config = sorted(run.rglob("*")), (run / "config.yaml").read_text()
     assert survives(triton_attn_main, canary, "train", "--output", run, "--resume", "--epochs", 3) == 2
     assert sorted(run.rglob("*")) == before
+    assert (run / "config.yaml").read_text() == config, "the run is as long as it was"
 
 
 @pytest.mark.parametrize("kind", KINDS)

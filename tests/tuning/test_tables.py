@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from triton_attn.files import MARK
 from triton_attn.tuning import tables
 from triton_attn.tuning.keys import Key
 from triton_attn.tuning.tables import Entry, Table, TableError
@@ -150,3 +152,18 @@ def test_where_tables_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_the_shipped_tables_can_be_read() -> None:
     for path in tables.SHIPPED.glob("*.json"):
         assert tables.read(path, architecture=path.stem).entries
+
+
+def test_a_pipe_or_a_file_without_end_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(2**40)
+    for name in ("pipe.json", "large.json"):
+        with pytest.raises(TableError, match=rf"{name}: cannot be read"):
+            tables.read(tmp_path / name)
+
+
+def test_what_killed_writers_left_is_cleared_before_a_search(tmp_path: Path) -> None:
+    (tmp_path / f"{MARK}0123.json").write_text("{")
+    tables.check_writable(tmp_path / "table.json")
+    assert list(tmp_path.iterdir()) == []

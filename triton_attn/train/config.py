@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..files import write_text
+from ..files import read_text, write_text
 from .errors import UserError
 from .rules import TEXT, TRUTH, Rule, as_list, check_fields, either, mapping, maybe, number, one_of, sequence, whole
 
@@ -155,7 +155,7 @@ def load_config(output: str | Path) -> tuple[Config, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"--output: {output} holds no run (no {FILE}); start one without --resume")
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored = yaml.safe_load(read_text(path))
         version = stored.get("version", 1)
         one_of(1, VERSION)(version)
         # In the first version no run went on for longer than it was planned.

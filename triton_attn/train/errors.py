@@ -16,6 +16,12 @@ class UserError(ValueError):
     alone = False
 
 
+def printable(words: str) -> str:
+    """Words on one line, in which nothing speaks to the terminal: names of files may hold any letters and bytes."""
+    letters = " ".join(words.split())
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in letters)
+
+
 @contextlib.contextmanager
 def as_user_error(*kinds: type[Exception], prefix: str = "", suffix: str = "") -> Iterator[None]:
     """Pass errors of these kinds on as :class:`UserError`, with the same text between ``prefix`` and ``suffix``."""

@@ -14,7 +14,10 @@ from PIL import Image
 
 from .errors import UserError
 
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI",
+    "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 """What is opened, whatever a file is called: some of Pillow's other readers start programs (PostScript)."""
 
 ORIENTATION = 274  # EXIF's tag

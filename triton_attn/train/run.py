@@ -97,22 +97,23 @@ def _train(
         stack.enter_context(locked(output))
         options.refuse_other_run(output)  # which may have begun and ended while the images were looked at
         config.save(describe_images(images))
-    if config.schedule_from is None:
-        config = dataclasses.replace(config, schedule_from=len(history))
-        say(describe_extension(config))
-        if main:
-            config.save(dataset or {})
     if len(history) >= config.epochs:
         if main:
             Log(output, history).close()
         say(f"{output}: all {config.epochs} epochs are done, nothing is left to resume ({best_of(history)})")
         return None
-    epochs(config, accelerator, model, card, images, history)
+    epochs(config, accelerator, model, card, images, history, dataset)
     return model
 
 
 def epochs(
-    config: Config, accelerator: Accelerator, model: nn.Module, card: Card, images: Images, history: list[Row]
+    config: Config,
+    accelerator: Accelerator,
+    model: nn.Module,
+    card: Card,
+    images: Images,
+    history: list[Row],
+    dataset: dict[str, Any] | None,
 ) -> None:
     """The epochs that are left; arguments as in :func:`train`."""
     output, classes, say = Path(config.output), card.num_classes, accelerator.print
@@ -135,6 +136,11 @@ def epochs(
         say(f"resumed {output} after epoch {len(history)} ({best_of(history)})")
         if before != now:
             say(f"{now} instead of {before} processes: a step is of {now * batch} images, not of {before * batch}")
+    if config.schedule_from is None:  # it goes on for longer than was planned
+        config = dataclasses.replace(config, schedule_from=len(history))
+        say(describe_extension(config))
+        if accelerator.is_main_process:
+            config.save(dataset or {})
     scheduler = make_schedule(config, optimizer.optimizer, len(loader), len(history))
     metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", sync_on_compute=False).to(accelerator.device)}
 

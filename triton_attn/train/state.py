@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..files import read_text
 from .atomic import new_folder
 from .errors import UserError
 from .optim import load_optimizer, optimizer_tensors
@@ -102,9 +103,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _json(file: Path) -> Any:
-    if not file.is_file():  # to open a pipe would take forever
-        raise ValueError("it is no file" if file.exists() else "no such file")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(read_text(file))
 
 
 def _read(output: Path, name: str, read: Callable[[Path], T]) -> T:
@@ -112,7 +111,7 @@ def _read(output: Path, name: str, read: Callable[[Path], T]) -> T:
     try:
         return read(file)
     except (ValueError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str((isinstance(error, OSError) and error.strerror) or error).split())[:300]
         pickles = [old for old in PICKLES if (output / FOLDER / old).exists()]
         if pickles and not file.exists():
             reason = (

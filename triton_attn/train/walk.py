@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """The images that are read; others are counted by their suffix."""
@@ -83,7 +83,7 @@ class Walk:
         """What was left out, in a line; empty if nothing was."""
         parts = []
         for what, paths in self.left_out.items():
-            names = ", ".join(str(path.relative_to(self.root)) for path in paths[:MOST_EXAMPLES])
+            names = ", ".join(printable(str(path.relative_to(self.root))) for path in paths[:MOST_EXAMPLES])
             parts.append(f"{what}: {len(paths)} ({names}{', …' if len(paths) > MOST_EXAMPLES else ''})")
         if self.kinds:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import clear_leftovers, read_text, write_text
 from . import spaces
 from .keys import Key
 
@@ -104,7 +104,7 @@ def read(path: Path, *, device: str | None = None, architecture: str | None = No
         TableError: it cannot be read, is broken, or is for something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except OSError as error:
         absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
         kind = NoTableError if absent else TableError
@@ -180,10 +180,13 @@ def add(path: Path, table: Table, new: Mapping[Key, Entry]) -> None:
 def check_writable(path: Path) -> None:
     """Find out before a long search whether its table can be written; the folder is made.
 
+    What killed processes left there is cleared away.
+
     Raises:
         OSError: it cannot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent)
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 
