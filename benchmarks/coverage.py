@@ -141,8 +141,8 @@ def page(result: dict[str, Any]) -> str:
         [
             "# What fuse serves",
             "",
-            f"Every architecture of {made['timm']} and {made['torchvision']}, with {made['torch']}:",
-            "built without weights and fused by `python -m benchmarks.coverage`. `benchmarks/results/coverage.json` has each of them.",
+            f"Every architecture of {made['timm']} and {made['torchvision']}, with {made['torch']}, built without",
+            "weights and fused: `python -m benchmarks.coverage`. `benchmarks/results/coverage.json` has each of them.",
             "",
             *totals(result),
             "",
