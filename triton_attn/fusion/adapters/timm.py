@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .. import layers
 from ..fused import Fused
-from ..gates import Chain, ChannelGate, Neighbours
+from ..gates import Chain, ChannelGate
+from ..recipes import TIMM_ECA, TIMM_ESE, TIMM_SE, TIMM_SQUEEZE_EXCITE
 from ..swap import register_adapter
 
 layers.GATES.update(
@@ -34,28 +35,18 @@ layers.HIDDEN.update(
 )
 
 
-def pool(module: Any) -> str:
-    """Of those that may add the maximum to the mean, half and half."""
-    return "half" if module.add_maxpool else "mean"
-
-
-SE = Chain("fc1", "bn", "act", "fc2", "gate", pool=pool)
-ESE = Chain("fc", "gate", pool=pool)
-SQUEEZE_EXCITE = Chain("conv_reduce", "act1", "conv_expand", "gate")
-
-
 @register_adapter
-class FusedSEModule(Fused, SEModule, by=SE, read="7d2116484a547588"):
+class FusedSEModule(Fused, SEModule, by=TIMM_SE, read="7d2116484a547588"):
     __doc__ = SEModule.__doc__
 
 
 @register_adapter
-class FusedEffectiveSEModule(Fused, EffectiveSEModule, by=ESE, read="ef63f46a39a1ea64"):
+class FusedEffectiveSEModule(Fused, EffectiveSEModule, by=TIMM_ESE, read="ef63f46a39a1ea64"):
     __doc__ = EffectiveSEModule.__doc__
 
 
 @register_adapter
-class FusedSqueezeExcite(Fused, SqueezeExcite, by=SQUEEZE_EXCITE, read="8b167497abcda890"):
+class FusedSqueezeExcite(Fused, SqueezeExcite, by=TIMM_SQUEEZE_EXCITE, read="8b167497abcda890"):
     __doc__ = SqueezeExcite.__doc__
 
 
@@ -69,14 +60,6 @@ class FusedEseModule(Fused, hgnet.EseModule, by=Chain("conv", "sigmoid"), read="
     __doc__ = hgnet.EseModule.__doc__
 
 
-def eca(module: Any, mean: Tensor) -> Tensor:
-    """The gates of ECA, with the second convolution that some have."""
-    y = module.conv(mean.view(mean.shape[0], 1, -1))
-    if module.conv2 is not None:
-        y = module.conv2(module.act(y))
-    return module.gate(y).view(mean.shape[0], -1, 1, 1)
-
-
 def circular_eca(module: Any, mean: Tensor) -> Tensor:
     """The gates of ECA whose first and last channel are neighbours."""
     y = F.pad(mean.view(mean.shape[0], 1, -1), (module.padding, module.padding), mode="circular")
@@ -84,7 +67,7 @@ def circular_eca(module: Any, mean: Tensor) -> Tensor:
 
 
 @register_adapter
-class FusedEcaModule(Fused, EcaModule, by=Neighbours(eca, "conv", "gate", "act", "conv2"), read="82a33244d3986ccf"):
+class FusedEcaModule(Fused, EcaModule, by=TIMM_ECA, read="82a33244d3986ccf"):
     __doc__ = EcaModule.__doc__
 
 

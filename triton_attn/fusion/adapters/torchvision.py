@@ -9,9 +9,8 @@ from torchvision.ops import SqueezeExcitation
 from ..fused import Fused
 from ..gates import Chain
 from ..layers import is_touched
+from ..recipes import TORCHVISION_LAYERS, TORCHVISION_SE
 from ..swap import register_adapter
-
-LAYERS = ("fc1", "activation", "fc2", "scale_activation")
 
 
 class Quantizable(Chain):
@@ -25,12 +24,11 @@ class Quantizable(Chain):
         return super().obstacle(module)
 
 
-SE = Chain(*LAYERS, squeeze="avgpool")
-QUANTIZABLE = Quantizable(*LAYERS, squeeze="avgpool")
+QUANTIZABLE = Quantizable(*TORCHVISION_LAYERS, squeeze="avgpool")
 
 
 @register_adapter
-class FusedSqueezeExcitation(Fused, SqueezeExcitation, by=SE, read="f0913df463366213", helpers=("_scale",)):
+class FusedSqueezeExcitation(Fused, SqueezeExcitation, by=TORCHVISION_SE, read="f0913df463366213", helpers=("_scale",)):
     __doc__ = SqueezeExcitation.__doc__
 
 
