@@ -114,3 +114,19 @@ def test_other_errors_of_the_system_are_our_fault(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("triton_attn.info.run", broken)
     with pytest.raises(FileNotFoundError):
         cli.main(["info"])
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["train", "--output", ""], "--output"),
+        (["train", "--data", ""], "--data"),
+        (["train", "--weights", "a\0"], "--weights"),
+        (["tune", "--output", ""], "--output"),
+        (["eval", ""], "CHECKPOINT"),
+        (["show", "x", "digits:1", ""], "IMAGE"),
+    ],
+)
+def test_a_path_is_not_empty(words: list[str], called: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith(f"triton-attn: error: {called}: expected a text that is not empty")

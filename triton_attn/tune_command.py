@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--again", action="store_true", help="search what the table has, too")
     parser.add_argument("--budget", type=duration, metavar="TIME", help="begin no search after that: 90s, 5m, 1h")
     parser.add_argument("--device", default="cuda", metavar="cuda:N", help="the GPU (default: the current one)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the table (default: the user's for this device)")
+    parser.add_argument("--output", metavar="FILE", help="the table (default: the user's for this device)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
         UserError: there is no such GPU, Triton does not serve it, or --output is a file of another kind.
     """
     from .train.errors import UserError, as_user_error
+    from .train.values import check_paths
 
+    check_paths(args)
     device = _device(args.device)
     like = torch.empty((1, 64, 8, 8), dtype=DTYPES[args.dtype], device=device)
     if backend.interpreting():
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             like,
             budget=args.budget,
             training=not args.inference,
-            path=args.output,
+            path=Path(args.output) if args.output else None,
             again=args.again,
             progress=_say,
         )

@@ -126,10 +126,9 @@ def test_words_that_are_no_paths(
     status, out, error = triton_attn_main(*(checkpoint if each == "CHECKPOINT" else each for each in words), word)
     assert status == 2
     assert out == ""
-    lines = [line for line in error.splitlines() if "error: " in line]
-    assert len(lines) == 1, error
-    assert "Traceback" not in error
-    assert len(lines[0]) < 1500
+    assert error.startswith("triton-attn: error: ")
+    assert error.count("\n") == 1, error
+    assert len(error) < 1500
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -162,7 +161,7 @@ def test_every_file_of_a_run_has_the_mode_of_the_umask(
 
 
 # config.yaml, best.safetensors, last.safetensors, the four of the state, metrics.csv, TensorBoard's, curves.png.
-@pytest.mark.parametrize("number", [0, 1, 3, 7, 9])
+@pytest.mark.parametrize("number", [0, 1, 3, 8, 9])
 def test_what_a_killed_run_left_is_cleared_at_the_next_start(
     number: int, shared_pictures: Path, tmp_path: Path, triton_attn_main: Main
 ) -> None:
@@ -170,8 +169,8 @@ def test_what_a_killed_run_left_is_cleared_at_the_next_start(
     begin = ["train", "--data", shared_pictures, "--output", output, "--epochs", 1, *SMALL]
     command = Command(begin, tmp_path / "log", kill_at_file=number)
     assert command.wait() == -signal.SIGKILL
-    left = [path for path in output.iterdir() if path.name.startswith(".") and path.name != ".lock"]
-    assert len(left) == 1, "what the killed writer had begun"
+    left = [path for path in output.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    assert [path for path in left if path.parent.name in ("run", "tensorboard")], "what the killed writer had begun"
     words = ["train", "--output", output, "--resume"] if (output / "config.yaml").exists() else begin
     assert triton_attn_main(*words)[0] == 0
     assert not [path for path in output.rglob("*") if path.name.startswith(".")]

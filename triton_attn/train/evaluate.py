@@ -18,7 +18,7 @@ from .loop import validate
 from .plots import draw_confusion
 from .rules import whole
 from .runtime import check_amp, start
-from .values import WORD
+from .values import check_paths
 
 PICTURE = "confusion.png"
 
@@ -27,13 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``eval``."""
     parser.add_argument(
         "checkpoint",
-        type=WORD,
         metavar="CHECKPOINT",
         help="a .safetensors file, or the folder of a run (its best weights)",
     )
     parser.add_argument(
         "--data",
-        type=WORD,
         metavar="digits | DIR",
         help="as for train (default: what the run was trained on, else digits)",
     )
@@ -58,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amp", choices=("bf16", "fp16", "no"), default="no", help="mixed precision (default: no)")
     parser.add_argument(
         "--output",
-        type=WORD,
         metavar="PNG | DIR",
         help=f"for the confusion matrix (default: {PICTURE} beside the checkpoint)",
     )
@@ -66,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate as the command line says; returns the exit status."""
+    check_paths(arguments)
     check_amp(arguments.amp)
     file = find_weights(arguments.checkpoint)
     model, card = load_model(file)

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ..files import write_bytes, write_text
+from ..files import clear_leftovers, write_bytes, write_text
 
 Row = dict[str, Any]
 """One epoch: its number (from 1), losses, accuracies (0 to 1), learning rate, images per second, seconds, time."""
@@ -28,7 +28,7 @@ COLUMNS = (
     "images_per_second",
     "seconds",
 )
-EVENTS = "events.out.tfevents.triton_attn"
+FOLDER, EVENTS = "tensorboard", "events.out.tfevents.triton_attn"
 DRAW_EVERY = 30.0
 """Seconds between two drawings of the curves: a short epoch should not wait for them."""
 
@@ -39,6 +39,7 @@ class Log:
     def __init__(self, output: Path, history: Sequence[Row]) -> None:
         self.output, self.history = output, list[Row]()
         self.drawn = 0.0
+        clear_leftovers(output / FOLDER)
         self.events = io.BytesIO()
         RecordWriter(self.events).write(Event(file_version="brain.Event:2").SerializeToString())
         for row in history:
@@ -82,6 +83,6 @@ class Log:
     def _write(self) -> None:
         self.write_csv()
         # Whole as everything else, where TensorBoard's own writer adds to a file, in a thread that a full disk ends.
-        folder = self.output / "tensorboard"
+        folder = self.output / FOLDER
         folder.mkdir(exist_ok=True)
         write_bytes(folder / EVENTS, self.events.getvalue())

@@ -10,7 +10,7 @@ from typing import Any
 
 from .config import FILE, OPTIONS, Config, load_config
 from .errors import UserError, as_user_error
-from .values import WORD, KeyValues, parse_attention
+from .values import KeyValues, check_paths, parse_attention
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MAY_CHANGE = ("output", "workers", "check_images")
@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--weights",
-        type=WORD,
         metavar="FILE | NAME",
         help="start from a .safetensors or .pth file, or torchvision's by name",
     )
@@ -54,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
-        type=WORD,
         metavar="digits | DIR",
         help="scikit-learn's bundled digits, or a folder: train/ and val/ with a folder of images per class in each, "
         "or a folder per class (default: digits)",
@@ -121,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--seed", type=OPTIONS["seed"].words(int), metavar="N", help=f"default: {default.seed}")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--output", type=WORD, metavar="DIR", help=f"the folder of the run (default: {default.output})")
+    run.add_argument("--output", metavar="DIR", help=f"the folder of the run (default: {default.output})")
     run.add_argument(
         "--resume", action="store_true", help="go on with the run in --output, with the configuration stored there"
     )
@@ -136,6 +134,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any] | Non
         UserError: the folder holds a run and ``--resume`` is not given, or holds none and it is, or an option
             differs from the run's.
     """
+    check_paths(arguments)
     names = {each.name for each in dataclasses.fields(Config)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
     if "where" in given:

@@ -17,7 +17,7 @@ from .. import backend
 from .attention_maps import attention_sites, choose_sites, read_attention
 from .errors import UserError, as_user_error
 from .points import GRID, parse_points
-from .values import WORD
+from .values import check_paths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,13 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "checkpoint",
-        type=WORD,
         metavar="CHECKPOINT",
         help="a .safetensors file of triton-attn train, or the folder of a run",
     )
     parser.add_argument(
         "images",
-        type=WORD,
         metavar="IMAGE",
         nargs="+",
         help="an image file, or digits:INDEX for one of scikit-learn's digits",
@@ -55,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        type=WORD,
         metavar="PNG",
         default="sheet.png",
         help="the file to write or replace (default: %(default)s)",
@@ -79,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: something about the arguments or the files, named; no sheet is written then.
     """
+    check_paths(args)
     if args.channels < 0:
         raise UserError(f"--channels: expected 0 or more, got {args.channels}")
     output = _output(args.output)

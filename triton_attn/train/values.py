@@ -5,10 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .rules import TEXT, brief
+from .errors import as_user_error
+from .rules import TEXT, brief, maybe
 
-WORD = TEXT.words(str)
-"""A path, or a name: not empty, for that is the folder one happens to be in."""
+PATHS = {"output": "--output", "data": "--data", "weights": "--weights", "checkpoint": "CHECKPOINT", "images": "IMAGE"}
+
+
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Raise unless every path that is given can be one.
+
+    Raises:
+        UserError: it is empty, which would stand for the folder one happens to be in, or has a NUL in it.
+    """
+    for name, called in PATHS.items():
+        given = getattr(arguments, name, None)
+        with as_user_error(ValueError, prefix=f"{called}: "):
+            for word in given if isinstance(given, list) else [given]:
+                maybe(TEXT)(word)
 
 
 def parse_attention(text: str) -> str | dict[str, str] | None:
