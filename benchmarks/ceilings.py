@@ -35,9 +35,9 @@ class Ceiling:
 
 
 SQUEEZE = Ceiling(3, 4, mask_reads=2, launches=(4, 5))
-# Forward the two pooled values are written, and read with a border of three rows, and the gate is written. Backward
-# there is room for what positions need in the pass that 5 T leave free of 6.
-BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(5, 7), position_values=(8, 0))
+# Forward the two pooled values are written, read with a border of three rows, and written whole, and the gate is
+# written and read. Backward there is room for most of what positions need in the pass that 5 T leave free of 6.
+BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(6, 8), position_values=(12, 4))
 
 # By what is counted: a block, or a block on a certain input.
 CEILINGS = {
@@ -46,7 +46,7 @@ CEILINGS = {
     "coordinate": Ceiling(3, 4, mask_reads=2),
     "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2),
     "cbam": BOTH_POOLS,
-    "dual": replace(BOTH_POOLS, launches=(7, 10)),
+    "dual": replace(BOTH_POOLS, launches=(8, 11)),
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),
     "gate": Ceiling(2, 3, mask_reads=1, channels=256),
     # The design names no passes for these: x and y, the signal, and its convolution, of half the channels, written and

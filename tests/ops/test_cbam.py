@@ -264,6 +264,23 @@ def test_an_image_does_not_depend_on_its_batch(name: str, layout: str) -> None:
 
 
 @both_blocks
+@both_layouts
+def test_gates_of_twice_a_sigmoid(layout: str, name: str) -> None:
+    """What ``identity=True`` makes of the gates, once it has learnt something."""
+
+    def build(package: ModuleType) -> nn.Module:
+        torch.manual_seed(0)
+        block = getattr(package, name)(16, 4, identity=True)
+        for parameter in block.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        return block
+
+    x = lay_out(torch.randn(2, 16, 9, 5), layout)
+    assert torch.equal(getattr(triton_attn, name)(16, 4, identity=True)(x), x)
+    check_block(build, (2, 16, 9, 5), torch.float32, layout, with_shortcut=True, prepare=clear_maxima)
+
+
+@both_blocks
 def test_inference_saves_nothing_for_a_backward(name: str) -> None:
     block = make(name, 8, 2)
     x = torch.randn(2, 8, 5, 3)
@@ -422,8 +439,8 @@ def test_traffic(name: str, layout: str) -> None:
         torch.autograd.grad(y, wanted, grad)
     size = x.numel() * x.itemsize
     more = name == "DualAttentionBlock"  # a second bottleneck
-    assert forward.launches.total() == 5 + 2 * more
-    assert backward.launches.total() == 7 + 3 * more
+    assert forward.launches.total() == 6 + 2 * more
+    assert backward.launches.total() == 8 + 3 * more
     assert forward.moved["map"] == (4 + with_shortcut) * size
     assert backward.moved["map"] == (5 + with_shortcut) * size
     assert forward.moved["mask"] == with_shortcut * x.numel() // 8
@@ -431,14 +448,19 @@ def test_traffic(name: str, layout: str) -> None:
     assert backward.total <= 1.02 * (6 + with_shortcut * 9 / 8) * size
     assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
 
-    # Beside the map go float32 values per position: forward the pooled ones (8 bytes written, and read with three rows
-    # around a block) and the gate (4); backward the gate, its gradient, the winner, and those of the pooled values.
+    # Beside the map go float32 values per position, and parts of them for each chunk of channels: forward the pooled
+    # ones (written, and read with three rows around a block) and the gate; backward the gate, its gradient, the winner,
+    # and the gradients of the pooled values.
     batch, channels, height, width = shape
-    block_p = spatial_rules.block_p(height * width)
-    blocks = -(-height * width // block_p)
+    config, block_p = spatial_rules.spatial(channels, height * width, 4), spatial_rules.conv(height * width)["BLOCK_P"]
+    blocks, chunks = -(-height * width // config["BLOCK_P"]), -(-channels // config["CHUNK"])
     positions, around = batch * height * width, 1 + (6 * width + 6) / block_p
-    taps = 2 * 4 * 196 * blocks / (height * width)
+    taps = 2 * 4 * 196 / block_p
     vector = 4 * batch * channels  # one (N, C) float32: every block reads or writes some
     parts = (2 + more) * rules.splits(channels, height * width, layout == "channels_last")
-    assert forward.moved["vector"] <= positions * (12 + 8 * around) + vector * (8 + 8 * more + parts + 2 * blocks)
-    assert backward.moved["vector"] <= positions * (52 + 4 * around + taps) + vector * (16 + 16 * more + 7 * blocks)
+    assert forward.moved["vector"] <= positions * (12 + chunks * (12 + 8 * around)) + vector * (
+        8 + 8 * more + parts + 2 * blocks
+    )
+    assert backward.moved["vector"] <= positions * (20 + 4 * around + chunks * (48 + 4 * around) + taps) + vector * (
+        16 + 16 * more + 7 * blocks
+    )

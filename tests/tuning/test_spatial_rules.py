@@ -19,9 +19,23 @@ def test_spatial(channels: int, positions: int, itemsize: int) -> None:
     config = spatial_rules.spatial(channels, positions, itemsize)
     assert all(is_power_of_two(value) for value in config.values())
     assert config["BLOCK_P"] == spatial_rules.block_p(positions)
+    assert config["CHUNK"] % config["BLOCK_C"] == 0
     # Bits are packed by eight along the contiguous axis, whichever it is.
     assert min(config["BLOCK_C"], config["BLOCK_P"]) >= 8
-    # Neither a tile nor the window of 64 columns around its positions takes more than 16 elements of a thread.
+    assert config["BLOCK_C"] * config["BLOCK_P"] <= 8 * 32 * config["num_warps"]
+    assert config["BLOCK_C"] * itemsize <= 64
+
+
+@given(channels=sizes, positions=sizes)
+def test_a_batch_of_16_fills_a_chip(channels: int, positions: int) -> None:
+    """Two programs for each of 132 multiprocessors, wherever a map of 16 bits has that many pieces of 8 KB."""
+    config = spatial_rules.spatial(channels, positions, 2)
+    programs = 16 * -(-positions // config["BLOCK_P"]) * -(-channels // config["CHUNK"])
+    assert 16 * channels * positions * 2 // 8192 < 264 or programs >= 264
+
+
+@given(positions=sizes)
+def test_conv(positions: int) -> None:
+    config = spatial_rules.conv(positions)
+    # The window around a position has 64 columns, of which a thread has 16 elements.
     assert config["BLOCK_P"] * 64 <= 16 * 32 * config["num_warps"]
-    assert config["BLOCK_C"] * itemsize <= 128
-    assert config["num_warps"] <= 16

@@ -20,4 +20,4 @@ class CBAM(reference.CBAM):
         if not backend.use_triton(x, *channel, *spatial, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
-        return ops.cbam(x, channel, None, *spatial, shortcut, self.activation)
+        return ops.cbam(x, channel, None, *spatial, shortcut, activation=self.activation)

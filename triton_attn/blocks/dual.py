@@ -21,4 +21,4 @@ class DualAttentionBlock(reference.DualAttentionBlock):
         if not backend.use_triton(x, *first, *second, *spatial, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channel_attention.fc1.in_features, self.channel_attention.fc1.weight, shortcut)
-        return ops.cbam(x, first, second, *spatial, shortcut, activation)
+        return ops.cbam(x, first, second, *spatial, shortcut, activation=activation)

@@ -125,8 +125,9 @@ def apply_gate_bwd_kernel(
         dmean = tl.load(dmean_ptr + vector, mask=exists, other=0.0).to(tl.float32) / positions
     if MAX:
         dpeak = tl.load(dpeak_ptr + vector, mask=exists, other=0.0).to(tl.float32)
-        peak = tl.load(peak_ptr + vector, mask=exists, other=0.0)
         winner = tl.load(winner_ptr + vector, mask=exists, other=0)
+        # Where there is one winner, the maximum itself is not asked for.
+        peak = tl.load(peak_ptr + vector, mask=exists & (winner < 0), other=0.0)
         # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
         share = tl.where(peak == peak, dpeak / tl.where(winner < 0, -winner, 1).to(tl.float32), float("nan"))
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .common import activate, activate_hidden, activate_hidden_bwd, slope
-from .partials import pooled_parts, store_pooled, sum_parts, vector_of
+from .partials import pooled_parts, sum_parts, vector_of
 
 
 @triton.jit
@@ -98,28 +98,29 @@ def dense_hidden_fwd_kernel(
         c = start + tl.arange(0, BLOCK_C)
         inside = (n < batch)[:, None] & (c < channels)[None, :]
         mean, peak = pooled_parts(
-            sum_parts_ptr, peak_parts_ptr, n, c, inside, channels, splits, positions, MEAN, MAX, BLOCK_S
+            None if SCALED else mean_ptr,
+            peak_ptr,
+            winner_ptr,
+            sum_parts_ptr,
+            peak_parts_ptr,
+            winner_parts_ptr,
+            n,
+            c,
+            inside,
+            channels,
+            splits,
+            positions,
+            tl.program_id(1) == 0,
+            MEAN,
+            MAX,
+            SAVE,
+            BLOCK_S,
         )
         if SCALED:
             mean *= load_vectors(scale_ptr, n, c, batch, channels)
-        if SAVE:
-            if tl.program_id(1) == 0:
-                store_pooled(
-                    mean_ptr,
-                    peak_ptr,
-                    winner_ptr,
-                    mean,
-                    peak_parts_ptr,
-                    winner_parts_ptr,
-                    n,
-                    c,
-                    inside,
-                    channels,
-                    splits,
-                    MEAN,
-                    MAX,
-                    BLOCK_S,
-                )
+            if SAVE:
+                if tl.program_id(1) == 0:
+                    store_vectors(mean_ptr, mean, n, c, batch, channels)
         weight = load_weight(weight_ptr, c, m, 1, channels, channels, hidden_size)
         hidden = tl.dot(vector_of(mean, peak, 0, POOL), weight, hidden, input_precision=PRECISION)
         if POOL == "both":

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .common import activate, slope
-from .partials import pooled_parts, store_pooled, sum_parts
+from .partials import pooled_parts, sum_parts
 
 
 @triton.jit
@@ -58,25 +58,24 @@ def neighbours_fwd_kernel(
     row, c = block_of_program(channels, BLOCK_C)
     MEAN: tl.constexpr = POOL != "max"
     MAX: tl.constexpr = POOL != "mean"
-    exists = (c < channels)[None, :]
     if SAVE:
-        own, _ = pooled_parts(
-            sum_parts_ptr, peak_parts_ptr, row, c, exists, channels, splits, positions, MEAN, False, BLOCK_S
-        )
-        store_pooled(
+        pooled_parts(
             mean_ptr,
             peak_ptr,
             winner_ptr,
-            own,
+            sum_parts_ptr,
             peak_parts_ptr,
             winner_parts_ptr,
             row,
             c,
-            exists,
+            (c < channels)[None, :],
             channels,
             splits,
+            positions,
+            True,
             MEAN,
             MAX,
+            True,
             BLOCK_S,
         )
     logits = tl.zeros((BLOCK_C,), tl.float32)
@@ -85,7 +84,23 @@ def neighbours_fwd_kernel(
         weight = tl.load(weight_ptr + tap, mask=tap < kernel_size, other=0.0).to(tl.float32)
         i, inside = neighbours_of(c, tap - kernel_size // 2, channels)
         mean, peak = pooled_parts(
-            sum_parts_ptr, peak_parts_ptr, row, i, inside, channels, splits, positions, MEAN, MAX, BLOCK_S
+            None,
+            None,
+            None,
+            sum_parts_ptr,
+            peak_parts_ptr,
+            None,
+            row,
+            i,
+            inside,
+            channels,
+            splits,
+            positions,
+            False,
+            MEAN,
+            MAX,
+            False,
+            BLOCK_S,
         )
         # A tap that there is not has no weight, but its neighbour may be infinite.
         value = tl.reshape(sum_of(mean, peak, POOL), (BLOCK_C, BLOCK_K))

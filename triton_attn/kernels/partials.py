@@ -75,53 +75,51 @@ def winner_of(position, ties, nan):
 
 @triton.jit
 def pooled_parts(
-    sum_ptr,
+    mean_ptr,
     peak_ptr,
+    winner_ptr,
+    sum_parts_ptr,
+    peak_parts_ptr,
+    winner_parts_ptr,
     row,
     i,
     inside,
     size,
     parts,
     positions,
+    saves,
     MEAN: tl.constexpr,
     MAX: tl.constexpr,
+    WINNER: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """The means and the maxima over the parts, (rows, elements) each; 0 where not wanted, and where not ``inside``."""
+    """The means and the maxima over the parts, (rows, elements) each; 0 where not wanted, and where not ``inside``.
+
+    Where this program ``saves``, they are also written, whole, (N, C) each, for who wants no parts any more; with
+    WINNER, which is for a backward, so is where the maxima are.
+    """
+    at = row.to(tl.int64)[:, None] * size + i[None, :]
     mean = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
     peak = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
     if MEAN:
-        mean = sum_parts(sum_ptr, row, i, inside, size, parts, BLOCK_S) / positions
+        mean = sum_parts(sum_parts_ptr, row, i, inside, size, parts, BLOCK_S) / positions
+        if mean_ptr is not None:
+            if saves:
+                tl.store(mean_ptr + at, mean, mask=inside)
     if MAX:
-        peak = max_parts(peak_ptr, row, i, inside, size, parts, BLOCK_S)
+        if WINNER:
+            if saves:
+                peak, winner = peak_parts(peak_parts_ptr, winner_parts_ptr, row, i, inside, size, parts, BLOCK_S)
+                tl.store(winner_ptr + at, winner, mask=inside)
+                peak = tl.where(inside, peak, 0.0)
+            else:
+                peak = max_parts(peak_parts_ptr, row, i, inside, size, parts, BLOCK_S)
+        else:
+            peak = max_parts(peak_parts_ptr, row, i, inside, size, parts, BLOCK_S)
+        if peak_ptr is not None:
+            if saves:
+                tl.store(peak_ptr + at, peak, mask=inside)
     return mean, peak
-
-
-@triton.jit
-def store_pooled(
-    mean_ptr,
-    peak_ptr,
-    winner_ptr,
-    mean,
-    parts_of_peak_ptr,
-    parts_of_winner_ptr,
-    row,
-    i,
-    inside,
-    size,
-    parts,
-    MEAN: tl.constexpr,
-    MAX: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    """Write what a backward wants of the pooled vectors, (N, C) each: it needs no parts any more."""
-    at = row.to(tl.int64)[:, None] * size + i[None, :]
-    if MEAN:
-        tl.store(mean_ptr + at, mean, mask=inside)
-    if MAX:
-        peak, winner = peak_parts(parts_of_peak_ptr, parts_of_winner_ptr, row, i, inside, size, parts, BLOCK_S)
-        tl.store(peak_ptr + at, peak, mask=inside)
-        tl.store(winner_ptr + at, winner, mask=inside)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .neighbours import block_of_program
-from .partials import pooled_parts, store_pooled
+from .partials import pooled_parts
 
 
 @triton.jit
@@ -26,29 +26,22 @@ def pooled_kernel(
 ):
     """Means and maxima of one image and block of channels."""
     row, c = block_of_program(channels, BLOCK_C)
-    inside = (c < channels)[None, :]
-    mean, peak = pooled_parts(
-        sum_parts_ptr, peak_parts_ptr, row, c, inside, channels, splits, positions, MEAN, MAX, BLOCK_S
+    pooled_parts(
+        mean_ptr,
+        peak_ptr,
+        winner_ptr,
+        sum_parts_ptr,
+        peak_parts_ptr,
+        winner_parts_ptr,
+        row,
+        c,
+        (c < channels)[None, :],
+        channels,
+        splits,
+        positions,
+        True,
+        MEAN,
+        MAX,
+        SAVE_WINNER,
+        BLOCK_S,
     )
-    if SAVE_WINNER or not MAX:
-        store_pooled(
-            mean_ptr,
-            peak_ptr,
-            winner_ptr,
-            mean,
-            peak_parts_ptr,
-            winner_parts_ptr,
-            row,
-            c,
-            inside,
-            channels,
-            splits,
-            MEAN,
-            MAX,
-            BLOCK_S,
-        )
-    else:
-        at = row.to(tl.int64)[:, None] * channels + c[None, :]
-        tl.store(peak_ptr + at, peak, mask=inside)
-        if MEAN:
-            tl.store(mean_ptr + at, mean, mask=inside)

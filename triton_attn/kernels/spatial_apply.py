@@ -1,22 +1,19 @@
-"""The spatial gate and both gates' multiply: the 7×7 convolution of the pooled map, and the map times its gates."""
+"""Both gates' multiply: the map times the gates of its channels and of its positions, and its backward."""
 
 import triton
 import triton.language as tl
 
-from .common import activate, load_bits, load_tile, over_positions, relu, store_bits, store_tile
-from .spatial_common import load_taps, load_window, over_channels, tile_mask
+from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile
+from .spatial_common import chunk_of_program, over_channels, tile_mask
 
 
 @triton.jit
 def spatial_apply_fwd_kernel(
     y_ptr,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
-    spatial_ptr,  # (N, HW) float32, the spatial gate, with SAVE_GATE
     x_ptr,  # (N, C, H, W)
     gate_ptr,  # (N, C) float32, the channels' gate
-    pooled_ptr,  # (N, 2, HW) float32
-    conv_weight_ptr,  # (1, 2, 7, 7)
-    conv_bias_ptr,  # (1,)
+    spatial_ptr,  # (N, HW) float32, the positions' gate
     shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
     stride_yn,
     stride_yo,
@@ -26,18 +23,15 @@ def spatial_apply_fwd_kernel(
     stride_so,
     channels,
     positions,
-    height,
-    width,
     UNIT: tl.constexpr,
-    ACTIVATION: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
-    SAVE_GATE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """y = x · gate · act(conv(pooled)), or with a shortcut relu(… + shortcut), whose mask is kept as bits."""
+    """y = x · gate · spatial, or with a shortcut relu(… + shortcut), whose mask is kept as bits."""
     unit = tl.full((), UNIT, tl.int64)
     stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
     stride_sn, stride_so = stride_sn * unit, stride_so * unit
@@ -45,23 +39,14 @@ def spatial_apply_fwd_kernel(
         channels *= UNIT
     else:
         positions *= UNIT
-    blocks = tl.cdiv(positions, BLOCK_P)
-    pid = tl.program_id(0)
-    n = (pid // blocks).to(tl.int64)
-    first_p = pid % blocks * BLOCK_P
+    n, block, chunk, _, _ = chunk_of_program(tl.program_id(0), channels, positions, CHUNK, BLOCK_P)
+    first_p = block * BLOCK_P
     p = first_p + tl.arange(0, BLOCK_P)
-
-    pooled = pooled_ptr + n * 2 * positions
-    mean, top = load_window(pooled, p, height, width, False), load_window(pooled + positions, p, height, width, False)
-    logit = tl.sum(mean * load_taps(conv_weight_ptr)[None, :], axis=1)
-    logit += tl.sum(top * load_taps(conv_weight_ptr + 49)[None, :], axis=1)
-    spatial = activate(logit + tl.load(conv_bias_ptr).to(tl.float32), ACTIVATION)
-    if SAVE_GATE:
-        tl.store(spatial_ptr + n * positions + p, spatial, mask=p < positions)
+    spatial = tl.load(spatial_ptr + n * positions + p, mask=p < positions, other=0.0)
 
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    for start in range(0, channels, BLOCK_C):
+    for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         gate = tl.load(gate_ptr + n * channels + c, mask=c < channels, other=0.0)
         mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
@@ -102,6 +87,7 @@ def spatial_apply_bwd_kernel(
     UNIT: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -113,10 +99,8 @@ def spatial_apply_bwd_kernel(
         channels *= UNIT
     else:
         positions *= UNIT
-    blocks = tl.cdiv(positions, BLOCK_P)
-    pid = tl.program_id(0)
-    n = (pid // blocks).to(tl.int64)
-    first_p = pid % blocks * BLOCK_P
+    n, block, chunk, _, _ = chunk_of_program(tl.program_id(0), channels, positions, CHUNK, BLOCK_P)
+    first_p = block * BLOCK_P
     p = first_p + tl.arange(0, BLOCK_P)
     inside_p = p < positions
     spatial = tl.load(spatial_ptr + n * positions + p, mask=inside_p, other=0.0)
@@ -126,7 +110,7 @@ def spatial_apply_bwd_kernel(
 
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    for start in range(0, channels, BLOCK_C):
+    for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
         gate = tl.load(gate_ptr + n * channels + c, mask=inside_c, other=0.0)
@@ -148,8 +132,8 @@ def spatial_apply_bwd_kernel(
         store_tile(dx_ptr, dx, n, outer, inner, mask, stride_xn, stride_xo)
 
 
-# Forward the window of the convolution is summed, in the layout that the tiles behind it want; backward nothing is.
+# Nothing is summed.
 SPACES: dict = {
-    "spatial_apply_fwd_kernel": {},
-    "spatial_apply_bwd_kernel": {"BLOCK_C": (-1, 0, 1), "BLOCK_P": (-1, 0), "num_warps": (-1, 0, 1)},
+    "spatial_apply_fwd_kernel": {"BLOCK_P": (-1, 0), "num_warps": (-1, 0, 1)},
+    "spatial_apply_bwd_kernel": {"BLOCK_P": (-1, 0), "num_warps": (-1, 0, 1)},
 }

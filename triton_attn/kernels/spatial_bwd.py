@@ -1,20 +1,21 @@
 """The two reading passes of the spatial gate's backward.
 
 The first finds the gradient of the spatial gate, which needs all channels of a position; only with that of a position's
-neighbours are the gradients of the pooled values known, which the second pass carries back to the channels.
+neighbours are the gradients of the pooled values known (:mod:`.spatial_conv`), which the second pass carries back to
+the channels.
 """
 
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, over_positions, slope
-from .spatial_common import load_taps, load_window, over_channels, taps, tile_mask
+from .common import load_bits, load_tile, over_positions
+from .spatial_common import chunk_of_program, over_channels, tile_mask
 
 
 @triton.jit
 def spatial_gate_bwd_kernel(
-    dlogit_ptr,  # (N, HW) float32, the gradient of the convolution's output
-    winner_ptr,  # (N, HW) int32, the first channel that is the maximum
+    dspatial_ptr,  # (N, K, HW) float32, of each chunk: the gradient of the positions' gate
+    winner_ptr,  # (N, K, HW) int32, the first channel of each chunk that is the maximum, or 2³¹ - 1
     dgate_ptr,  # (N, 2, B, C) float32: at 0 the gradient of the channels' gate by way of y, partial sums per block
     grad_ptr,  # (N, C, H, W), the gradient of y
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
@@ -29,23 +30,21 @@ def spatial_gate_bwd_kernel(
     channels,
     positions,
     UNIT: tl.constexpr,
-    ACTIVATION: tl.constexpr,
     HAS_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """dlogit = act' · Σ_c grad · x · gate and dgate = Σ_p grad · x · spatial, one program per image and block."""
+    """dspatial = Σ_c grad · x · gate and dgate = Σ_p grad · x · spatial."""
     unit = tl.full((), UNIT, tl.int64)
     stride_xn, stride_xo, stride_gn, stride_go = stride_xn * unit, stride_xo * unit, stride_gn * unit, stride_go * unit
     if CHANNELS_LAST:
         channels *= UNIT
     else:
         positions *= UNIT
-    blocks = tl.cdiv(positions, BLOCK_P)
-    pid = tl.program_id(0)
-    n = (pid // blocks).to(tl.int64)
-    first_p = pid % blocks * BLOCK_P
+    n, block, chunk, blocks, chunks = chunk_of_program(tl.program_id(0), channels, positions, CHUNK, BLOCK_P)
+    first_p = block * BLOCK_P
     p = first_p + tl.arange(0, BLOCK_P)
     inside_p = p < positions
     spatial = tl.load(spatial_ptr + n * positions + p, mask=inside_p, other=0.0)
@@ -59,7 +58,7 @@ def spatial_gate_bwd_kernel(
     # In channels_last one warp has a position's channels, and finds the winner at once; else a thread keeps its own.
     KEPT: tl.constexpr = 1 if CHANNELS_LAST else BLOCK_P
     winner = tl.full((BLOCK_OUTER, KEPT), 2**31 - 1, tl.int32)
-    for start in range(0, channels, BLOCK_C):
+    for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
         gate = tl.load(gate_ptr + n * channels + c, mask=inside_c, other=0.0)
@@ -81,39 +80,30 @@ def spatial_gate_bwd_kernel(
         winner = tl.minimum(winner, tl.min(candidate, axis=1, keep_dims=True) if CHANNELS_LAST else candidate)
         dspatial += grad * u
         dgate = tl.sum(grad * over_channels(spatial, CHANNELS_LAST) * x, axis=AXIS_P)
-        tl.store(dgate_ptr + (n * 2 * blocks + pid % blocks) * channels + c, dgate, mask=inside_c)
+        tl.store(dgate_ptr + (n * 2 * blocks + block) * channels + c, dgate, mask=inside_c)
 
-    dlogit = tl.sum(dspatial, axis=AXIS_C) * slope(spatial, ACTIVATION)
-    tl.store(dlogit_ptr + n * positions + p, dlogit, mask=inside_p)
-    tl.store(winner_ptr + n * positions + p, tl.min(winner, axis=AXIS_C), mask=inside_p)
+    at = (n * chunks + chunk) * positions + p
+    tl.store(dspatial_ptr + at, tl.sum(dspatial, axis=AXIS_C), mask=inside_p)
+    tl.store(winner_ptr + at, tl.min(winner, axis=AXIS_C), mask=inside_p)
 
 
 @triton.jit
 def spatial_pool_bwd_kernel(
-    dpooled_ptr,  # (N, 2, HW) float32: the gradient of Σ_c u, then of max_c u
-    dtaps_ptr,  # (N, B, 4, 49) float32: partial sums for the gradients of the convolution's parameters
     dgate_ptr,  # (N, 2, B, C) float32: at 1 the gradient of the channels' gate by way of the pooled values
     x_ptr,  # (N, C, H, W)
-    pooled_ptr,  # (N, 2, HW) float32
-    dlogit_ptr,  # (N, HW) float32
+    dpooled_ptr,  # (N, 2, HW) float32: the gradient of Σ_c u, then of max_c u
     winner_ptr,  # (N, HW) int32
-    conv_weight_ptr,  # (1, 2, 7, 7)
     stride_xn,
     stride_xo,
     channels,
     positions,
-    height,
-    width,
     UNIT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """The convolution's backward, and dgate = Σ_p x · (the gradient of u by mean and maximum), per image and block.
-
-    The window of dlogit around a position gives both gradients of the convolution: with the weights that of the
-    position's pooled values, with the pooled values its share of the weights'.
-    """
+    """dgate = Σ_p x · (the gradient of u by mean and maximum)."""
     unit = tl.full((), UNIT, tl.int64)
     stride_xn, stride_xo = stride_xn * unit, stride_xo * unit
     if CHANNELS_LAST:
@@ -121,22 +111,15 @@ def spatial_pool_bwd_kernel(
     else:
         positions *= UNIT
     pid = tl.num_programs(0) - 1 - tl.program_id(0)  # backwards, as the pass before went forwards
-    blocks = tl.cdiv(positions, BLOCK_P)
-    n = (pid // blocks).to(tl.int64)
-    p = pid % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    n, block, chunk, blocks, _ = chunk_of_program(pid, channels, positions, CHUNK, BLOCK_P)
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     inside_p = p < positions
-    window = load_window(dlogit_ptr + n * positions, p, height, width, True)
-    dmean = tl.sum(window * load_taps(conv_weight_ptr)[None, :], axis=1) / channels
-    dtop = tl.sum(window * load_taps(conv_weight_ptr + 49)[None, :], axis=1)
-    mean = tl.load(pooled_ptr + n * 2 * positions + p, mask=inside_p, other=0.0)
-    top = tl.load(pooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
+    dmean = tl.load(dpooled_ptr + n * 2 * positions + p, mask=inside_p, other=0.0)
+    dtop = tl.load(dpooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
     winner = tl.load(winner_ptr + n * positions + p, mask=inside_p, other=-1)
-    tl.store(dpooled_ptr + n * 2 * positions + p, dmean, mask=inside_p)
-    tl.store(dpooled_ptr + (n * 2 + 1) * positions + p, dtop, mask=inside_p)
-    store_taps(dtaps_ptr + (n * blocks + pid % blocks) * 196, window, mean, top)
 
     AXIS_P: tl.constexpr = 0 if CHANNELS_LAST else 1
-    for start in range(0, channels, BLOCK_C):
+    for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
         mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
@@ -145,18 +128,7 @@ def spatial_pool_bwd_kernel(
         won = over_channels(winner, CHANNELS_LAST) == over_positions(c, CHANNELS_LAST)
         du = over_channels(dmean, CHANNELS_LAST) + tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)
         dgate = tl.sum(du * x, axis=AXIS_P)
-        tl.store(dgate_ptr + ((n * 2 + 1) * blocks + pid % blocks) * channels + c, dgate, mask=inside_c)
-
-
-@triton.jit
-def store_taps(ptr, window, mean, top):
-    """Four sums over positions for every tap: window · mean, window · top, window, and how many are not finite."""
-    ky, kx, exists = taps()
-    at = ptr + ky * 7 + kx
-    tl.store(at, tl.sum(window * mean[:, None], axis=0), mask=exists)
-    tl.store(at + 49, tl.sum(window * top[:, None], axis=0), mask=exists)
-    tl.store(at + 98, tl.sum(window, axis=0), mask=exists)
-    tl.store(at + 147, tl.sum((window - window != 0.0).to(tl.float32), axis=0), mask=exists)
+        tl.store(dgate_ptr + ((n * 2 + 1) * blocks + block) * channels + c, dgate, mask=inside_c)
 
 
 # Positions are summed and channels are, in blocks, by threads.

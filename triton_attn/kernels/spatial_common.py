@@ -1,7 +1,8 @@
 """What the kernels of the spatial gate share.
 
-Their programs own an image's block of positions and walk over all of its channels, block by block: what belongs to a
-position (its pooled values, its gate) is read once, and the 7×7 convolution is computed once.
+Those that touch the map own a block of an image's positions and a chunk of its channels, which they walk over block by
+block. What is pooled over channels comes in parts, one for each chunk, (N, K, …). The 7×7 convolution is between them,
+on a small map of its own, in kernels that add the parts up.
 """
 
 import triton
@@ -51,3 +52,14 @@ def load_taps(weight_ptr):
     """The 49 weights of one input channel of the convolution, as (64,) columns of a window."""
     ky, kx, exists = taps()
     return tl.load(weight_ptr + ky * 7 + kx, mask=exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def chunk_of_program(pid, channels, positions, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The image, the block of positions, the chunk of channels of a program, and how many there are of the last two.
+
+    Chunks of one block are neighbours: they read what belongs to positions together.
+    """
+    blocks, chunks = tl.cdiv(positions, BLOCK_P), tl.cdiv(channels, CHUNK)
+    n = (pid // (blocks * chunks)).to(tl.int64)
+    return n, pid // chunks % blocks, pid % chunks, blocks, chunks

@@ -4,12 +4,12 @@ import triton
 import triton.language as tl
 
 from .common import load_tile, over_positions
-from .spatial_common import tile_mask
+from .spatial_common import chunk_of_program, tile_mask
 
 
 @triton.jit
 def spatial_pool_kernel(
-    pooled_ptr,  # (N, 2, HW) float32: the mean, then the maximum
+    pooled_ptr,  # (N, K, 2, HW) float32, of each chunk: the sum, then the maximum
     x_ptr,  # (N, C, H, W)
     gate_ptr,  # (N, C) float32
     stride_xn,
@@ -18,10 +18,11 @@ def spatial_pool_kernel(
     positions,
     UNIT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """mean_c and max_c of u = x · gate, one program per image and BLOCK_P positions.
+    """Σ_c and max_c of u = x · gate.
 
     A thread adds up, and compares, its own channels; threads meet once, at the end.
     """
@@ -33,16 +34,15 @@ def spatial_pool_kernel(
         positions *= UNIT
     # Last block first: the sum over positions went forwards, so the map's end is what the L2 cache still holds.
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
-    blocks = tl.cdiv(positions, BLOCK_P)
-    n = (pid // blocks).to(tl.int64)
-    p = pid % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    n, block, chunk, _, chunks = chunk_of_program(pid, channels, positions, CHUNK, BLOCK_P)
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
 
     AXIS: tl.constexpr = 1 if CHANNELS_LAST else 0
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     best = tl.full((BLOCK_OUTER, BLOCK_INNER), float("-inf"), tl.float32)
-    for start in range(0, channels, BLOCK_C):
+    for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         gate = tl.load(gate_ptr + n * channels + c, mask=c < channels, other=0.0)
         mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
@@ -51,13 +51,12 @@ def spatial_pool_kernel(
         total += u
         best = tl.maximum(best, tl.where(mask, u, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
 
-    mean = tl.sum(total, axis=AXIS) / channels
     # tl.max passes over NaN, and PyTorch's maximum does not.
     is_nan = best != best
     top = tl.max(tl.where(is_nan, float("inf"), best), axis=AXIS)
     top = tl.where(tl.max(is_nan.to(tl.int32), axis=AXIS) != 0, float("nan"), top)
-    pooled = pooled_ptr + n * 2 * positions + p
-    tl.store(pooled, mean, mask=p < positions)
+    pooled = pooled_ptr + (n * chunks + chunk) * 2 * positions + p
+    tl.store(pooled, tl.sum(total, axis=AXIS), mask=p < positions)
     tl.store(pooled + positions, top, mask=p < positions)
 
 

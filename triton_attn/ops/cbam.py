@@ -1,7 +1,7 @@
 """CBAM and dual attention as one op: dual is CBAM whose channel gate is the product of two bottlenecks.
 
 Passes over the map: 4 forward and 5 backward, 5 and 6 with a shortcut (and a mask of one bit per element). Beside them
-go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 7 backward, and
+go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 6 forward and 8 backward, and
 for a second bottleneck 2 and 3 more.
 """
 
@@ -20,7 +20,9 @@ from .gating import Pooled
 from .layout import empty_map, served
 from .library import Launcher, Op, Results
 
-NETWORKS = {name: Network("mean", "relu", name) for name in ("sigmoid", "double_sigmoid")}
+
+def _network(activation: str) -> Network:
+    return Network("mean", "relu", activation)
 
 
 def cbam(
@@ -30,12 +32,13 @@ def cbam(
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None = None,
+    *,
     activation: str = "sigmoid",
 ) -> Tensor:
     """:func:`triton_attn.functional.cbam`, and ``dual`` with a ``second`` bottleneck, for arguments that were checked.
 
-    ``first`` and ``second`` are ``(weight1, bias1, weight2, bias2)`` each, of the same shapes. All gates have the one
-    ``activation``, ``"sigmoid"`` or ``"double_sigmoid"``.
+    ``first`` and ``second`` are ``(weight1, bias1, weight2, bias2)`` each, of the same shapes; ``activation`` is that
+    of all gates.
     """
     x, channels_last = served(x)
     weights = (*first, *(second or (None,) * 4), conv_weight, conv_bias)
@@ -72,18 +75,16 @@ def forward(
     if shortcut is not None:
         shortcut, _ = served(shortcut, channels_last)
     first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
-    parts, positions = gating.squeeze(x, channels_last), x.shape[2] * x.shape[3]
-    one = dense.forward(parts, positions, first, NETWORKS[activation], x.dtype, saves=saves)
+    network = _network(activation)
+    sums, positions = gating.squeeze(x, channels_last), x.shape[2] * x.shape[3]
+    one = dense.forward(sums, positions, first, network, x.dtype, saves=saves)
     two, product, gate = None, None, one.gate
     if second is not None:
         gate = product = torch.empty_like(one.gate)
-        two = dense.forward(
-            parts, positions, second, NETWORKS[activation], x.dtype, saves=saves, scale=one.gate, product=product
-        )
-    pooled = spatial.pool(x, gate, channels_last)
-    y, of_positions, bits = spatial.apply_fwd(
-        x, gate, pooled, conv_weight, conv_bias, channels_last, shortcut, activation, saves
-    )
+        two = dense.forward(sums, positions, second, network, x.dtype, saves=saves, scale=one.gate, product=product)
+    parts = spatial.pool(x, gate, channels_last)
+    of_positions, pooled = spatial.convolve(x, parts, conv_weight, conv_bias, activation, saves)
+    y, bits = spatial.apply_fwd(x, gate, of_positions, channels_last, shortcut, saves)
     return (y, *_kept(one), *_kept(two), product, pooled, of_positions, bits) if saves else (y, *(None,) * 10)
 
 
@@ -119,10 +120,11 @@ def _forward_fake(
     y = empty_map(x, channels_last)
     if not saves:
         return y, *(None,) * 10
-    one = dense.empty(x, x.shape[0], x.shape[1], weight1, weight2 is not None, NETWORKS[activation], saves)
+    network = _network(activation)
+    one = dense.empty(x, x.shape[0], x.shape[1], weight1, weight2 is not None, network, saves)
     two = None
     if weight3 is not None:
-        two = dense.empty(x, x.shape[0], x.shape[1], weight3, weight4 is not None, NETWORKS[activation], saves)
+        two = dense.empty(x, x.shape[0], x.shape[1], weight3, weight4 is not None, network, saves)
     return (
         y,
         *_kept(one),
@@ -169,25 +171,24 @@ def backward(
     grad, _ = served(grad, channels_last)
     gate = gate1 if product is None else product
     dpooled, winner, dgate, dtaps = spatial.reading_bwd(
-        grad, x, gate, pooled, of_positions, conv_weight, channels_last, bits, activation
+        grad, x, gate, pooled, of_positions, conv_weight, activation, channels_last, bits
     )
     first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
+    network = _network(activation)
     one = Made(gate1, hidden1, Pooled(mean1, None, None))
     parameters: Results = (None,) * 4
     dnext = None
     if second is not None:
         assert gate2 is not None
         two = Made(gate2, hidden2, Pooled(mean2, None, None))
-        found = dense.backward(dgate, two, second, NETWORKS[activation], x.dtype, scale=gate1)
+        found = dense.backward(dgate, two, second, network, x.dtype, scale=gate1)
         dnext = found.dmean
         if needs_weights:
-            parameters = dense.weights_bwd(two, found, second, NETWORKS[activation], x.dtype)
-    found = dense.backward(
-        dgate, one, first, NETWORKS[activation], x.dtype, needs_pooled=needs_map, scale=gate2, dnext=dnext
-    )
+            parameters = dense.weights_bwd(two, found, second, network, x.dtype)
+    found = dense.backward(dgate, one, first, network, x.dtype, needs_pooled=needs_map, scale=gate2, dnext=dnext)
     of_conv: Results = (None, None)
     if needs_weights:
-        parameters = (*dense.weights_bwd(one, found, first, NETWORKS[activation], x.dtype), *parameters)
+        parameters = (*dense.weights_bwd(one, found, first, network, x.dtype), *parameters)
         of_conv = spatial.parameters_bwd(dtaps, conv_weight, conv_bias)
     else:
         parameters = (None,) * 8

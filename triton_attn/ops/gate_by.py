@@ -38,11 +38,10 @@ def gate_by(x: Tensor, network: Network, shortcut: Tensor | None = None, *, pool
     check_gate(gate, x)
     if torch.promote_types(gate.dtype, x.dtype) != x.dtype:
         # A wider gate makes a wider map, as in PyTorch: rare enough to leave it to PyTorch.
-        y = x * gate
-        return y if shortcut is None else torch.relu(y + shortcut)
+        return x * gate if shortcut is None else torch.relu(x * gate + shortcut)
     gate = gate.reshape(x.shape[:2])
     if grad_mode and (u.requires_grad or gate.requires_grad):
-        y = _Multiply.apply(link, u, gate, after)
+        y: Any = _Multiply.apply(link, u, gate, after)
     else:
         y, _ = APPLY(u, gate, after, False)
     return y if last is shortcut else torch.relu(y + shortcut)
@@ -50,9 +49,7 @@ def gate_by(x: Tensor, network: Network, shortcut: Tensor | None = None, *, pool
 
 def vectors(mean: Tensor | None, peak: Tensor | None, pool: str) -> list[Tensor]:
     """What the network gets of what was pooled."""
-    if pool == "half":
-        assert mean is not None
-        assert peak is not None
+    if pool == "half" and mean is not None and peak is not None:
         return [0.5 * mean + 0.5 * peak]
     return [each for each in (mean, peak) if each is not None]
 
@@ -82,7 +79,8 @@ class _Pool(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, dmean: Tensor | None, dpeak: Tensor | None
     ) -> Any:
-        x, peak, winner = as_kept(ctx)
+        kept: Any = as_kept(ctx)
+        x, peak, winner = kept
         deferred, ctx.link.deferred = ctx.link.deferred, None
         if grad is None or deferred is None:
             # The vectors were used elsewhere, or this is differentiated again: autograd adds up.
@@ -104,7 +102,8 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, gate, bits = as_kept(ctx)
+        kept: Any = as_kept(ctx)
+        x, gate, bits = kept
         _, needs_map, needs_gate, needs_shortcut = ctx.needs_input_grad
         ctx.link.is_differentiated_again |= torch.is_grad_enabled()  # so create_graph is True
         if ctx.link.is_differentiated_again:
@@ -210,9 +209,8 @@ def _apply_bwd(
 ) -> Results:
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    gate, dmean, dpeak = (None if each is None else each.contiguous() for each in (gate, dmean, dpeak))
-    assert gate is not None
-    return gating.apply_bwd(grad, x, gate, bits, channels_last, Pooled(None, peak, winner), dmean, dpeak)
+    dmean, dpeak = (None if each is None else each.contiguous() for each in (dmean, dpeak))
+    return gating.apply_bwd(grad, x, gate.contiguous(), bits, channels_last, Pooled(None, peak, winner), dmean, dpeak)
 
 
 def _apply_bwd_fake(grad: Tensor, x: Tensor, gate: Tensor, bits: Tensor | None, *_: Tensor | None) -> Results:

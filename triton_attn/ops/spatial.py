@@ -1,4 +1,4 @@
-"""The launches of the spatial gate: pool over channels, apply both gates, and their backward."""
+"""The launches of the spatial gate: pool over channels, convolve, apply both gates, and their backward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tenso
     unit, strides = in_units(channels_last, channels if channels_last else positions, **maps)
 
     def grid(config: Config) -> tuple[int, ...]:
-        return (batch * rules.cdiv(positions, config["BLOCK_P"]),)
+        return (batch * rules.cdiv(positions, config["BLOCK_P"]) * rules.cdiv(channels, config["CHUNK"]),)
 
     launch.tuned(
         kernel,
@@ -38,13 +38,51 @@ def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tenso
     )
 
 
+def _chunks(x: Tensor) -> int:
+    """In how many parts sums over channels come."""
+    _, channels, height, width = x.shape
+    return rules.cdiv(channels, spatial_rules.spatial(channels, height * width, x.itemsize)["CHUNK"])
+
+
 def pool(x: Tensor, gate: Tensor, channels_last: bool) -> Tensor:
-    """Mean and maximum over the channels of ``x · gate``, ``(N, 2, HW)`` float32; ``gate`` ``(N, C)`` float32."""
+    """Sum and maximum over each chunk of the channels of ``x · gate``, ``(N, 2 · K, HW)`` float32."""
     from ..kernels.spatial_pool import spatial_pool_kernel
 
-    pooled = empty_pooled(x)
-    _start(spatial_pool_kernel, x, channels_last, {"x": x}, pooled_ptr=pooled, x_ptr=x, gate_ptr=gate)
-    return pooled
+    parts = empty_pooled(x, 2 * _chunks(x))
+    _start(spatial_pool_kernel, x, channels_last, {"x": x}, pooled_ptr=parts, x_ptr=x, gate_ptr=gate)
+    return parts
+
+
+def convolve(
+    x: Tensor, parts: Tensor, weight: Tensor, bias: Tensor, activation: str, saves: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gate of every position of ``x``, ``(N, 1, HW)`` float32, from what was pooled over channels, in parts.
+
+    With ``saves`` also that, whole: mean and maximum ``(N, 2, HW)``.
+    """
+    from ..kernels.spatial_conv import spatial_conv_fwd_kernel
+
+    batch, channels, height, width = x.shape
+    config = spatial_rules.conv(height * width)
+    spatial, pooled = empty_pooled(x, 1), empty_pooled(x) if saves else None
+    launch.start(
+        spatial_conv_fwd_kernel,
+        (batch * rules.cdiv(height * width, config["BLOCK_P"]),),
+        x.device,
+        spatial_ptr=spatial,
+        pooled_ptr=pooled,
+        parts_ptr=parts,
+        weight_ptr=weight.contiguous(),
+        bias_ptr=bias,
+        channels=channels,
+        height=height,
+        width=width,
+        chunks=parts.shape[1] // 2,
+        SAVE=saves,
+        ACTIVATION=activation,
+        **config,
+    )
+    return spatial, pooled
 
 
 def empty_pooled(x: Tensor, kinds: int = 2) -> Tensor:
@@ -53,24 +91,12 @@ def empty_pooled(x: Tensor, kinds: int = 2) -> Tensor:
 
 
 def apply_fwd(
-    x: Tensor,
-    gate: Tensor,
-    pooled: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    channels_last: bool,
-    shortcut: Tensor | None,
-    activation: str,
-    saves: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``x · gate · act(conv(pooled))``, or ``relu(… + shortcut)``.
-
-    With ``saves`` the spatial gate ``(N, 1, HW)`` float32 and the bits of ReLU's mask come with it, else None.
-    """
+    x: Tensor, gate: Tensor, spatial: Tensor, channels_last: bool, shortcut: Tensor | None, saves: bool
+) -> tuple[Tensor, Tensor | None]:
+    """``x · gate · spatial``, or ``relu(… + shortcut)``; with ``saves`` the bits of ReLU's mask come with it."""
     from ..kernels.spatial_apply import spatial_apply_fwd_kernel
 
     y = empty_map(x, channels_last)
-    spatial = empty_pooled(x, 1) if saves else None
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
     _start(
         spatial_apply_fwd_kernel,
@@ -79,21 +105,14 @@ def apply_fwd(
         {"y": y, "x": x, "s": shortcut},
         y_ptr=y,
         bits_ptr=bits,
-        spatial_ptr=spatial,
         x_ptr=x,
         gate_ptr=gate,
-        pooled_ptr=pooled,
-        conv_weight_ptr=conv_weight.contiguous(),
-        conv_bias_ptr=conv_bias,
+        spatial_ptr=spatial,
         shortcut_ptr=shortcut,
-        height=x.shape[2],
-        width=x.shape[3],
-        ACTIVATION=activation,
         HAS_SHORTCUT=shortcut is not None,
         SAVE_BITS=bits is not None,
-        SAVE_GATE=saves,
     )
-    return y, spatial, bits
+    return y, bits
 
 
 def reading_bwd(
@@ -103,30 +122,34 @@ def reading_bwd(
     pooled: Tensor,
     spatial: Tensor,
     conv_weight: Tensor,
+    activation: str,
     channels_last: bool,
     bits: Tensor | None,
-    activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two passes that read the map.
+    """The two passes that read the map, and the convolution's backward between them.
 
     Returns the gradients of ``Σ_c u`` and ``max_c u`` ``(N, 2, HW)``, the channel that is the maximum ``(N, HW)``
-    int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B, 196)``.
+    int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B', 196)``.
     """
     from ..kernels.spatial_bwd import spatial_gate_bwd_kernel, spatial_pool_bwd_kernel
+    from ..kernels.spatial_conv import spatial_conv_bwd_kernel
 
     batch, channels, height, width = x.shape
-    blocks = rules.cdiv(height * width, spatial_rules.block_p(height * width))
-    dlogit, dpooled = empty_pooled(x, 1), torch.empty_like(pooled)
-    winner = torch.empty((batch, height * width), dtype=torch.int32, device=x.device)
+    positions, chunks, config = height * width, _chunks(x), spatial_rules.conv(height * width)
+    blocks = rules.cdiv(positions, spatial_rules.block_p(positions))
+    conv_blocks = rules.cdiv(positions, config["BLOCK_P"])
+    dspatial, dpooled = empty_pooled(x, chunks), torch.empty_like(pooled)
+    winners = torch.empty((batch, chunks, positions), dtype=torch.int32, device=x.device)
+    winner = torch.empty((batch, positions), dtype=torch.int32, device=x.device)
     dgate = torch.empty((batch, 2 * blocks, channels), dtype=torch.float32, device=x.device)
-    dtaps = torch.empty((batch, blocks, 196), dtype=torch.float32, device=x.device)
+    dtaps = torch.empty((batch, conv_blocks, 196), dtype=torch.float32, device=x.device)
     _start(
         spatial_gate_bwd_kernel,
         x,
         channels_last,
         {"x": x, "g": grad},
-        dlogit_ptr=dlogit,
-        winner_ptr=winner,
+        dspatial_ptr=dspatial,
+        winner_ptr=winners,
         dgate_ptr=dgate,
         grad_ptr=grad,
         bits_ptr=bits,
@@ -134,24 +157,36 @@ def reading_bwd(
         gate_ptr=gate,
         pooled_ptr=pooled,
         spatial_ptr=spatial,
-        ACTIVATION=activation,
         HAS_BITS=bits is not None,
+    )
+    launch.start(
+        spatial_conv_bwd_kernel,
+        (batch * conv_blocks,),
+        x.device,
+        dpooled_ptr=dpooled,
+        winner_ptr=winner,
+        dtaps_ptr=dtaps,
+        dspatial_ptr=dspatial,
+        winners_ptr=winners,
+        spatial_ptr=spatial,
+        pooled_ptr=pooled,
+        weight_ptr=conv_weight.contiguous(),
+        channels=channels,
+        height=height,
+        width=width,
+        chunks=chunks,
+        ACTIVATION=activation,
+        **config,
     )
     _start(
         spatial_pool_bwd_kernel,
         x,
         channels_last,
         {"x": x},
-        dpooled_ptr=dpooled,
-        dtaps_ptr=dtaps,
         dgate_ptr=dgate,
         x_ptr=x,
-        pooled_ptr=pooled,
-        dlogit_ptr=dlogit,
+        dpooled_ptr=dpooled,
         winner_ptr=winner,
-        conv_weight_ptr=conv_weight.contiguous(),
-        height=height,
-        width=width,
     )
     return dpooled, winner, dgate, dtaps
 

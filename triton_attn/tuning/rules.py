@@ -37,10 +37,10 @@ def programs(channels: int, positions: int) -> int:
     """How many programs an image wants at least.
 
     Of a batch of 16 then two for each of a large chip's 132 multiprocessors, wherever the map, in 16 bits, has pieces
-    of 8 KB for them; of a smaller map one for 16 KB.
+    of 8 KB for them; of a smaller map one for 64 KB.
     """
     pieces = channels * positions * 2 // 8192
-    return 17 if pieces >= 17 else pieces // 2
+    return 17 if pieces >= 17 else pieces // 8
 
 
 @cache
@@ -96,7 +96,10 @@ def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, 
     else:
         block_p = min(max(power_of_two(positions), 8), 512)
         block_c = min((TILE if aligned else TILE // 2) // block_p, power_of_two(channels))
-    blocks, span = cdiv(channels, block_c), max(block_p, 128) if channels_last else 4 * block_p
+    blocks, span = (
+        cdiv(channels, block_c),
+        max(block_p, 256 if positions >= 512 else 128) if channels_last else 4 * block_p,
+    )
     while span > block_p and blocks * cdiv(positions, span) < programs(channels, positions):
         span //= 2
     per_thread = 16 if aligned else 8

@@ -7,28 +7,39 @@ from __future__ import annotations
 
 from functools import cache
 
-from .rules import power_of_two
+from .rules import cdiv, power_of_two, programs
 
 
 @cache
 def block_p(positions: int) -> int:
-    """Positions of one program.
+    """Positions of one program that touches the map.
 
-    Every block writes 4 bytes per channel of partial sums in each of two passes, and reads a border of three rows
-    around it in others: many positions make that little. With more than 128 the window of 7×7 around each of them
-    does not fit the registers. Small maps are cut finer, to have programs enough.
+    Every block writes 4 bytes per channel of partial sums in each of two passes: many positions make that little.
     """
-    return min(64 if positions <= 256 else 128, max(power_of_two(positions), 8))
+    return min(64, max(power_of_two(positions), 8))
 
 
 @cache
 def spatial(channels: int, positions: int, itemsize: int) -> dict[str, int]:
-    """Blocks of the kernels that walk over all channels of a block of positions."""
-    block = block_p(positions)
-    # In channels_last a tile's row is 128 bytes; bits are packed by eight along it. A thread has two 16-byte words of a
-    # tile at most, and 16 elements of a window.
-    block_c = min(128 // itemsize, max(power_of_two(channels), 8))
-    return {"BLOCK_C": block_c, "BLOCK_P": block, "num_warps": max(block * 64 // 512, 1)}
+    """Blocks of the kernels that walk over a chunk of channels of a block of positions."""
+    # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has eight elements: sixteen
+    # would leave a multiprocessor of Hopper one program of the heaviest kernel, where this leaves it two.
+    block_c, chunk = min(64 // itemsize, max(power_of_two(channels), 8)), power_of_two(channels)
+    while chunk > 64 and cdiv(positions, block_p(positions)) * cdiv(channels, chunk) < programs(channels, positions):
+        chunk //= 2
+    return {
+        "CHUNK": max(chunk, block_c),
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p(positions),
+        "num_warps": max(block_p(positions) * block_c // 256, 1),
+    }
+
+
+@cache
+def conv(positions: int) -> dict[str, int]:
+    """Blocks of the convolution, whose window of 64 columns around each position has 16 elements in a thread."""
+    block = 16 if positions <= 256 else 128
+    return {"BLOCK_P": block, "num_warps": block // 8}
 
 
 # Of the sums over everybody's parts of the convolution's gradients: seven programs.
