@@ -111,7 +111,8 @@ class _Multiply(torch.autograd.Function):
             dgate = (grad * x).sum((2, 3), dtype=torch.float32).to(gate.dtype) if needs_gate else None
             dx = grad * gate[:, :, None, None] if needs_map else None
             return None, dx, dgate, grad if needs_shortcut else None
-        dgate = SQUEEZE_BWD(grad, x, bits)[0].to(gate.dtype) if needs_gate else None
+        whole_dgate: Any = SQUEEZE_BWD(grad, x, bits)[0] if needs_gate else None
+        dgate = whole_dgate.to(gate.dtype) if needs_gate else None
         ctx.link.deferred = gate, bits
         return None, grad if needs_map else None, dgate, None
 

@@ -96,10 +96,9 @@ def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, 
     else:
         block_p = min(max(power_of_two(positions), 8), 512)
         block_c = min((TILE if aligned else TILE // 2) // block_p, power_of_two(channels))
-    blocks, span = (
-        cdiv(channels, block_c),
-        max(block_p, 256 if positions >= 512 else 128) if channels_last else 4 * block_p,
-    )
+    blocks, span = cdiv(channels, block_c), 4 * block_p
+    if channels_last:
+        span = max(block_p, 256 if positions >= 512 else 128)
     while span > block_p and blocks * cdiv(positions, span) < programs(channels, positions):
         span //= 2
     per_thread = 16 if aligned else 8
