@@ -43,8 +43,9 @@ BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(6, 8), position_values=(12, 4
 CEILINGS = {
     "se": SQUEEZE,
     "eca": replace(SQUEEZE, launches=(3, 4)),
-    "coordinate": Ceiling(3, 4, mask_reads=2),
-    "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2),
+    # Every span of the multiply's backward reads two vectors more where maxima are pooled.
+    "coordinate": Ceiling(3, 4.05, mask_reads=2, launches=(4, 5)),
+    "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2, launches=(4, 5)),
     "cbam": BOTH_POOLS,
     "dual": replace(BOTH_POOLS, launches=(8, 11)),
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,14 +35,14 @@ def test_apply_gate(channels: int, positions: int, channels_last: bool) -> None:
     assert config["num_warps"] <= 16
 
 
-@given(channels=sizes, positions=sizes, channels_last=st.booleans())
-def test_a_batch_of_16_fills_a_chip(channels: int, positions: int, channels_last: bool) -> None:
-    """Two programs for each of 132 multiprocessors, wherever a map of 16 bits has that many pieces of 8 KB."""
-    pieces = 16 * channels * positions * 2 // 8192
-    squeeze, apply = (rule(channels, positions, channels_last) for rule in (rules.squeeze, rules.apply_gate))
-    of_squeeze = 16 * rules.cdiv(channels, squeeze["BLOCK_C"]) * rules.splits(channels, positions, channels_last)
-    of_apply = 16 * rules.cdiv(channels, apply["BLOCK_C"]) * rules.cdiv(positions, apply["SPAN"])
-    assert pieces < 264 or min(of_squeeze, of_apply) >= 264
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("channels", "width"), [(64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7)])
+def test_a_batch_of_16_fills_a_chip(channels: int, width: int, channels_last: bool) -> None:
+    """Two programs for each of 132 multiprocessors, at every site of ResNet-50."""
+    squeeze, apply = (rule(channels, width**2, channels_last) for rule in (rules.squeeze, rules.apply_gate))
+    splits = rules.splits(channels, width**2, channels_last)
+    assert 16 * rules.cdiv(channels, squeeze["BLOCK_C"]) * splits >= 264
+    assert 16 * rules.cdiv(channels, apply["BLOCK_C"]) * rules.cdiv(width**2, apply["SPAN"]) >= 264
 
 
 @given(channels=sizes, hidden=sizes, parts=sizes)

@@ -64,7 +64,7 @@ def squeeze(x: Tensor, channels_last: bool, pool: str = "mean", *, saves: bool =
     batch, channels, height, width = x.shape
     positions = height * width
     rule = rules.squeeze(channels, positions, channels_last)
-    splits = rules.splits(channels, positions, channels_last)
+    splits = rules.splits(channels, positions, channels_last, has_max(pool))
     unit, strides = in_units(channels_last, channels if channels_last else positions, x=x)
     parts = empty_pooled((batch, splits, channels), pool, x.device, saves)
     launch.tuned(
@@ -80,7 +80,7 @@ def squeeze(x: Tensor, channels_last: bool, pool: str = "mean", *, saves: bool =
         channels=channels // unit if channels_last else channels,
         positions=positions if channels_last else positions // unit,
         splits=splits,
-        SPLIT=rules.split(channels, positions, channels_last),
+        SPLIT=rules.split(channels, positions, channels_last, has_max(pool)),
         MEAN=has_mean(pool),
         MAX=has_max(pool),
         SAVE_WINNER=parts.winner is not None,

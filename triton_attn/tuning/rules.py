@@ -44,20 +44,21 @@ def programs(channels: int, positions: int) -> int:
 
 
 @cache
-def split(channels: int, positions: int, channels_last: bool) -> int:
-    """How many positions one program of the squeeze sums: as many as leave programs enough, and 512 at most.
+def split(channels: int, positions: int, channels_last: bool, maxima: bool = False) -> int:
+    """How many positions one program of the squeeze sums: as many as leave programs enough, from 512 to 128.
 
-    A part costs 8 bytes, written and read, for 1 KB of 16 bits: the gate network adds the parts up once, for everybody.
+    A part costs 8 bytes, written and read, and three times that with maxima, which are not cut finer: beside the 1 KB
+    of 512 positions in 16 bits that is little. The gate network adds the parts up once, for everybody.
     """
     blocks, size = cdiv(channels, squeeze(channels, positions, channels_last)["BLOCK_C"]), 512
-    while size > 64 and blocks * cdiv(positions, size) < programs(channels, positions):
+    while size > (512 if maxima else 128) and blocks * cdiv(positions, size) < programs(channels, positions):
         size //= 2
     return size
 
 
-def splits(channels: int, positions: int, channels_last: bool) -> int:
+def splits(channels: int, positions: int, channels_last: bool, maxima: bool = False) -> int:
     """In how many parts the positions of a map are reduced."""
-    return max(cdiv(positions, split(channels, positions, channels_last)), 1)
+    return max(cdiv(positions, split(channels, positions, channels_last, maxima)), 1)
 
 
 @cache
@@ -96,11 +97,9 @@ def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, 
     else:
         block_p = min(max(power_of_two(positions), 8), 512)
         block_c = min((TILE if aligned else TILE // 2) // block_p, power_of_two(channels))
-    blocks, span = cdiv(channels, block_c), 4 * block_p
+    span = 4 * block_p
     if channels_last:
         span = max(block_p, 256 if positions >= 512 else 128)
-    while span > block_p and blocks * cdiv(positions, span) < programs(channels, positions):
-        span //= 2
     per_thread = 16 if aligned else 8
     return {
         "SPAN": span,
