@@ -462,5 +462,5 @@ def test_traffic(name: str, layout: str) -> None:
         8 + 8 * more + parts + 2 * blocks
     )
     assert backward.moved["vector"] <= positions * (20 + 4 * around + chunks * (48 + 4 * around) + taps) + vector * (
-        16 + 16 * more + 7 * blocks
+        16 + 16 * more + (7 + 2 * more) * blocks
     )
