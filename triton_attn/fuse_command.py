@@ -44,6 +44,25 @@ def build(name: str) -> nn.Module:
     Raises:
         UserError: an unknown library or name, or a library that is not installed.
     """
+    models, library, model = find(name)
+    options: dict[str, Any] = {}
+    if library == "torchvision":
+        makes = inspect.signature(models.get_model_builder(model)).parameters
+        options = {key: None for key in ("weights", "weights_backbone") if key in makes}
+    create = models.create_model if library == "timm" else models.get_model
+    try:
+        with torch.device("meta"):
+            return create(model, **options)
+    except NotImplementedError:  # it reads its widths out of tensors, as torchvision's RegNet does
+        return create(model, **options)
+
+
+def find(name: str) -> tuple[Any, str, str]:
+    """What has a library's models, the library, and the name of one of them.
+
+    Raises:
+        UserError: an unknown library or name (with the nearest known ones), or a library that is not installed.
+    """
     from .train.errors import UserError
 
     library, _, model = name.partition("/")
@@ -60,13 +79,4 @@ def build(name: str) -> nn.Module:
     if model not in known:
         near = difflib.get_close_matches(model, known, 3, 0.5)
         raise UserError(f"{library} has no model {model!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    options: dict[str, Any] = {}
-    if library == "torchvision":
-        makes = inspect.signature(models.get_model_builder(model)).parameters
-        options = {key: None for key in ("weights", "weights_backbone") if key in makes}
-    create = models.create_model if library == "timm" else models.get_model
-    try:
-        with torch.device("meta"):
-            return create(model, **options)
-    except NotImplementedError:  # it reads its widths out of tensors, as torchvision's RegNet does
-        return create(model, **options)
+    return models, library, model

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import resnet
 from ..files import check_name, write_bytes
 from ..reference.registry import look_up
-from ..reference.resnet import ARCHITECTURES, ResNet
+from ..reference.resnet import ARCHITECTURES
+from . import foreign
 from .config import NETWORK
 from .errors import UserError, as_user_error
 from .rules import TEXT, Rule, brief, check_fields, number, one_of, sequence, whole
@@ -45,8 +45,9 @@ class Card:
     """What a checkpoint says about itself, carried in its safetensors metadata.
 
     Attributes:
-        model: ``"resnet18"`` … ``"resnet152"``.
-        attention: a block's name, a mapping from site to name, or None.
+        model: ``"resnet18"`` … ``"resnet152"``, or ``"timm/NAME"``.
+        attention: a block's name, a mapping from site to name, or None; the sites in a network of timm are patterns of
+            paths.
         where: the sites of ``attention`` when that is one name.
         attention_kwargs: arguments of the blocks.
         num_classes: the width of the last layer.
@@ -96,12 +97,15 @@ class Card:
             raise ValueError(f"num_classes: expected as many as there are classes, got {card.num_classes}")
         return card
 
-    def build(self) -> ResNet:
+    def build(self) -> nn.Module:
         """The network this card describes, with the fast blocks and fresh weights, on the CPU.
 
         Raises:
             ValueError, TypeError: a model, a block, a site or an argument that this version does not know.
         """
+        if foreign.is_foreign(self.model):
+            options = self.attention_kwargs, self.num_classes, self.image_size
+            return foreign.build(self.model, self.attention, self.where, *options)
         look_up("model", self.model, ARCHITECTURES)
         make = getattr(resnet, self.model)
         kwargs = self.attention_kwargs if self.attention is not None else None
@@ -113,7 +117,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: Card) -> None:
     write_bytes(path, tensor_bytes(state, card.to_metadata()))
 
 
-def load_model(path: Path | str) -> tuple[ResNet, Card]:
+def load_model(path: Path | str) -> tuple[nn.Module, Card]:
     """Rebuild a trained network.
 
     Args:
@@ -166,6 +170,6 @@ def find_weights(path: Path | str) -> Path:
     return path
 
 
-def cpu_state(model: torch.nn.Module) -> dict[str, Tensor]:
+def cpu_state(model: nn.Module) -> dict[str, Tensor]:
     """A network's state dict, copied to the CPU."""
     return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}

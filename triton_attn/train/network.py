@@ -6,6 +6,7 @@ from torch import nn
 
 from ..reference.resnet import ResNet
 from ..reference.weights import load_weights, read_weights
+from . import foreign
 from .checkpoint import Card
 from .config import Config
 from .data import Images
@@ -29,7 +30,7 @@ def make_card(config: Config, images: Images) -> Card:
     )
 
 
-def build_network(card: Card, weights: str | None = None) -> tuple[ResNet, str | None]:
+def build_network(card: Card, weights: str | None = None) -> tuple[nn.Module, str | None]:
     """The network of a card, with fresh weights or those that ``--weights`` names.
 
     Weights for another number of classes keep everything but the last layer, which starts fresh.
@@ -46,6 +47,9 @@ def build_network(card: Card, weights: str | None = None) -> tuple[ResNet, str |
     if weights is None:
         return model, None
     with as_user_error(ValueError, TypeError, FileNotFoundError, RuntimeError, prefix=f"--weights {weights}: "):
+        if not isinstance(model, ResNet):
+            note = foreign.load(model, weights)
+            return model, note and f"--weights {weights}: {note}"
         state = read_weights(weights, card.model)
         rows = len(state["fc.weight"]) if "fc.weight" in state else card.num_classes
         fresh = model.fc

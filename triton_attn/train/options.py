@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     default = Config()
     network = parser.add_argument_group("network")
-    network.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: {default.model})")
+    network.add_argument(
+        "--model", metavar="NAME", help=f"{', '.join(MODELS)}, or timm/NAME (default: {default.model})"
+    )
     network.add_argument(
         "--attention",
         type=parse_attention,
@@ -35,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--where",
         nargs="+",
         metavar="SITE",
-        help=f"stem, layer1 … layer4, block: where the block goes (default: {' '.join(default.where)})",
+        help="stem, layer1 … layer4, block: where the block goes "
+        f"(default: {' '.join(default.where)}); in a network of timm paths of modules, such as 'layer[34].*.bn2'",
     )
     network.add_argument(
         "--attention-kwargs",
