@@ -70,15 +70,22 @@ class CBAM(AttentionBlock):
         """The channel gate of ``x``, ``(N, C, 1, 1)``."""
         return dense_gate(x, *self.weights(), pool="both", activation=self.activation)
 
-    def spatial_logits(self, u: Tensor) -> Tensor:
-        """The spatial gate of the channel-gated map ``u`` before its sigmoid, ``(N, 1, H, W)``."""
-        mean, top = pooled_channels(u)
+    def channel_network(self, mean: Tensor, peak: Tensor) -> Tensor:
+        """The channel gate from the means and the maxima over positions, all ``(N, C, 1, 1)``."""
+        weight1, bias1, weight2, bias2 = self.weights()
+        hidden = (F.relu(F.linear(each.flatten(1), weight1, bias1)) for each in (mean, peak))
+        logits = [F.linear(each, weight2, bias2) for each in hidden]
+        return activate(logits[0] + logits[1], self.activation)[:, :, None, None]
+
+    def spatial_network(self, mean: Tensor, top: Tensor) -> Tensor:
+        """The spatial gate from the mean and the maximum over channels, all ``(N, 1, H, W)``."""
         pooled = torch.cat([top, mean], dim=1)
-        return self.norm(F.conv2d(pooled, self.conv.weight, padding=self.conv.kernel_size[0] // 2))
+        logits = self.norm(F.conv2d(pooled, self.conv.weight, padding=self.conv.kernel_size[0] // 2))
+        return activate(logits, self.activation)
 
     def spatial_gate(self, u: Tensor) -> Tensor:
         """The spatial gate of the channel-gated map ``u``, ``(N, 1, H, W)``."""
-        return activate(self.spatial_logits(u), self.activation)
+        return self.spatial_network(*pooled_channels(u))
 
     def weights(self) -> tuple[Tensor, Any, Tensor, Any]:
         """The channel gate's parameters, in the order the functions take them; None for a bias that there is not."""

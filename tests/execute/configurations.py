@@ -25,7 +25,7 @@ NAMES = ("se", "eca", "cbam", "coordinate", "dual", "nonlocal", "gate", "pixel")
 NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 GATE_BY = "gate_by"
-STRIPS = "published.coordinate"
+STRIPS, CBAM_BY = "published.coordinate", "published.cbam"
 NO_BIAS = (("bias", False),)  # in front of a batch norm its gradient is rounding alone
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -174,13 +174,13 @@ def check(configuration: Configuration) -> Executor:
                 configuration.layout,
                 with_shortcut=configuration.with_shortcut,
                 prepare=_prepared(configuration),
-                any_order=configuration.name not in ("cbam", "dual", STRIPS),
+                any_order=configuration.name not in ("cbam", "dual", STRIPS, CBAM_BY),
             )
     return executor
 
 
 def _prepared(configuration: Configuration) -> Any:
-    if configuration.name in ("cbam", "dual"):
+    if configuration.name in ("cbam", "dual", CBAM_BY):
         return parity.clear_maxima
     return (lambda _, x: x.round()) if configuration.tied else (lambda _, x: x)
 
@@ -264,6 +264,9 @@ FIXED = (
     Configuration(STRIPS, (1, 40, 35, 3), BF16, "channels_last", options=NO_BIAS),
     Configuration(STRIPS, (1, 3, 4, 133), F16, with_shortcut=True, options=NO_BIAS),
     Configuration(STRIPS, (1, 16, 8, 8), BF16, training=False, options=NO_BIAS),
+    Configuration(CBAM_BY, (2, 32, 5, 7), F32, with_shortcut=True),
+    Configuration(CBAM_BY, (2, 32, 5, 7), F32, "channels_last", targets=NEXT),
+    Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
     Configuration("se", (2, 32, 5, 7), F32, needs="map"),
     Configuration("eca", (2, 32, 5, 7), F32, needs="map"),
     Configuration("gate", (2, 32, 5, 7), F32, needs="map"),

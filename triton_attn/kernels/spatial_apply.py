@@ -76,25 +76,35 @@ def spatial_apply_bwd_kernel(
     spatial_ptr,  # (N, HW) float32
     dpooled_ptr,  # (N, 2, HW) float32: of Σ_c u, then of max_c u
     winner_ptr,  # (N, HW) int32, the channel that is the maximum
+    x_ptr,  # (N, C, H, W), with MAX
+    dpeak_ptr,  # (N, C) float32, the gradient of max_hw x, with MAX
+    peak_ptr,  # (N, C) float32, that maximum, with MAX
+    place_ptr,  # (N, C) int32, where it is, or minus how often
     stride_xn,
     stride_xo,
     stride_sn,
     stride_so,
     stride_gn,
     stride_go,
+    stride_mn,
+    stride_mo,
     channels,
     positions,
     UNIT: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
+    MAX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """dx = (grad · spatial + dpooled) · gate + dmean / HW, without x; the shortcut gets grad behind ReLU's mask."""
+    """dx = (grad · spatial + dpooled) · gate + dmean / HW (+ dpeak); the shortcut gets grad behind ReLU's mask.
+
+    No x is read, but to find the maxima over positions that tie, which share dpeak evenly.
+    """
     unit = tl.full((), UNIT, tl.int64)
     stride_xn, stride_xo, stride_sn, stride_so = stride_xn * unit, stride_xo * unit, stride_sn * unit, stride_so * unit
-    stride_gn, stride_go = stride_gn * unit, stride_go * unit
+    stride_gn, stride_go, stride_mn, stride_mo = stride_gn * unit, stride_go * unit, stride_mn * unit, stride_mo * unit
     if CHANNELS_LAST:
         channels *= UNIT
     else:
@@ -129,6 +139,18 @@ def spatial_apply_bwd_kernel(
         du = grad * over_channels(spatial, CHANNELS_LAST) + over_channels(dmean, CHANNELS_LAST)
         du += tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)
         dx = du * over_positions(gate, CHANNELS_LAST) + over_positions(dinput, CHANNELS_LAST)
+        if MAX:
+            peak = tl.load(peak_ptr + n * channels + c, mask=inside_c, other=0.0)
+            place = tl.load(place_ptr + n * channels + c, mask=inside_c, other=0)
+            dpeak = tl.load(dpeak_ptr + n * channels + c, mask=inside_c, other=0.0)
+            # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
+            share = tl.where(peak == peak, dpeak / tl.where(place < 0, -place, 1).to(tl.float32), float("nan"))
+            tied = over_positions(place < 0, CHANNELS_LAST)
+            x = load_tile(x_ptr, n, outer, inner, mask & tied, stride_mn, stride_mo)
+            here = over_channels(p, CHANNELS_LAST) == over_positions(place, CHANNELS_LAST)
+            at_peak = tl.where(tied, x == over_positions(peak, CHANNELS_LAST), here)
+            at_peak |= over_positions(peak != peak, CHANNELS_LAST)
+            dx += tl.where(at_peak, over_positions(share, CHANNELS_LAST), 0.0)
         store_tile(dx_ptr, dx, n, outer, inner, mask, stride_xn, stride_xo)
 
 

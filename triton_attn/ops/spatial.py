@@ -44,11 +44,16 @@ def _chunks(x: Tensor) -> int:
     return rules.cdiv(channels, spatial_rules.spatial(channels, height * width, x.itemsize)["CHUNK"])
 
 
+def empty_channel_parts(x: Tensor) -> Tensor:
+    """Room for sum and maximum over each chunk of the channels, ``(N, 2 · K, HW)`` float32."""
+    return empty_pooled(x, 2 * _chunks(x))
+
+
 def pool(x: Tensor, gate: Tensor, channels_last: bool) -> Tensor:
     """Sum and maximum over each chunk of the channels of ``x · gate``, ``(N, 2 · K, HW)`` float32."""
     from ..kernels.spatial_pool import spatial_pool_kernel
 
-    parts = empty_pooled(x, 2 * _chunks(x))
+    parts = empty_channel_parts(x)
     _start(spatial_pool_kernel, x, channels_last, {"x": x}, pooled_ptr=parts, x_ptr=x, gate_ptr=gate)
     return parts
 
@@ -131,18 +136,65 @@ def reading_bwd(
     Returns the gradients of ``Σ_c u`` and ``max_c u`` ``(N, 2, HW)``, the channel that is the maximum ``(N, HW)``
     int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B', 196)``.
     """
-    from ..kernels.spatial_bwd import spatial_gate_bwd_kernel, spatial_pool_bwd_kernel
     from ..kernels.spatial_conv import spatial_conv_bwd_kernel
 
     batch, channels, height, width = x.shape
-    positions, chunks, config = height * width, _chunks(x), spatial_rules.conv(height * width)
-    blocks = rules.cdiv(positions, spatial_rules.block_p(positions))
+    positions, config = height * width, spatial_rules.conv(height * width)
     conv_blocks = rules.cdiv(positions, config["BLOCK_P"])
-    dspatial, dpooled = empty_pooled(x, chunks), torch.empty_like(pooled)
-    winners = torch.empty((batch, chunks, positions), dtype=torch.int32, device=x.device)
+    dpooled, dgate = torch.empty_like(pooled), empty_dgate(x)
     winner = torch.empty((batch, positions), dtype=torch.int32, device=x.device)
-    dgate = torch.empty((batch, 2 * blocks, channels), dtype=torch.float32, device=x.device)
     dtaps = torch.empty((batch, conv_blocks, 196), dtype=torch.float32, device=x.device)
+    dspatial, winners = gate_bwd(grad, x, gate, pooled, spatial, channels_last, bits, dgate)
+    launch.start(
+        spatial_conv_bwd_kernel,
+        (batch * conv_blocks,),
+        x.device,
+        dpooled_ptr=dpooled,
+        winner_ptr=winner,
+        dtaps_ptr=dtaps,
+        dspatial_ptr=dspatial,
+        winners_ptr=winners,
+        spatial_ptr=spatial,
+        pooled_ptr=pooled,
+        weight_ptr=conv_weight.contiguous(),
+        channels=channels,
+        height=height,
+        width=width,
+        chunks=_chunks(x),
+        ACTIVATION=activation,
+        **config,
+    )
+    pool_bwd(x, dpooled, winner, channels_last, dgate)
+    return dpooled, winner, dgate, dtaps
+
+
+def empty_dgate(x: Tensor) -> Tensor:
+    """Room for partial sums of the channels' gates' gradients, block by block: by way of y, then of what is pooled."""
+    positions = x.shape[2] * x.shape[3]
+    blocks = rules.cdiv(positions, spatial_rules.block_p(positions))
+    return torch.empty((x.shape[0], 2 * blocks, x.shape[1]), dtype=torch.float32, device=x.device)
+
+
+def empty_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the gradient of the positions' gate, and the channel that is the maximum, of each chunk: (N, K, HW)."""
+    dspatial = empty_pooled(x, _chunks(x))
+    return dspatial, torch.empty(dspatial.shape, dtype=torch.int32, device=x.device)
+
+
+def gate_bwd(
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    pooled: Tensor,
+    spatial: Tensor,
+    channels_last: bool,
+    bits: Tensor | None,
+    dgate: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """:func:`empty_parts`, written, and the first half of ``dgate``, which is one of :func:`empty_dgate`."""
+    from ..kernels.spatial_bwd import spatial_gate_bwd_kernel
+
+    dspatial, winners = empty_parts(x)
     _start(
         spatial_gate_bwd_kernel,
         x,
@@ -159,25 +211,13 @@ def reading_bwd(
         spatial_ptr=spatial,
         HAS_BITS=bits is not None,
     )
-    launch.start(
-        spatial_conv_bwd_kernel,
-        (batch * conv_blocks,),
-        x.device,
-        dpooled_ptr=dpooled,
-        winner_ptr=winner,
-        dtaps_ptr=dtaps,
-        dspatial_ptr=dspatial,
-        winners_ptr=winners,
-        spatial_ptr=spatial,
-        pooled_ptr=pooled,
-        weight_ptr=conv_weight.contiguous(),
-        channels=channels,
-        height=height,
-        width=width,
-        chunks=chunks,
-        ACTIVATION=activation,
-        **config,
-    )
+    return dspatial, winners
+
+
+def pool_bwd(x: Tensor, dpooled: Tensor, winner: Tensor, channels_last: bool, dgate: Tensor) -> None:
+    """Write the second half of ``dgate``, from the gradients of ``Σ_c u`` and ``max_c u``."""
+    from ..kernels.spatial_bwd import spatial_pool_bwd_kernel
+
     _start(
         spatial_pool_bwd_kernel,
         x,
@@ -188,7 +228,6 @@ def reading_bwd(
         dpooled_ptr=dpooled,
         winner_ptr=winner,
     )
-    return dpooled, winner, dgate, dtaps
 
 
 def parameters_bwd(dtaps: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,8 +259,14 @@ def apply_bwd(
     winner: Tensor,
     channels_last: bool,
     bits: Tensor | None,
+    dpeak: Tensor | None = None,
+    peak: Tensor | None = None,
+    place: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of x, of which only the layout is looked at, and with ``bits`` that of the shortcut, else None."""
+    """The gradient of x, and with ``bits`` that of the shortcut, else None.
+
+    Of x only the layout is looked at, unless its maxima over positions have a gradient ``dpeak`` too.
+    """
     from ..kernels.spatial_apply import spatial_apply_bwd_kernel
 
     dx = empty_map(x, channels_last)
@@ -230,7 +275,7 @@ def apply_bwd(
         spatial_apply_bwd_kernel,
         x,
         channels_last,
-        {"x": dx, "s": dshortcut, "g": grad},
+        {"x": dx, "s": dshortcut, "g": grad, "m": None if dpeak is None else x},
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
         grad_ptr=grad,
@@ -240,6 +285,11 @@ def apply_bwd(
         spatial_ptr=spatial,
         dpooled_ptr=dpooled,
         winner_ptr=winner,
+        x_ptr=None if dpeak is None else x,
+        dpeak_ptr=dpeak,
+        peak_ptr=peak,
+        place_ptr=place,
         HAS_SHORTCUT=bits is not None,
+        MAX=dpeak is not None,
     )
     return dx, dshortcut

@@ -1,11 +1,12 @@
-"""CBAM as published: channel half and last multiply fused, the small convolution and batch norm a library's."""
+"""CBAM as published: every pass over the map fused, the two small networks between them a library's."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .. import backend, ops
-from ..ops.map_gate import map_gate
+from .. import backend
+from ..ops.cbam_by import cbam_by
 from ..reference import published
 from ..reference.common import check_map
 
@@ -14,11 +15,9 @@ class CBAM(published.CBAM):
     __doc__ = published.CBAM.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if backend.is_plain(x):
+        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        weights = self.weights()
-        if not backend.use_triton(x, *weights, shortcut):
+        if torch.compiler.is_compiling():  # an op cannot call the networks: a compiler fuses the formula around them
             return super().forward(x, shortcut)
         check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
-        u = ops.channel_gate(x, *weights, pool="both", activation=self.activation)
-        return map_gate(u, self.spatial_logits(u), shortcut, self.activation)
+        return cbam_by(x, self.channel_network, self.spatial_network, shortcut)

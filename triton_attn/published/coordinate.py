@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import backend
-from ..ops.library import is_untraced
 from ..ops.strips import gate_rows_and_columns
 from ..reference import published
 from ..reference.common import check_map
@@ -17,7 +17,7 @@ class CoordinateAttention(published.CoordinateAttention):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        if not is_untraced():  # an op cannot call the network: a compiler fuses the formula around it
+        if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
             return super().forward(x, shortcut)
         check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
         return gate_rows_and_columns(x, self.network, shortcut)

@@ -1,0 +1,232 @@
+"""CBAM by networks of anybody's, under the interpreter, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.parity import DTYPES, LAYOUTS, assert_within, away_from_the_kink, largest_error, lay_out
+from triton_attn.ops import cbam_by as ops
+from triton_attn.ops.cbam_by import cbam_by
+from triton_attn.reference.cbam import pooled_channels
+
+pytestmark = pytest.mark.interpreter
+
+
+class Networks(nn.Module):
+    """Small ones that use all that they are given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.taps = nn.Parameter(torch.randn(2, channels, 1, 1)), nn.Parameter(torch.randn(1, 2, 3, 3) / 3)
+
+    def channels(self, mean: Tensor, peak: Tensor) -> Tensor:
+        return 0.5 + torch.sigmoid(self.weight[0] * mean + self.weight[1] * peak / 4 + mean.mean(1, keepdim=True))
+
+    def positions(self, mean: Tensor, top: Tensor) -> Tensor:
+        return torch.tanh(nn.functional.conv2d(torch.cat([mean, top], 1), self.taps, padding=1)) + 1
+
+
+def by_ops(x: Tensor, networks: Networks, shortcut: Tensor | None = None) -> Tensor:
+    return cbam_by(x, networks.channels, networks.positions, shortcut)
+
+
+def plain(x: Tensor, networks: Networks, shortcut: Tensor | None = None) -> Tensor:
+    u = x * networks.channels(x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
+    y = u * networks.positions(*pooled_channels(u))
+    return y if shortcut is None else torch.relu(y + shortcut)
+
+
+def run(function: Callable[..., Tensor], networks: Networks, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    x, *shortcut = [t.detach().requires_grad_() for t in inputs]
+    y = function(x, networks, *shortcut)
+    return [y.detach(), *torch.autograd.grad(y, [x, *shortcut, *networks.parameters()], grad.to(y.dtype))]
+
+
+def clear(shape: tuple[int, ...]) -> Tensor:
+    """A map in which no rounding decides which channel of a position is the largest behind the gates (0.5 to 1.5)."""
+    winner = torch.randint(shape[1], (shape[0], 1, *shape[2:]))
+    return (torch.randn(shape) / 8).scatter(1, winner, 3 + torch.rand(shape[0], 1, *shape[2:]))
+
+
+def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut: bool, tied: bool = False) -> None:
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        networks, exact = Networks(shape[1]).to(dtype), Networks(shape[1]).double()
+        exact.load_state_dict(networks.state_dict())
+        x = clear(shape)
+        inputs = [x.round() if tied else x, *(torch.randn(shape) for _ in range(with_shortcut))]
+        inputs = [lay_out(t.to(dtype), layout) for t in inputs]
+        grad, wide = lay_out(torch.randn(shape).to(dtype), layout), [t.double() for t in inputs]
+        if with_shortcut:
+            with torch.no_grad():
+                grad = away_from_the_kink(grad, plain(wide[0], exact) + wide[1])
+        theirs, right = run(plain, networks, inputs, grad), run(plain, exact, wide, grad.double())
+        found.append((networks, inputs, grad, theirs, right))
+    networks, inputs, grad, theirs, right = found[0]
+    ours = run(by_ops, networks, inputs, grad)
+    for i, (a, b, c) in enumerate(zip(ours, theirs, right, strict=True)):
+        error = max(largest_error(each[3][i], each[4][i]) for each in found)
+        assert_within(a, b, c, f"{i}", plain_error=error)
+
+
+@settings(max_examples=12)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 70),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    with_shortcut=st.booleans(),
+    tied=st.booleans(),
+)
+@example(1, 1, 1, 1, torch.float32, "contiguous", True, False)
+@example(2, 5, 13, 9, torch.float16, "channels_last", True, True)
+@example(2, 48, 7, 7, torch.float16, "contiguous", True, False)
+@example(1, 40, 12, 13, torch.float32, "channels_last", False, True)
+@example(1, 40, 12, 13, torch.float32, "contiguous", False, True)
+def test_parity(
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    layout: str,
+    with_shortcut: bool,
+    tied: bool,
+) -> None:
+    channels = max(min(channels, 2**12 // (batch * height * width)), 1)
+    check((batch, channels, height, width), dtype, layout, with_shortcut, tied)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_traffic(memory_format: torch.memory_format, with_shortcut: bool) -> None:
+    """4 + 5 passes and what is small, one more each with a shortcut and its mask."""
+    from benchmarks.meter import count_kernels
+
+    shape = (1, 256, 28, 28)
+    torch.manual_seed(0)
+    networks = Networks(256).half()
+    grad = torch.randn(shape).half().contiguous(memory_format=memory_format)
+    leaves = [t.half().contiguous(memory_format=memory_format) for t in (torch.randn(shape), torch.randn(shape))]
+    x, *shortcut = (t.requires_grad_() for t in leaves[: 1 + with_shortcut])
+    size = x.numel() * 2
+    with count_kernels() as forward:
+        y = by_ops(x, networks, *shortcut)
+    with count_kernels() as backward:
+        torch.autograd.grad(y, [x, *shortcut], grad)
+    assert forward.total <= (4.2 + with_shortcut * (1 + 1 / 16)) * size
+    assert backward.total <= (5.4 + with_shortcut * (1 + 2 / 16)) * size
+    assert sum(forward.launches.values()) == 4
+    assert sum(backward.launches.values()) == 3
+
+
+@pytest.mark.parametrize("wanted", ["x", "networks", "shortcut", "none"])
+def test_only_some_gradients(wanted: str) -> None:
+    torch.manual_seed(0)
+    networks = Networks(6).requires_grad_(wanted == "networks")
+    x, shortcut, grad = (torch.randn(2, 6, 5, 3) for _ in range(3))
+    x.requires_grad_(wanted == "x")
+    shortcut.requires_grad_(wanted == "shortcut")
+    leaves = {"x": [x], "networks": list(networks.parameters()), "shortcut": [shortcut], "none": []}[wanted]
+    results = []
+    for function in (by_ops, plain):
+        y = function(x, networks, shortcut)
+        assert y.requires_grad == (wanted != "none")
+        results.append([y.detach(), *(torch.autograd.grad(y, leaves, grad) if leaves else ())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["channels", "positions", "both"])
+def test_networks_that_look_at_nothing(which: str) -> None:
+    torch.manual_seed(0)
+    networks = Networks(6)
+    constant, map_ = torch.rand(2, 6, 1, 1), torch.rand(2, 1, 5, 3)
+    if which != "positions":
+        networks.channels = lambda *_: constant
+    if which != "channels":
+        networks.positions = lambda *_: map_
+    for layout in LAYOUTS[:2]:
+        x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), layout).requires_grad_() for _ in range(3))
+        found = []
+        for function in (by_ops, plain):
+            y = function(x, networks, shortcut)
+            found.append([y, *torch.autograd.grad(y, [x, shortcut], grad)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_and_a_backward_twice() -> None:
+    torch.manual_seed(0)
+    networks, x = Networks(4), torch.randn(2, 4, 3, 5).requires_grad_()
+    shortcut, grad = torch.randn(2, 4, 3, 5).requires_grad_(), torch.randn(2, 4, 3, 5)
+    found = []
+    for function in (by_ops, plain):
+        y = function(x, networks, shortcut)
+        first = torch.autograd.grad(y, [x, shortcut, networks.weight], grad, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), [x, networks.taps], retain_graph=True)
+        again = torch.autograd.grad(y, [x, networks.weight], grad)
+        found.append([*first, *second, *again])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    y = by_ops(x, networks)
+    once, twice = (torch.autograd.grad(y, x, grad, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(once, twice)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_same_inputs_same_bits_and_grad_is_kept(layout: str) -> None:
+    torch.manual_seed(0)
+    networks = Networks(40).half()
+    inputs = [lay_out(torch.randn(2, 40, 9, 7).half(), layout) for _ in range(2)]
+    grad = lay_out(torch.randn(2, 40, 9, 7).half(), layout)
+    kept = grad.clone()
+    first, second = (run(by_ops, networks, inputs, grad) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(grad, kept)
+
+
+def test_an_empty_batch_and_not_finite_values() -> None:
+    networks = Networks(5)
+    empty = torch.randn(0, 5, 3, 3)
+    for a, b in zip(*(run(f, networks, [empty], empty) for f in (by_ops, plain)), strict=True):
+        assert torch.equal(a, b)
+    torch.manual_seed(0)
+    for value in (float("nan"), float("inf")):
+        x, grad = torch.randn(2, 5, 3, 5), torch.randn(2, 5, 3, 5)
+        x[0, 1, 1, 2] = value
+        ours, theirs = (f(x, networks) for f in (by_ops, plain))
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        ours, theirs = (run(f, networks, [x], grad)[1] for f in (by_ops, plain))
+        assert torch.equal(ours[1].isnan(), theirs[1].isnan()), "an image by itself"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_opcheck(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
+    torch.manual_seed(0)
+    x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), layout) for _ in range(3))
+    gate, of_positions = torch.rand(2, 6), torch.rand(2, 1, 5, 3)
+    pooled = ops._whole(ops.POOL_CHANNELS.registered(x, gate), x)
+    torch.library.opcheck(ops.POOL_CHANNELS.registered, (x, gate))
+    for saves in (False, True):
+        torch.library.opcheck(ops.MULTIPLY.registered, (x, gate, of_positions, shortcut, saves))
+    _, bits = ops.MULTIPLY.registered(x, gate, of_positions, shortcut, True)
+    mean, peak, place = ops.POOL.registered(x, "both", True)
+    basic = ("test_schema", "test_faketensor")  # what is not written of the sums differs from run to run
+    for each in (None, bits):
+        given = (grad, x, gate, of_positions, pooled, each)
+        torch.library.opcheck(ops.MULTIPLY_BWD.registered, given, test_utils=basic)
+        winner = ops.MULTIPLY_BWD.registered(*given)[1].amin(1)
+        arguments = (grad, x, gate, of_positions, pooled, winner, each, mean, mean, peak, place)
+        torch.library.opcheck(ops.APPLY_BWD.registered, arguments)
+    torch.library.opcheck(ops.POOL_CHANNELS_BWD.registered, (x, pooled, winner), test_utils=basic)

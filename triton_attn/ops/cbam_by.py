@@ -1,0 +1,304 @@
+"""CBAM by networks of anybody's: one makes the channels' gates, the other those of the positions, both in PyTorch.
+
+Passes over the map: 4 forward and 5 backward, as :mod:`.cbam`, and x once more where maxima over positions tie. A map
+that is pooled, gated, pooled again and gated again has a gradient of four parts, and autograd would write each and add
+them up. So the multiply hands y's gradient on as it came, both poolings, whose backward runs after it, say what they
+know of theirs, and the first of them, which is the last to run, makes dx of all of it in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.cbam import pooled_channels
+from . import gating, spatial
+from .gate_by import POOL
+from .layout import empty_map, served
+from .library import Launcher, Results, as_kept, keep
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+def cbam_by(x: Tensor, channels: Network, positions: Network, shortcut: Tensor | None = None) -> Tensor:
+    """``u = x · channels(mean_hw x, max_hw x)``, then ``u · positions(mean_c u, max_c u)``, or ``relu(… + shortcut)``.
+
+    ``channels`` takes and returns ``(N, C, 1, 1)``, ``positions`` ``(N, 1, H, W)``, in the dtype of ``x``. Not for
+    compilation, where nothing can call them from within an op.
+    """
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        # The gates come out in autocast's dtype, and their product with x in the wider of both.
+        x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
+    link = _Link()
+    last = shortcut if shortcut is not None and shortcut.dtype == x.dtype else None
+    wants = torch.is_grad_enabled()
+    if wants and (x.requires_grad or (last is not None and last.requires_grad)):
+        u, after, mean, peak = _Pool.apply(link, x, last)
+    else:
+        u, after, (mean, peak, _) = x, last, POOL(x, "both", False)
+    gate = channels(*(each.to(x.dtype)[:, :, None, None] for each in (mean, peak))).flatten(1).float()
+    if wants and (u.requires_grad or gate.requires_grad):
+        u, gate, pooled = _PoolChannels.apply(link, u, gate)
+    else:
+        pooled = _whole(POOL_CHANNELS(u, gate), u)
+    of_positions = positions(*pooled.to(x.dtype).split(1, dim=1)).float()
+    if wants and any(each.requires_grad for each in (u, gate, of_positions)):
+        y = _Multiply.apply(link, u, gate, of_positions, pooled.detach(), after)
+    else:
+        found: Any = MULTIPLY(u, gate, of_positions, after, False)
+        y = found[0]
+    return y if last is shortcut else torch.relu(y + shortcut)
+
+
+class _Link:
+    """What the parts of one call know of its backward."""
+
+    def __init__(self) -> None:
+        self.deferred: tuple[Tensor, Tensor, Tensor | None] | None = None  # both gates, the mask's bits
+        self.winner: Tensor | None = None  # the channel that is a position's maximum
+        self.dpooled: Tensor | None = None  # the gradients of Σ_c u and max_c u
+        # Once there is a graph of a backward, it hands gradients of its own to the map between the parts.
+        self.is_differentiated_again = False
+
+
+class _Pool(torch.autograd.Function):
+    """Means and maxima over positions; the map and the shortcut as they are, for the other parts alone."""
+
+    @staticmethod
+    def forward(ctx: Any, link: _Link, x: Tensor, shortcut: Tensor | None) -> Any:
+        mean, peak, place = POOL(x, "both", True)
+        ctx.link = link
+        ctx.set_materialize_grads(False)
+        keep(ctx, x, peak, place)
+        return x.view_as(x), None if shortcut is None else shortcut.view_as(shortcut), mean, peak
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, dmean: Tensor | None, dpeak: Tensor | None
+    ) -> Any:
+        saved: Any = as_kept(ctx)
+        x, peak, place = saved
+        link, deferred = ctx.link, ctx.link.deferred
+        link.deferred = None
+        if grad is None or deferred is None:
+            return None, _summed(grad, _again(_pooled, (dmean, dpeak), x)), dshortcut
+        gate, of_positions, bits = deferred
+        vectors = (torch.zeros_like(peak) if each is None else each for each in (dmean, dpeak))
+        dpooled = torch.zeros_like(of_positions).repeat(1, 2, 1, 1) if link.dpooled is None else link.dpooled
+        found = APPLY_BWD(grad, x, gate, of_positions, dpooled, link.winner, bits, *vectors, peak, place)
+        return None, *found
+
+
+class _PoolChannels(torch.autograd.Function):
+    """Mean and maximum over channels of ``x · gate``; the map and the gate as they are, for :class:`_Multiply`."""
+
+    @staticmethod
+    def forward(ctx: Any, link: _Link, x: Tensor, gate: Tensor) -> Any:
+        pooled = _whole(POOL_CHANNELS(x, gate), x)
+        ctx.link = link
+        ctx.set_materialize_grads(False)
+        keep(ctx, x, gate)
+        return x.view_as(x), gate.view_as(gate), pooled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, dgate: Tensor | None, dpooled: Tensor | None) -> Any:
+        saved: Any = as_kept(ctx)
+        x, gate = saved
+        if dpooled is None:
+            return None, grad, dgate
+        if ctx.link.deferred is None or torch.is_grad_enabled():
+            dx, own = _again(_pooled_channels, (dpooled,), x, gate)
+            return None, _summed(grad, dx), _summed(dgate, own)
+        shares = dpooled.new_tensor([1 / x.shape[1], 1.0]).view(1, 2, 1, 1)
+        ctx.link.dpooled = dpooled * shares
+        (parts,) = POOL_CHANNELS_BWD(x, ctx.link.dpooled, ctx.link.winner)
+        own = parts[:, parts.shape[1] // 2 :].sum(1)  # type: ignore[index,union-attr]
+        return None, grad, _summed(dgate, own)
+
+
+class _Multiply(torch.autograd.Function):
+    """``x · gate · of_positions``, or with the shortcut; its gradient of x is y's until :class:`_Pool` finishes it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        link: _Link,
+        x: Tensor,
+        gate: Tensor,
+        of_positions: Tensor,
+        pooled: Tensor,
+        shortcut: Tensor | None,
+    ) -> Any:
+        y, bits = MULTIPLY(x, gate, of_positions, shortcut, True)
+        ctx.link = link
+        keep(ctx, x, gate, of_positions, pooled, bits)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        saved: Any = as_kept(ctx)
+        x, gate, of_positions, pooled, bits = saved
+        needs_map, needs_shortcut = ctx.needs_input_grad[1], ctx.needs_input_grad[5]
+        ctx.link.is_differentiated_again |= torch.is_grad_enabled()  # so create_graph is True
+        if ctx.link.is_differentiated_again:
+            grad = grad if bits is None else torch.where(gating.mask(bits, x), grad, 0.0)
+            moved, wide = (grad * x).to(gate.dtype), gate[:, :, None, None]
+            dx = (grad * wide * of_positions).to(x.dtype) if needs_map else None
+            dgate, dpositions = (moved * of_positions).sum((2, 3)), (moved * wide).sum(1, keepdim=True)
+            return None, dx, dgate, dpositions, None, grad if needs_shortcut else None
+        found: Any = MULTIPLY_BWD(grad, x, gate, of_positions, pooled, bits)
+        dspatial, winners, parts = found
+        dpositions, ctx.link.winner = dspatial.sum(1).view(of_positions.shape), winners.amin(1)
+        ctx.link.deferred, ctx.link.dpooled = (gate, of_positions, bits), None
+        dgate = parts[:, : parts.shape[1] // 2].sum(1)
+        return None, grad if needs_map or needs_shortcut else None, dgate, dpositions, None, None
+
+
+def _whole(found: Results, x: Tensor) -> Tensor:
+    """Mean and maximum over channels ``(N, 2, H, W)``, from sums and maxima of each chunk of them."""
+    (parts,) = found
+    assert parts is not None
+    each = parts.view(x.shape[0], -1, 2, *x.shape[2:])
+    return torch.stack([each[:, :, 0].sum(1) / x.shape[1], each[:, :, 1].amax(1)], dim=1)
+
+
+def _summed(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _pooled(x: Tensor) -> tuple[Tensor, ...]:
+    return x.mean((2, 3)), x.amax((2, 3))
+
+
+def _pooled_channels(x: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
+    return (torch.cat(pooled_channels(x * gate[:, :, None, None]), dim=1),)
+
+
+def _again(formula: Callable[..., tuple[Tensor, ...]], grads: tuple[Tensor | None, ...], *inputs: Tensor) -> Any:
+    """The gradients of the inputs by the formula, to be differentiated again where that is asked for."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [
+            each.view_as(each) if again and each.requires_grad else each.detach().requires_grad_() for each in inputs
+        ]
+        given = [(y, grad.to(y.dtype)) for y, grad in zip(formula(*leaves), grads, strict=True) if grad is not None]
+        if not given:
+            return None
+        ys, dys = zip(*given, strict=True)
+        found = torch.autograd.grad(ys, leaves, dys, create_graph=again)
+    return found[0] if len(inputs) == 1 else found
+
+
+def _pool_channels(x: Tensor, gate: Tensor) -> Results:
+    x, channels_last = served(x)
+    return (spatial.pool(x, gate.contiguous(), channels_last),)
+
+
+def _pool_channels_fake(x: Tensor, gate: Tensor) -> Results:
+    return (spatial.empty_channel_parts(x),)
+
+
+def _pool_channels_bwd(x: Tensor, dpooled: Tensor, winner: Tensor) -> Results:
+    x, channels_last = served(x)
+    dgate = spatial.empty_dgate(x)
+    spatial.pool_bwd(x, dpooled.contiguous(), winner, channels_last, dgate)
+    return (dgate,)
+
+
+def _pool_channels_bwd_fake(x: Tensor, dpooled: Tensor, winner: Tensor) -> Results:
+    return (spatial.empty_dgate(x),)
+
+
+def _multiply(x: Tensor, gate: Tensor, of_positions: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
+    x, channels_last = served(x)
+    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
+    return spatial.apply_fwd(x, gate.contiguous(), of_positions.contiguous(), channels_last, shortcut, saves)
+
+
+def _multiply_fake(x: Tensor, gate: Tensor, of_positions: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
+    x, channels_last = served(x)
+    bits = gating.empty_bits(x, channels_last) if saves and shortcut is not None else None
+    return empty_map(x, channels_last), bits
+
+
+def _multiply_bwd(
+    grad: Tensor, x: Tensor, gate: Tensor, of_positions: Tensor, pooled: Tensor, bits: Tensor | None
+) -> Results:
+    x, channels_last = served(x)
+    grad, _ = served(grad, channels_last)
+    gates = gate.contiguous(), pooled.contiguous(), of_positions.contiguous()
+    dgate = spatial.empty_dgate(x)
+    return *spatial.gate_bwd(grad, x, *gates, channels_last, bits, dgate), dgate
+
+
+def _multiply_bwd_fake(
+    grad: Tensor, x: Tensor, gate: Tensor, of_positions: Tensor, pooled: Tensor, bits: Tensor | None
+) -> Results:
+    return *spatial.empty_parts(x), spatial.empty_dgate(x)
+
+
+def _apply_bwd(
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    of_positions: Tensor,
+    dpooled: Tensor,
+    winner: Tensor,
+    bits: Tensor | None,
+    dmean: Tensor,
+    dpeak: Tensor,
+    peak: Tensor,
+    place: Tensor,
+) -> Results:
+    """The gradients of x and of the shortcut."""
+    x, channels_last = served(x)
+    grad, _ = served(grad, channels_last)
+    gate, of_positions, dpooled, dmean, dpeak = (
+        each.contiguous() for each in (gate, of_positions, dpooled, dmean, dpeak)
+    )
+    return spatial.apply_bwd(
+        grad, x, gate, dmean, of_positions, dpooled, winner, channels_last, bits, dpeak, peak, place
+    )
+
+
+def _apply_bwd_fake(
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    of_positions: Tensor,
+    dpooled: Tensor,
+    winner: Tensor,
+    bits: Tensor | None,
+    *_: Tensor,
+) -> Results:
+    x, channels_last = served(x)
+    return empty_map(x, channels_last), None if bits is None else empty_map(x, channels_last)
+
+
+POOL_CHANNELS = Launcher("pool_channels(Tensor x, Tensor gate) -> Tensor[]", _pool_channels, _pool_channels_fake)
+POOL_CHANNELS_BWD = Launcher(
+    "pool_channels_backward(Tensor x, Tensor dpooled, Tensor winner) -> Tensor[]",
+    _pool_channels_bwd,
+    _pool_channels_bwd_fake,
+)
+MULTIPLY = Launcher(
+    "gate_channels_and_positions(Tensor x, Tensor gate, Tensor of_positions, Tensor? shortcut, bool saves)"
+    " -> (Tensor, Tensor)",
+    _multiply,
+    _multiply_fake,
+)
+MULTIPLY_BWD = Launcher(
+    "gate_channels_and_positions_backward_gates(Tensor grad, Tensor x, Tensor gate, Tensor of_positions, Tensor pooled,"
+    " Tensor? bits) -> (Tensor, Tensor, Tensor)",
+    _multiply_bwd,
+    _multiply_bwd_fake,
+)
+APPLY_BWD = Launcher(
+    "gate_channels_and_positions_backward_map(Tensor grad, Tensor x, Tensor gate, Tensor of_positions, Tensor dpooled,"
+    " Tensor winner, Tensor? bits, Tensor dmean, Tensor dpeak, Tensor peak, Tensor place) -> (Tensor, Tensor)",
+    _apply_bwd,
+    _apply_bwd_fake,
+)
