@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ from .gating import empty_bits, in_units
 from .layout import empty_map
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
+def _start(
+    kernel: Any,
+    like: Tensor,
+    channels_last: bool,
+    maps: dict[str, Tensor | None],
+    rule: Callable[[int, int, int], Config] = spatial_rules.spatial,
+    **arguments: Any,
+) -> None:
     """Start a kernel that has a program for every image and block of positions of ``like``, given the maps' strides."""
     batch, channels, height, width = like.shape
     positions = height * width
@@ -28,7 +36,7 @@ def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tenso
         kernel,
         grid,
         Shape.of(like, channels_last),
-        spatial_rules.spatial(channels, positions, like.itemsize),
+        rule(channels, positions, like.itemsize),
         like.device,
         **arguments,
         **strides,
@@ -276,6 +284,7 @@ def apply_bwd(
         x,
         channels_last,
         {"x": dx, "s": dshortcut, "g": grad, "m": None if dpeak is None else x},
+        spatial_rules.spatial if dpeak is None else spatial_rules.spatial_maxima,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
         grad_ptr=grad,
