@@ -161,7 +161,7 @@ def _whole(found: Results, x: Tensor) -> Tensor:
     """Mean and maximum over channels ``(N, 2, H, W)``, from sums and maxima of each chunk of them."""
     (parts,) = found
     assert parts is not None
-    each = parts.view(x.shape[0], -1, 2, *x.shape[2:])
+    each = parts.view(x.shape[0], parts.shape[1] // 2, 2, *x.shape[2:])
     return torch.stack([each[:, :, 0].sum(1) / x.shape[1], each[:, :, 1].amax(1)], dim=1)
 
 

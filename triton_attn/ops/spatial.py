@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,14 +15,7 @@ from .gating import empty_bits, in_units
 from .layout import empty_map
 
 
-def _start(
-    kernel: Any,
-    like: Tensor,
-    channels_last: bool,
-    maps: dict[str, Tensor | None],
-    rule: Callable[[int, int, int], Config] = spatial_rules.spatial,
-    **arguments: Any,
-) -> None:
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
     """Start a kernel that has a program for every image and block of positions of ``like``, given the maps' strides."""
     batch, channels, height, width = like.shape
     positions = height * width
@@ -36,7 +28,7 @@ def _start(
         kernel,
         grid,
         Shape.of(like, channels_last),
-        rule(channels, positions, like.itemsize),
+        spatial_rules.spatial(channels, positions, like.itemsize),
         like.device,
         **arguments,
         **strides,
@@ -284,7 +276,6 @@ def apply_bwd(
         x,
         channels_last,
         {"x": dx, "s": dshortcut, "g": grad, "m": None if dpeak is None else x},
-        spatial_rules.spatial if dpeak is None else spatial_rules.spatial_maxima,
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
         grad_ptr=grad,

@@ -44,10 +44,3 @@ def conv(positions: int) -> dict[str, int]:
 
 # Of the sums over everybody's parts of the convolution's gradients: seven programs.
 CONV_PARAMETERS = {"BLOCK_R": 128, "BLOCK_K": 8, "num_warps": 4}
-
-
-@cache
-def spatial_maxima(channels: int, positions: int, itemsize: int) -> dict[str, int]:
-    """Blocks of the last of them where maxima over positions have a gradient too: smaller, to fit the registers."""
-    blocks = spatial(channels, positions, itemsize)
-    return {**blocks, "BLOCK_C": max(blocks["BLOCK_C"] // 2, 8)}
