@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -144,3 +145,22 @@ def test_networks_train(name: str) -> None:
     assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
     for (path, before), (_, after) in zip(plain.named_buffers(), fused.named_buffers(), strict=True):
         torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4, msg=path)
+
+
+def test_sharded_as_a_whole() -> None:
+    """The root gathers its parameters, so that the kernels see plain ones."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    plain, fused = both("timm se, bottlenecks")
+    x = images()
+    expected = gradients(plain, x)[2:]
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(fused, mesh=init_device_mesh("cpu", (1,)))
+        with backend.listen() as heard:
+            fused(x).square().sum().backward()
+        assert {choice.backend for choice in heard} == {"triton"}
+        assert_close([parameter.grad.full_tensor() for parameter in fused.parameters()], expected)
+    finally:
+        distributed.destroy_process_group()
