@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..tuning import rules, strip_rules
@@ -44,7 +43,7 @@ def gate_rows_and_columns(x: Tensor, network: Network, shortcut: Tensor | None =
     if any(torch.promote_types(gate.dtype, x.dtype) != x.dtype for gate in gates):
         # A wider gate makes a wider map, as in PyTorch: rare enough to leave it to PyTorch.
         y = x * gates[0] * gates[1]
-        return y if shortcut is None else F.relu(y + shortcut)
+        return y if shortcut is None else torch.relu(y + shortcut)
     if grad_mode and (u.requires_grad or any(gate.requires_grad for gate in gates)):
         y = _Multiply.apply(link, u, *gates, after)
     else:
