@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tuning import rules, spatial_rules
+from ..tuning import chips, rules, spatial_rules
 from ..tuning.keys import Shape
 from ..tuning.spaces import Config
 from . import launch
@@ -28,7 +28,7 @@ def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tenso
         kernel,
         grid,
         Shape.of(like, channels_last),
-        spatial_rules.spatial(channels, positions, like.itemsize),
+        spatial_rules.spatial(channels, positions, like.itemsize, 64 if chips.chip_of(like.device).amd else 32),
         like.device,
         **arguments,
         **strides,

@@ -20,7 +20,7 @@ def block_p(positions: int) -> int:
 
 
 @cache
-def spatial(channels: int, positions: int, itemsize: int) -> dict[str, int]:
+def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> dict[str, int]:
     """Blocks of the kernels that walk over a chunk of channels of a block of positions."""
     # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has eight elements: sixteen
     # would leave a multiprocessor of Hopper one program of the heaviest kernel, where this leaves it two.
@@ -31,7 +31,7 @@ def spatial(channels: int, positions: int, itemsize: int) -> dict[str, int]:
         "CHUNK": max(chunk, block_c),
         "BLOCK_C": block_c,
         "BLOCK_P": block_p(positions),
-        "num_warps": max(block_p(positions) * block_c // 256, 1),
+        "num_warps": max(block_p(positions) * block_c // (8 * lanes), 1),
     }
 
 
