@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..files import read_text, write_text
 from .errors import UserError
 from .rules import TEXT, TRUTH, Rule, as_list, check_fields, either, mapping, maybe, number, one_of, sequence, whole
@@ -134,6 +132,8 @@ class Config:
 
     def save(self, dataset: Mapping[str, Any]) -> None:
         """Write ``config.yaml`` into the output folder, with versions and what is in the data set."""
+        import yaml
+
         fields = dataclasses.asdict(self)
         del fields["output"]  # the folder may be moved
         fields["where"] = list(self.where)
@@ -151,6 +151,8 @@ def load_config(output: str | Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         UserError: there is no run, or its ``config.yaml`` cannot be read.
     """
+    import yaml  # not above: whoever looks at a checkpoint alone needs none of the extra packages
+
     path = Path(output) / FILE
     if not path.is_file():
         raise UserError(f"--output: {output} holds no run (no {FILE}); start one without --resume")
