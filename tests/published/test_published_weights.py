@@ -176,7 +176,9 @@ def test_mmcv_has_no_bias_in_front_of_its_batch_norm():
             {"g.conv", "conv_out.conv", "conv_out.bn", "theta.conv", "phi.conv"},
         ),
     ],
-    ids=str,
+    ids=lambda given: (
+        " ".join(sorted(given)) if isinstance(given, set) else str(given)
+    ),  # a set has no order of its own
 )
 def test_names_that_go_by_the_options(options, layout, expected):
     exported = published.export(published.NonLocal(16, **options), layout)
