@@ -26,6 +26,7 @@ SHAPES = [
     ("gate", (1, 272, 5, 5)),
     ("nonlocal", (1, 24, 16, 15)),
     ("nonlocal", (2, 80, 6, 6)),
+    ("published.coordinate", (2, 24, 9, 13)),
 ]
 
 
