@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..reference.cbam import pooled_channels
 from . import gating, spatial
-from .gate_by import POOL
+from .gate_by import POOL, summed
 from .layout import empty_map, served
 from .library import Launcher, Results, as_kept, keep
 
@@ -84,7 +84,7 @@ class _Pool(torch.autograd.Function):
         link, deferred = ctx.link, ctx.link.deferred
         link.deferred = None
         if grad is None or deferred is None:
-            return None, _summed(grad, _again(_pooled, (dmean, dpeak), x)), dshortcut
+            return None, summed(grad, _again(_pooled, (dmean, dpeak), x)), dshortcut
         gate, of_positions, bits = deferred
         vectors = (torch.zeros_like(peak) if each is None else each for each in (dmean, dpeak))
         dpooled = torch.zeros_like(of_positions).repeat(1, 2, 1, 1) if link.dpooled is None else link.dpooled
@@ -111,12 +111,12 @@ class _PoolChannels(torch.autograd.Function):
             return None, grad, dgate
         if ctx.link.deferred is None or torch.is_grad_enabled():
             dx, own = _again(_pooled_channels, (dpooled,), x, gate)
-            return None, _summed(grad, dx), _summed(dgate, own)
+            return None, summed(grad, dx), summed(dgate, own)
         shares = dpooled.new_tensor([1 / x.shape[1], 1.0]).view(1, 2, 1, 1)
         ctx.link.dpooled = dpooled * shares
         (parts,) = POOL_CHANNELS_BWD(x, ctx.link.dpooled, ctx.link.winner)
         own = parts[:, parts.shape[1] // 2 :].sum(1)  # type: ignore[index,union-attr]
-        return None, grad, _summed(dgate, own)
+        return None, grad, summed(dgate, own)
 
 
 class _Multiply(torch.autograd.Function):
@@ -163,10 +163,6 @@ def _whole(found: Results, x: Tensor) -> Tensor:
     assert parts is not None
     each = parts.view(x.shape[0], parts.shape[1] // 2, 2, *x.shape[2:])
     return torch.stack([each[:, :, 0].sum(1) / x.shape[1], each[:, :, 1].amax(1)], dim=1)
-
-
-def _summed(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
 
 
 def _pooled(x: Tensor) -> tuple[Tensor, ...]:

@@ -84,7 +84,7 @@ class _Pool(torch.autograd.Function):
         deferred, ctx.link.deferred = ctx.link.deferred, None
         if grad is None or deferred is None:
             # The vectors were used elsewhere, or this is differentiated again: autograd adds up.
-            return None, _sum(grad, _pooled_bwd(x, peak, dmean, dpeak)), dshortcut
+            return None, summed(grad, _pooled_bwd(x, peak, dmean, dpeak)), dshortcut
         gate, bits = deferred
         dx, dshortcut = APPLY_BWD(grad, x, gate, bits, peak, winner, dmean, dpeak)
         return None, dx, dshortcut
@@ -126,11 +126,12 @@ def _pooled_bwd(x: Tensor, peak: Tensor | None, dmean: Tensor | None, dpeak: Ten
         assert peak is not None
         at_peak = x == peak[:, :, None, None]
         share = (dpeak / at_peak.sum((2, 3)))[:, :, None, None].to(x.dtype)
-        dx = _sum(dx, torch.where(at_peak, share, 0.0))
+        dx = summed(dx, torch.where(at_peak, share, 0.0))
     return dx
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def summed(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, None for one that there is not."""
     return b if a is None else a if b is None else a + b
 
 
