@@ -68,29 +68,29 @@ gpu-tests: $(INSTALLED)
 
 # Other versions of PyTorch and Triton, in environments of 5 GB each that are built once: benchmarks/results/compat.json.
 compat: $(INSTALLED)
-	$(BIN)/python -m benchmarks.compat --folder $(ENVIRONMENTS)
+	$(BIN)/python -m benchmarks.counted.compat --folder $(ENVIRONMENTS)
 
 # Traffic, launches, registers and spills against what is committed; `make baseline` puts the new ones in its place.
 guard: $(INSTALLED)
-	$(BIN)/python -m benchmarks.baseline --check
+	$(BIN)/python -m benchmarks.counted.guard --check
 
 baseline: $(INSTALLED)
-	$(BIN)/python -m benchmarks.baseline --write
+	$(BIN)/python -m benchmarks.counted.guard --write
 
 # What every block moves over memory, counted.
 traffic: $(INSTALLED)
-	$(BIN)/python -m benchmarks.traffic --check
+	$(BIN)/python -m benchmarks.counted.traffic --check
 
 # The kernels as machine code, for GPUs that need not be there: benchmarks/results/compile.
 compile-report: $(INSTALLED)
-	$(BIN)/python -m benchmarks.compile_report
+	$(BIN)/python -m benchmarks.counted.compile_report
 
 # On the CPU, also where there is a GPU: in seven to ten minutes on two cores.
 bench: $(INSTALLED)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds \
 	  --benchmark-sort=name; status=$$?; \
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.host_time --check || status=$$?; \
-	$(BIN)/python -m benchmarks.traffic --check --output benchmarks/results/traffic.json || status=$$?; \
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.counted.host_time --check || status=$$?; \
+	$(BIN)/python -m benchmarks.counted.traffic --check --output benchmarks/results/traffic.json || status=$$?; \
 	$(BIN)/python -m benchmarks.report && exit $$status
 
 # The page is written whatever failed: losses are shown.

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import triton_attn
+from benchmarks.counted.graphs import Graphs
 from benchmarks.formulas import FORMULAS
-from benchmarks.graphs import Graphs
 from benchmarks.measurement import Prepared, Run
 from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
 from benchmarks.timing import quartiles

@@ -6,44 +6,26 @@ Triton's interpreter took is no speed, and is not looked at.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ceilings import CEILINGS, over
+from benchmarks.counted.ceilings import CEILINGS, over
+from benchmarks.counted.host_time import GOAL
 from benchmarks.evidence import OPEN, PASS, SHORT, SO_FAR, Claim, Evidence, at_least, at_most, listed
+from benchmarks.files import ResultError as ResultError
+from benchmarks.files import load
 from benchmarks.measurement import LATE, NOT_YET
 
 SPEEDUP = 1.3  # over eager PyTorch and torch.compile, forward and backward together
 SHARE_OF_COPY = 0.85
 CPU_AT_MOST = 1.05  # of what timm's block or the plain formula takes
 RULE_AT_MOST = 1.10  # of what the tuned config takes
-HOST_TIME = 0.6  # of what the plain block's operators take
 NO_GPU = ("cpu", "interpreter")
 SUITES = ("blocks", "calls", "nonlocal", "models", "autotune")
 APPLY = ("apply_gate", "spatial_apply", "map_gate", "position_gate_fwd")
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
-
-
-class ResultError(ValueError):
-    """A result file that cannot be read; the message names it."""
-
-
-def load(path: Path) -> dict[str, Any]:
-    """A result file.
-
-    Raises:
-        ResultError: it is there, and is no JSON object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: expected a result file in JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ResultError(f"{path}: expected a result file, a JSON object, got a {type(found).__name__}")
-    return found
 
 
 def gpu_folders(results: Path) -> list[Path]:
@@ -293,14 +275,14 @@ def side(case: Mapping[str, Any]) -> int:
 def host_time(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """What a call costs its host, the worst block of all."""
     name = "a call's host time" + (", no GPU" if source.startswith("cpu") else "")
-    goal = f"at most {HOST_TIME} of the plain block's, every block, both directions"
+    goal = f"at most {GOAL} of the plain block's, every block, both directions"
     cases = content["cases"] if content else {}
     if not cases:
         yield Claim(name, goal, "", OPEN, source)
         return
     ratios = {key: case["ratio"]["median"] for key, case in cases.items()}
     worst = max(ratios, key=lambda key: ratios[key])
-    within = sum(ratio <= HOST_TIME for ratio in ratios.values())
+    within = sum(ratio <= GOAL for ratio in ratios.values())
     measured = f"{within} of {len(ratios)} cases; at most {ratios[worst]:.2f} ({worst})"
     yield Claim(name, goal, measured, PASS if within == len(ratios) else SHORT, source)
 
@@ -332,7 +314,7 @@ def traffic(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
 
 def machine_code(content: Mapping[str, Any], source: str) -> Iterator[Claim]:
     """No kernel spills registers, but for those whose page says so."""
-    from benchmarks.compile_report import Row, may_spill
+    from benchmarks.counted.compile_report import Row, may_spill
 
     name, goal = "registers", "no spills (non-local in 16 bits on sm_90 and sm_100)"
     rows = [Row(**row) for row in (content or {"rows": []})["rows"]]

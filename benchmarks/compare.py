@@ -30,7 +30,7 @@ from typing import Any
 if not __package__:  # run by its path, and not with -m
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import ResultError, load
+from benchmarks.files import ResultError, load
 
 WORSE, MAYBE, SAME, BETTER = "worse", "maybe", "", "better"
 OURS = ("ours", "ours-compile", "table", "rule")  # what users of the library wait for

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.counted.traffic import held
 from benchmarks.files import RESULTS, write
-from benchmarks.traffic import held
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "blocks"
 SECTION = re.compile(r"(<!-- traffic: (\w+) -->\n).*?(<!-- end of traffic -->)", re.DOTALL)

@@ -1,14 +1,48 @@
-"""What every result file has: the versions it was made with, and a name that it gets when it is whole."""
+"""Result files: where they lie, what heads them, how they are read and written, and quartiles as they have them."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import re
+import statistics
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from triton_attn import info
+import torch
+
+from triton_attn import backend, info
 from triton_attn.files import write_text
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+class ResultError(ValueError):
+    """A result file that cannot be read; the message names it."""
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A result file.
+
+    Raises:
+        ResultError: it cannot be read, or is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: expected a result file in JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ResultError(f"{path}: expected a result file, a JSON object, got a {type(found).__name__}")
+    return found
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -22,7 +56,43 @@ def today() -> str:
     return datetime.now(timezone.utc).date().isoformat()
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+def quartiles(samples: list[float]) -> dict[str, float]:
+    """The median of some samples, and the quartiles around it."""
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    return {"median": median, "q1": low, "q3": high}
+
+
+def device() -> torch.device:
+    """Where everything runs: the GPU, but Triton's interpreter runs on the CPU."""
+    on_gpu = torch.cuda.is_available() and not backend.interpreting()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def on_gpu() -> bool:
+    """Whether that is a GPU."""
+    return device().type == "cuda"
+
+
+def device_name() -> str:
+    """The GPU, or the CPU's name and threads."""
+    if on_gpu():
+        return torch.cuda.get_device_name()
+    if backend.interpreting():
+        return "Triton's interpreter"
+    return f"{_cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+def _cpu_name() -> str:
+    """What the system calls its processor."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def slug() -> str:
+    """The device's folder among the results."""
+    if on_gpu():
+        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    return "interpreter" if backend.interpreting() else "cpu"

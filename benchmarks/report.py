@@ -23,6 +23,7 @@ from benchmarks.claims import (
     gpu_folders,
     judge,
 )
+from benchmarks.counted.traffic import held
 from benchmarks.evidence import OPEN, PASS, SO_FAR, Claim
 from benchmarks.files import RESULTS, write
 from benchmarks.page import Page, read
@@ -36,7 +37,6 @@ from benchmarks.sections import (
     tax_section,
     tuning_section,
 )
-from benchmarks.traffic import held
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

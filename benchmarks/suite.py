@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.claims import ResultError, load
-from benchmarks.files import versions, write
+from benchmarks.files import ResultError, load, on_gpu, slug, versions, write
+from benchmarks.files import device as device
+from benchmarks.files import device_name as device_name
 from benchmarks.lane import LOST
 from benchmarks.measurement import (
     ENDED,
@@ -37,7 +35,6 @@ from benchmarks.measurement import (
 )
 from benchmarks.memory import freed_memory_kept
 from benchmarks.timing import CpuClock, GpuClock, Replay
-from triton_attn import backend
 
 REPLAY = Replay()
 ATTEMPTS = 2  # at a case during which the process ended
@@ -194,39 +191,3 @@ def parametrize(
         size = metafunc.config.getoption("--size") or ("full" if device().type == "cuda" else "small")
         chosen = [(case, provider) for case in cases(size) for provider in providers(case)]
         metafunc.parametrize(("case", "provider"), chosen, ids=[f"{case}-{provider}" for case, provider in chosen])
-
-
-def device() -> torch.device:
-    """Where everything runs: the GPU, but Triton's interpreter runs on the CPU."""
-    on_gpu = torch.cuda.is_available() and not backend.interpreting()
-    return torch.device("cuda" if on_gpu else "cpu")
-
-
-def on_gpu() -> bool:
-    """Whether that is a GPU."""
-    return device().type == "cuda"
-
-
-def device_name() -> str:
-    """The GPU, or the CPU's architecture and threads."""
-    if on_gpu():
-        return torch.cuda.get_device_name()
-    if backend.interpreting():
-        return "Triton's interpreter"
-    return f"{cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
-
-
-def cpu_name() -> str:
-    """What the system calls its processor."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def slug() -> str:
-    """The device's folder."""
-    if on_gpu():
-        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    return "interpreter" if backend.interpreting() else "cpu"

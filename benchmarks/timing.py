@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 from unittest import mock
 
 import torch
+
+from benchmarks.files import quartiles as quartiles
 
 Run = Callable[[], Any]
 WARM_UP = 3
@@ -152,12 +153,6 @@ def measure_launches(
             for each, (*_, first, last) in zip(found, seen, strict=True):
                 each.seconds.append(clock.seconds(first, last))
     return found
-
-
-def quartiles(samples: list[float]) -> dict[str, float]:
-    """The median of some seconds, and the quartiles around it."""
-    low, median, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
-    return {"median": median, "q1": low, "q3": high}
 
 
 class Replay:

@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("TRITON_ATTN_BACKEND", None)
     if config.getoption("--lane") == "interpreter":
         os.environ["TRITON_INTERPRET"] = "1"
-        from benchmarks.interpreter import patch_once_a_launch
+        from benchmarks.counted.interpreter import patch_once_a_launch
 
         patch_once_a_launch()
 
@@ -78,7 +78,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     except Exception as error:
         if item.config.getoption("--lane") == "compile":
-            from benchmarks.machine_code import TargetError
+            from benchmarks.counted.machine_code import TargetError
 
             if isinstance(error, TargetError):
                 pytest.skip(str(error))

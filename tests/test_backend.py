@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from triton_attn import backend
 from triton_attn.reference.registry import BLOCKS as PLAIN
 from triton_attn.registry import BLOCKS

@@ -22,7 +22,7 @@ from benchmarks.bench_models import (
     prepare,
     taxes,
 )
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 
 CASE = Case("resnet18", "se", "block", 2, 32, "float32", "channels_last", TRAINING)
 

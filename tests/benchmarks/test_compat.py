@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compat
-from benchmarks.compat import ENVIRONMENTS, PAGE, PARTS, Environment, Part
+from benchmarks.counted import compat
+from benchmarks.counted.compat import ENVIRONMENTS, PAGE, PARTS, Environment, Part
 from benchmarks.files import RESULTS
 
 ROOT = Path(__file__).parents[2]

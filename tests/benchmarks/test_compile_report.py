@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compile_report
-from benchmarks.machine_code import Report, compiled, promised
+from benchmarks.counted import compile_report
+from benchmarks.counted.machine_code import Report, compiled, promised
 
 pytestmark = pytest.mark.compile
 

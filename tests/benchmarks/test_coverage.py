@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import coverage
+from benchmarks.counted import coverage
 from benchmarks.files import RESULTS
 from triton_attn.fusion import Entry, Report
 

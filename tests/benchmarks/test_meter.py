@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks.meter import Roles, count
+from benchmarks.counted.meter import Roles, count
 
 pytestmark = pytest.mark.interpreter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.occupancy import CHIPS, SHARED_LIMIT, occupancy, resident_warps
+from benchmarks.counted.occupancy import CHIPS, SHARED_LIMIT, occupancy, resident_warps
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.machine_code import Launch, TargetError, block_launches, compiled, obstacle
-from benchmarks.ptx import compiled_quickly, read_ptx
+from benchmarks.counted.machine_code import Launch, TargetError, block_launches, compiled, obstacle
+from benchmarks.counted.ptx import compiled_quickly, read_ptx
 
 pytestmark = pytest.mark.compile
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import triton_attn
-from benchmarks import traffic
-from benchmarks.ceilings import CEILINGS, Ceiling, over
-from benchmarks.kept import count_kept
-from benchmarks.meter import Traffic, count
+from benchmarks.counted import traffic
+from benchmarks.counted.ceilings import CEILINGS, Ceiling, over
+from benchmarks.counted.kept import count_kept
+from benchmarks.counted.meter import Traffic, count
 
 pytestmark = pytest.mark.interpreter
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.machine_code import Launch, specialised
+from benchmarks.counted.machine_code import Launch, specialised
 from triton_attn import backend
 from triton_attn.ops import launch as launches
 from triton_attn.tuning import chips

@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 import torch
 import triton
 
-from benchmarks.machine_code import Launch, source_of
+from benchmarks.counted.machine_code import Launch, source_of
 
 from .instructions import CONVERSIONS, FUNCTIONS
 from .runtime import Finding, address_of, findings, library

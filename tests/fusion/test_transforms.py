@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from tests.fusion.networks import SMALL
 from triton_attn import backend
 

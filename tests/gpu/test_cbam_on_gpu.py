@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from tests.parity import assert_within, away_from_the_kink, largest_error, run, twins
 from triton_attn import reference
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from tests.parity import assert_within, away_from_the_kink, largest_error, run
 from triton_attn import functional, reference
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.machine_code import (
+from benchmarks.counted.machine_code import (
     SHARED_LIMIT,
     TARGETS,
     Launch,
@@ -15,7 +15,7 @@ from benchmarks.machine_code import (
     promised,
     served_blocks,
 )
-from benchmarks.ptx import compiled_quickly
+from benchmarks.counted.ptx import compiled_quickly
 
 pytestmark = pytest.mark.compile
 

@@ -11,8 +11,8 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks.machine_code import SHARED_LIMIT, Launch, block_launches, promised
-from benchmarks.ptx import binary_of, compiled_quickly
+from benchmarks.counted.machine_code import SHARED_LIMIT, Launch, block_launches, promised
+from benchmarks.counted.ptx import binary_of, compiled_quickly
 from triton_attn.tuning import chips
 
 pytestmark = pytest.mark.compile

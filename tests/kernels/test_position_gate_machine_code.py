@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
-from benchmarks.machine_code import SHARED_LIMIT, TARGETS, Launch, block_launches, launches_of, promised
-from benchmarks.ptx import compiled_quickly
+from benchmarks.counted.machine_code import SHARED_LIMIT, TARGETS, Launch, block_launches, launches_of, promised
+from benchmarks.counted.ptx import compiled_quickly
 
 pytestmark = pytest.mark.compile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.machine_code import TARGETS, block_launches, compiled
+from benchmarks.counted.machine_code import TARGETS, block_launches, compiled
 
 pytestmark = pytest.mark.compile
 

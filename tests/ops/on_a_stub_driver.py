@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks import stub_driver
+from benchmarks.counted import stub_driver
 
 warnings.filterwarnings("ignore", message="CUDA initialization")
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, clear_maxima, lay_out, run
 
@@ -328,7 +328,7 @@ def test_gradients_of_a_part_of_the_inputs(name: str) -> None:
 
 @both_blocks
 def test_only_what_is_asked_for_is_computed(name: str) -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     block = make(name, 8, 2)
     x, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4, requires_grad=True)
@@ -426,7 +426,7 @@ def test_the_function_is_the_block(name: str) -> None:
 def test_traffic(name: str, layout: str) -> None:
     """The contract, counted: over the map 4 passes forward and 5 backward, one more of each with a shortcut."""
     shape, dtype, with_shortcut = (1, 96, 30, 32), torch.float32, True
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
     from triton_attn.tuning import rules, spatial_rules
 
     torch.manual_seed(0)

@@ -110,7 +110,7 @@ def test_parity(
 @pytest.mark.parametrize("with_shortcut", [False, True])
 def test_traffic(memory_format: torch.memory_format, with_shortcut: bool) -> None:
     """4 + 5 passes and what is small, one more each with a shortcut and its mask."""
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     shape = (1, 256, 28, 28)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, lay_out, run
 from triton_attn import functional
@@ -152,7 +152,7 @@ def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_only_what_is_asked_for_is_computed(name: str) -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     block = block_of(name)
     x, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4, requires_grad=True)
@@ -242,7 +242,7 @@ def test_tied_maxima_share_the_gradient_evenly(dtype: torch.dtype, layout: str) 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_map_is_read_again_only_where_maxima_are_tied(tied: bool) -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     torch.manual_seed(0)
     block = block_of("coordinate", 16, 2)

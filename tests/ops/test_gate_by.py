@@ -59,7 +59,7 @@ def test_parity(dtype: torch.dtype, layout: str, pool: str, with_shortcut: bool)
 
 
 def test_the_map_moves_three_and_four_times() -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     network, x = Network(64), torch.randn(2, 64, 32, 32).requires_grad_()
     with count_kernels() as forward:

@@ -110,7 +110,7 @@ def test_parity_over_many_tiles(shape: tuple[int, ...], per_channel: bool, layou
 )
 def test_traffic(per_channel: bool, memory_format: torch.memory_format) -> None:
     """Every map once: x and y, dy, x and dx, and the logits and their gradient."""
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     shape = (1, 320, 28, 28)
     x, grad = (torch.randn(shape).half().contiguous(memory_format=memory_format) for _ in range(2))
@@ -174,7 +174,7 @@ def test_a_gate_of_exactly_one(with_shortcut: bool) -> None:
 
 
 def test_only_what_is_asked_for_is_written() -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     (x, logits, _), grad = draw((1, 8, 4, 4), 8, torch.float32, "contiguous", with_shortcut=False)
 

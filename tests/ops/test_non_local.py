@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from tests.parity import DTYPES, assert_within, check_block, largest_error, lay_out, run, twins
 from triton_attn import functional, reference
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
@@ -344,7 +344,7 @@ def test_grad_output_is_not_overwritten() -> None:
 
 @pytest.mark.parametrize("dv", [8, 200], ids=["tiled", "whole"])
 def test_only_what_is_asked_for_is_computed(dv: int) -> None:
-    from benchmarks.meter import count
+    from benchmarks.counted.meter import count
 
     inputs = [draw(1, n, c, seed=i) for i, (n, c) in enumerate(((20, 8), (20, 8), (20, dv)))]
     exact = with_gradients(attend_explicit, inputs, torch.ones(1, 20, dv))
@@ -596,7 +596,7 @@ def test_a_large_image_takes_little_more_memory_than_without_attention() -> None
 
 def test_traffic_grows_with_the_positions_at_a_fixed_number_of_tiles() -> None:
     """What a block of queries reads and writes, forward and backward, is linear in the keys: nothing of (HW)² moves."""
-    from benchmarks.meter import count
+    from benchmarks.counted.meter import count
 
     def moved(positions: int) -> list[int]:
         """Forward and backward, with as many queries whatever the keys."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
-from benchmarks.graphs import Graphs
+from benchmarks.counted.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, largest_error, lay_out, run
 from triton_attn import functional, reference
@@ -157,7 +157,7 @@ def test_the_rule_bites(name: str, fault: str, dtype: torch.dtype, monkeypatch: 
 
 
 def test_only_what_is_asked_for_is_computed() -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     block = triton_attn.AttentionGate(8, 5)
     x, gating, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 5, 4, 4), torch.randn(1, 8, 4, 4)

@@ -93,7 +93,7 @@ def test_parity_over_many_parts(shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.parametrize("with_shortcut", [False, True])
 def test_traffic(memory_format: torch.memory_format, with_shortcut: bool) -> None:
     """3 + 4 passes, 4 + 5 with a shortcut and its mask; beside them vectors of 4 bytes a row or column."""
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     shape = (1, 64, 56, 56)
     inputs = [torch.randn(shape).half().contiguous(memory_format=memory_format) for _ in range(1 + with_shortcut)]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.machine_code import block_launches, specialised
-from benchmarks.sums import float_sums, ir_of
+from benchmarks.counted.machine_code import block_launches, specialised
+from benchmarks.counted.sums import float_sums, ir_of
 from triton_attn.ops import launch
 from triton_attn.ops.launch import Launch
 from triton_attn.tuning import spaces

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import baseline
 from benchmarks.compare import kind_of
+from benchmarks.counted import guard as guards
 from benchmarks.files import RESULTS
 
-COUNTED = {part.baseline: json.loads((RESULTS / part.baseline).read_text()) for part in baseline.PARTS}
+COUNTED = {part.baseline: json.loads((RESULTS / part.baseline).read_text()) for part in guards.PARTS}
 
 # Stands for a module that counts: it writes what it is told to, where --output says.
 FAKE = """
@@ -40,12 +40,12 @@ def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     def run(*options: str, status: int = 0, **counted: Any) -> tuple[int, str, Path]:
         parts = []
-        for part in baseline.PARTS:
+        for part in guards.PARTS:
             file = tmp_path / f"counted {part.baseline}"
             file.write_text(json.dumps(counted.get(part.name.replace(" ", "_"), COUNTED[part.baseline])))
             parts.append(replace(part, command=(module.stem, str(file), str(status))))
-        monkeypatch.setattr(baseline, "PARTS", tuple(parts))
-        exit_status = baseline.main([*options, "--results", str(results)])
+        monkeypatch.setattr(guards, "PARTS", tuple(parts))
+        exit_status = guards.main([*options, "--results", str(results)])
         said = capsys.readouterr()
         return exit_status, said.out + said.err, results
 
@@ -59,8 +59,8 @@ def changed(name: str, change: Any) -> Any:
 
 
 def test_what_is_committed() -> None:
-    assert {part.name: kind_of(COUNTED[part.baseline]) for part in baseline.PARTS} == {
-        part.name: part.name for part in baseline.PARTS
+    assert {part.name: kind_of(COUNTED[part.baseline]) for part in guards.PARTS} == {
+        part.name: part.name for part in guards.PARTS
     }
     rows = COUNTED["baseline.json"]["rows"]
     assert all(row["spilled"] == 0 for row in rows)
@@ -131,7 +131,7 @@ def test_no_baseline(guard: Any, broken: str) -> None:
     path.write_text(broken) if broken else path.unlink()
     status, said, _ = guard()
     assert status == 2
-    assert f"benchmarks.baseline: error: {path}: expected" in said
+    assert f"benchmarks.counted.guard: error: {path}: expected" in said
     status, said, _ = guard("--write")
     assert status == 0
     assert json.loads(path.read_text()) == COUNTED["baseline.json"]

@@ -1,4 +1,4 @@
-"""What a block may move and launch: the design's promise, which ``benchmarks.traffic --check`` holds."""
+"""What a block may move and launch: the design's promise, which ``benchmarks.counted.traffic --check`` holds."""
 
 from __future__ import annotations
 

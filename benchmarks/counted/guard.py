@@ -1,4 +1,4 @@
-"""The guard that needs no GPU and no clock: ``python -m benchmarks.baseline [--check | --write]``.
+"""The guard that needs no GPU and no clock: ``python -m benchmarks.counted.guard [--check | --write]``.
 
 Counts what every block moves and launches, and compiles every kernel at some of ResNet-50's shapes
 (``compile_report --quick``). --check compares both with what is committed, results/traffic.json and
@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from benchmarks.claims import ResultError
 from benchmarks.compare import Comparison, Rule, compare_files
-from benchmarks.files import RESULTS, write
-
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.files import RESULTS, ROOT, ResultError, write
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,8 @@ class Part:
 
 
 PARTS = (
-    Part("traffic", "traffic.json", "traffic.json", ("benchmarks.traffic", "--check")),
-    Part("machine code", "baseline.json", "report.json", ("benchmarks.compile_report", "--quick")),
+    Part("traffic", "traffic.json", "traffic.json", ("benchmarks.counted.traffic", "--check")),
+    Part("machine code", "baseline.json", "report.json", ("benchmarks.counted.compile_report", "--quick")),
 )
 
 
@@ -86,7 +83,7 @@ def compare(part: Part, folder: Path, results: Path) -> Comparison:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check or write; 1 where something got worse or a part failed, 2 where there is no baseline to compare with."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.baseline", description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counted.guard", description=__doc__)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="compare with the baseline (the default)")
     action.add_argument("--write", action="store_true", help="make the baseline anew, and show what that changes")
@@ -105,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found = compare(part, folder, arguments.results)
             except ResultError as error:
                 if not arguments.write:
-                    print(f"benchmarks.baseline: error: {error}", file=sys.stderr)
+                    print(f"benchmarks.counted.guard: error: {error}", file=sys.stderr)
                     return 2
                 print(f"made anew: {error}")
             else:

@@ -1,4 +1,4 @@
-"""What every block moves and keeps, counted: ``python -m benchmarks.traffic [--check] [--json] [--output FILE]``.
+"""What every block moves and keeps, counted: ``python -m benchmarks.counted.traffic [--check] [--json]``.
 
 Traffic is in T, one pass over the feature map. Ours is counted under Triton's interpreter, kernel by kernel, and where
 an op calls PyTorch's operators, operator by operator; eager PyTorch likewise. What a block keeps for its backward is
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.ceilings import CEILINGS, over
+from benchmarks.counted.ceilings import CEILINGS, over
+from benchmarks.counted.kept import count_kept
+from benchmarks.counted.meter import ROLES, Traffic, count
 from benchmarks.files import today, versions, write
-from benchmarks.kept import count_kept
-from benchmarks.meter import ROLES, Traffic, count
 
 SHAPE = (2, 64, 28, 28)
 # Partial gradients of parameters are as large as the parameters, per program: little beside a larger map.
@@ -245,7 +245,7 @@ def as_json(rows: list[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; with --check, fail where a ceiling is passed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counted.traffic", description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail where a block moves more than its ceiling")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON to this file as well")

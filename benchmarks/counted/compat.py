@@ -1,4 +1,4 @@
-"""The library on other versions of PyTorch and Triton than the pinned ones: ``python -m benchmarks.compat``.
+"""The library on other versions of PyTorch and Triton than the pinned ones: ``python -m benchmarks.counted.compat``.
 
 For every pair an environment is built, once, under ``build/compat`` (5 GB each, from the package index), and what needs
 no GPU is run there: the core of the interpreter lane, the compile lane, launches, and spills at ResNet-50's sites.
@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.files import RESULTS, today, write
+from benchmarks.files import RESULTS, ROOT, today, write
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "backends.md"
 SECTION = re.compile(r"(<!-- compat -->\n).*?(<!-- end of compat -->)", re.DOTALL)
 TOOLS = ("pytest", "pytest-xdist", "hypothesis")
@@ -69,7 +68,10 @@ PARTS = (
     Part("interpreter", (*PYTEST, "--lane", "interpreter", "tests/ops", "tests/test_backend.py", "-k", CORE)),
     Part("compile", (*PYTEST, "--lane", "compile")),
     Part("launches", (*PYTEST, "tests/ops/test_plans.py")),
-    Part("spills", ("benchmarks.compile_report", "--ptx", "--targets", "sm_90", "--output", "build/compat/report")),
+    Part(
+        "spills",
+        ("benchmarks.counted.compile_report", "--ptx", "--targets", "sm_90", *("--output", "build/compat/report")),
+    ),
 )
 
 
@@ -167,7 +169,7 @@ def filled(page: str, found: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, run, print and write; 1 where a part fails, 2 where an environment cannot be built."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compat", description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counted.compat", description=__doc__)
     names = [each.name for each in ENVIRONMENTS], [part.name for part in PARTS]
     parser.add_argument("--environments", nargs="+", choices=names[0], default=names[0], metavar="NAME")
     parser.add_argument("--parts", nargs="+", choices=names[1], default=names[1], metavar="NAME")
@@ -184,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             python = prepared(environment, folder)
             versions = versions_of(python)
         except subprocess.CalledProcessError as error:
-            print(f"benchmarks.compat: error: {environment.name} cannot be built: {error}", file=sys.stderr)
+            print(f"benchmarks.counted.compat: error: {environment.name} cannot be built: {error}", file=sys.stderr)
             return 2
         before = found["environments"].get(environment.name)
         parts = before["parts"] if before and before["versions"] == versions else {}

@@ -1,4 +1,4 @@
-"""Every kernel compiled to machine code, and what it became: ``python -m benchmarks.compile_report [--output FOLDER]``.
+"""Every kernel compiled to machine code, and what it became: ``python -m benchmarks.counted.compile_report``.
 
 A training step of every block that has kernels, with the tail of a residual block, at ResNet-50's shapes, for GPUs that
 need not be there; without the tail, and inference, in bfloat16 at two of the shapes. Registers, spills, shared memory,
@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.files import RESULTS, today, versions, write
-from benchmarks.machine_code import (
+from benchmarks.counted.machine_code import (
     SHARED_LIMIT,
     TARGETS,
     Launch,
@@ -35,7 +34,8 @@ from benchmarks.machine_code import (
     promised,
     served_blocks,
 )
-from benchmarks.ptx import compiled_quickly
+from benchmarks.counted.ptx import compiled_quickly
+from benchmarks.files import RESULTS, today, versions, write
 
 # Where ResNet-50 takes attention, at 224² and batch 64.
 SITES = {
@@ -224,7 +224,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 Compiled with no GPU at hand: {found}. A training step of every block that has kernels, with the tail of a residual
 block, at ResNet-50's shapes (batch 64 at 224²); without the tail, and inference, in bfloat16 at layer1 and layer4.
 The occupancy bound is the share of a multiprocessor's warps that registers, shared memory and warps per program let
-reside there. Made by `python -m benchmarks.compile_report`.
+reside there. Made by `python -m benchmarks.counted.compile_report`.
 
 ## The worst of every kernel
 
@@ -247,7 +247,7 @@ def as_json(rows: Iterable[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print the summary and write the files; fail where something spills or does not fit."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counted.compile_report", description=__doc__)
     parser.add_argument("--blocks", metavar="A,B", help="only these blocks (those that have kernels)")
     parser.add_argument("--targets", metavar="A,B", help=f"only these of {', '.join(TARGETS)}")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for report.md and report.json")

@@ -1,4 +1,4 @@
-"""Which architectures of timm and torchvision ``triton_attn.fuse`` serves: ``python -m benchmarks.coverage``.
+"""Which architectures of timm and torchvision ``triton_attn.fuse`` serves: ``python -m benchmarks.counted.coverage``.
 
 Every one is built on the meta device, without weights, and fused. Those with attention are listed: fused wholly, partly
 or left, and why. ``--output`` and ``--page`` write the result file and the page of it.
@@ -142,7 +142,7 @@ def page(result: dict[str, Any]) -> str:
             "# What fuse serves",
             "",
             f"Every architecture of {made['timm']} and {made['torchvision']}, with {made['torch']}, built without",
-            "weights and fused: `python -m benchmarks.coverage`. `benchmarks/results/coverage.json` has each of them.",
+            "weights and fused: `python -m benchmarks.counted.coverage`. `benchmarks/results/coverage.json` has each.",
             "",
             *totals(result),
             "",

@@ -1,0 +1,1 @@
+"""What is counted: the same every time, on any machine, with no GPU."""
