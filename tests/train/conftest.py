@@ -10,6 +10,7 @@ import pytest
 import torch
 from image_folders import make_folder
 from processes import Command
+from small_networks import use_small
 
 SMALL = ("--image-size", 16, "--batch-size", 8, "--workers", 0)
 
@@ -39,6 +40,18 @@ def _trained(shared_pictures: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def trained(_trained: Path, tmp_path: Path) -> Path:
     """A finished run of two epochs, to do with as the test likes."""
     return Path(shutil.copytree(_trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is called ``resnet18`` is small here, in the processes of :class:`Command` too.
+
+    Not in files that say ``WHOLE_NETWORKS = True``.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "WHOLE_NETWORKS", False):
+            use_small(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import Command
+from processes import Command, die_at_file, limit_files
 
 from triton_attn.train.checkpoint import Card, load_model, save_model
 
@@ -27,7 +28,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def on_a_full_disk(largest: int, log: Path, *words: object) -> str:
     """Run the command line where no file may be larger; what it says, which is one line behind what it prints."""
     log.unlink(missing_ok=True)
-    command = Command(words, log, largest_file=largest)
+    command = Command(words, log, partial(limit_files, largest))
     assert command.wait() == 2
     text = log.read_text()
     line = text.splitlines()[-1]
@@ -38,8 +39,8 @@ def on_a_full_disk(largest: int, log: Path, *words: object) -> str:
     return line
 
 
-# best.safetensors has 44.8 million bytes, Adam's state 90 million.
-@pytest.mark.parametrize(("largest", "at"), [(9999, "best.safetensors"), (45_000_000, "last")])
+# best.safetensors has 1.3 million bytes, Adam's state twice that.
+@pytest.mark.parametrize(("largest", "at"), [(9999, "best.safetensors"), (2_000_000, "last")])
 def test_a_full_disk_in_a_run_that_begins(largest: int, at: str, shared_pictures: Path, tmp_path: Path) -> None:
     words = ("train", "--data", shared_pictures, "--output", tmp_path / "new", "--epochs", 1, *SMALL)
     assert f"{tmp_path}/new/{at}: " in on_a_full_disk(largest, tmp_path / "log", *words)
@@ -167,7 +168,7 @@ def test_what_a_killed_run_left_is_cleared_at_the_next_start(
 ) -> None:
     output = tmp_path / "run"
     begin = ["train", "--data", shared_pictures, "--output", output, "--epochs", 1, *SMALL]
-    command = Command(begin, tmp_path / "log", kill_at_file=number)
+    command = Command(begin, tmp_path / "log", partial(die_at_file, number))
     assert command.wait() == -signal.SIGKILL
     left = [path for path in output.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
     assert [path for path in left if path.parent.name in ("run", "tensorboard")], "what the killed writer had begun"

@@ -1,35 +1,33 @@
-"""Training in two processes, over gloo."""
+"""Training in two processes, over gloo: started as torchrun starts them, but without its seconds of imports."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
-import subprocess
-import sys
+import shutil
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
+from processes import Command, be_one_of, die_after_an_epoch, free_port
 from safetensors.torch import load_file
 
 from triton_attn.train.checkpoint import load_model
 from triton_attn.train.config import load_config
 from triton_attn.train.optim import make_optimizer, make_schedule
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
 Main = Callable[..., tuple[int, str, str]]
 
 
-def torchrun(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TORCHRUN, *map(str, words)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+def two(folder: Path, *words: object, then: Callable[[], object] | None = None) -> tuple[list[int | None], str]:
+    """Two processes of one command line: their exit statuses, and what they say."""
+    port, log = free_port(), folder / "two.log"
+    log.unlink(missing_ok=True)
+    commands = [Command(words, log, partial(be_one_of, rank, 2, port, then)) for rank in (0, 1)]
+    return [command.wait() for command in commands], log.read_text()
 
 
 def options(pictures: Path, output: Path, epochs: int) -> list[object]:
@@ -37,42 +35,47 @@ def options(pictures: Path, output: Path, epochs: int) -> list[object]:
     return [*words, "--epochs", epochs, "--workers", 0]
 
 
-def test_two_processes_train_one_network(pictures: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    done = torchrun(Path(__file__).with_name("two_processes.py"), *options(pictures, output, 2))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 2/2") == 1, "one process reports"
-    assert "2 × cpu" in done.stdout
-    with open(output / "metrics.csv", newline="") as file:
+@pytest.fixture(scope="module")
+def whole(shared_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs; what was said lies beside it."""
+    output = tmp_path_factory.mktemp("two") / "run"
+    status, said = two(output.parent, *options(shared_pictures, output, 2))
+    assert status == [0, 0], said
+    return output
+
+
+def test_two_processes_train_one_network(whole: Path) -> None:
+    said = (whole.parent / "two.log").read_text()
+    assert said.count("epoch 2/2") == 1, "one process reports"
+    assert "2 × cpu" in said
+    with open(whole / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(math.isfinite(float(row["train_loss"])) for row in rows)
     # Six held-out images: the two processes count each of them once.
     assert all(abs(right - round(right)) < 1e-4 for right in (6 * float(row["val_accuracy"]) for row in rows))
-    assert len(list((output / "tensorboard").iterdir())) == 1
-    assert load_model(output)[1].classes == ("cat", "dog")
+    assert len(list((whole / "tensorboard").iterdir())) == 1
+    assert load_model(whole)[1].classes == ("cat", "dog")
     # And both end with the same weights.
-    sums = [(tmp_path / f"run.{rank}.sum").read_text() for rank in (0, 1)]
+    sums = [(whole.parent / f"run.{rank}.sum").read_text() for rank in (0, 1)]
     assert sums[0] == sums[1]
 
 
-def test_killed_and_resumed_they_end_with_the_same_bits(pictures: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert torchrun("-m", "triton_attn.cli", *options(pictures, whole, 2)).returncode == 0
-    script = Path(__file__).with_name("two_processes.py")
-    assert torchrun(script, *options(pictures, killed, 2), KILL_AFTER_AN_EPOCH="1").returncode != 0
-    done = torchrun("-m", "triton_attn.cli", "train", "--output", killed, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"resumed {killed} after epoch 1") == 1, done.stdout
+def test_killed_and_resumed_they_end_with_the_same_bits(whole: Path, shared_pictures: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    status, said = two(tmp_path, *options(shared_pictures, killed, 2), then=die_after_an_epoch)
+    assert status[0] == -signal.SIGKILL, said
+    status, said = two(tmp_path, "train", "--output", killed, "--resume")
+    assert status == [0, 0], said
+    assert said.count(f"resumed {killed} after epoch 1") == 1, said
     one, other = load_file(whole / "last.safetensors"), load_file(killed / "last.safetensors")
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_resumed_by_another_number_of_processes_the_schedule_still_ends_at_zero(
-    pictures: Path, tmp_path: Path, triton_attn_main: Main
+    whole: Path, tmp_path: Path, triton_attn_main: Main
 ) -> None:
-    output = tmp_path / "run"
-    assert torchrun("-m", "triton_attn.cli", *options(pictures, output, 2)).returncode == 0
+    output = Path(shutil.copytree(whole, tmp_path / "run"))
     stored = output / "config.yaml"
     stored.write_text(stored.read_text().replace("epochs: 2\n", "epochs: 4\n"))
     status, out, error = triton_attn_main("train", "--output", output, "--resume")
@@ -88,6 +91,6 @@ def test_resumed_by_another_number_of_processes_the_schedule_still_ends_at_zero(
 
 
 def test_a_wrong_option_is_said_once(tmp_path: Path) -> None:
-    done = torchrun("-m", "triton_attn.cli", "train", "--data", tmp_path / "nowhere")
-    assert done.returncode != 0
-    assert done.stderr.count("triton-attn: error: --data:") == 1, done.stderr
+    status, said = two(tmp_path, "train", "--data", tmp_path / "nowhere", "--output", tmp_path / "run")
+    assert status == [2, 2]
+    assert said.count("triton-attn: error: --data:") == 1, said

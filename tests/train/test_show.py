@@ -32,6 +32,7 @@ from triton_attn.train.points import GRID, cell_of, parse_points
 from triton_attn.train.show import attention_sheet
 
 BLOCKS = triton_attn.list_attention()
+WHOLE_NETWORKS = True  # the sheets are of their many sites
 
 
 class Tiny(nn.Module):

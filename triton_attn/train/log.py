@@ -38,7 +38,7 @@ class Log:
 
     def __init__(self, output: Path, history: Sequence[Row]) -> None:
         self.output, self.history = output, list[Row]()
-        self.drawn = 0.0
+        self.drawn, self.shown = 0.0, 0  # when, and how many epochs
         clear_leftovers(output / FOLDER)
         self.events = io.BytesIO()
         RecordWriter(self.events).write(Event(file_version="brain.Event:2").SerializeToString())
@@ -49,7 +49,8 @@ class Log:
         """Bring everything up to date."""
         if self.history:
             self._write()
-            self.draw()
+            if self.shown != len(self.history):
+                self.draw()
 
     def add(self, row: Row) -> None:
         """Report an epoch whose state is saved."""
@@ -69,7 +70,7 @@ class Log:
         from .plots import draw_curves
 
         draw_curves(self.output / "curves.png", self.history)
-        self.drawn = time.monotonic()
+        self.drawn, self.shown = time.monotonic(), len(self.history)
 
     def _keep(self, row: Row) -> None:
         self.history.append(row)
