@@ -45,7 +45,7 @@ def test_what_is_committed() -> None:
 
 @pytest.mark.parametrize("part", guards.PARTS, ids=lambda part: part.name)
 def test_the_same_and_other_versions(part: guards.Part, tmp_path: Path) -> None:
-    assert compare(tmp_path, part, lambda content: None) == guards.Comparison()
+    assert compare(tmp_path, part, lambda _: None) == guards.Comparison()
     found = compare(tmp_path, part, lambda content: content["versions"].update(torch="2.0"))
     assert (len(found.lines), found.failed, found.stale) == (1, False, True)
     # Another compiler's machine code is not compared; another PyTorch's traffic is.
