@@ -126,14 +126,15 @@ def _gate_channels(configuration: Configuration) -> list[Tensor]:
     leaves = [x, *((torch.randn(size) / channels**0.5).to(configuration.dtype) for size in sizes)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     options = dict(configuration.options)
-    if configuration.name == GATE_BY:
-        leaves = leaves[:1]
-        y = functional.gate_by(x, lambda *vectors: torch.sigmoid(sum(vectors)), **options)
-    elif options.pop("layers", 2) == 1:
-        leaves = [x, (torch.randn(channels, channels) / channels**0.5).to(configuration.dtype).requires_grad_()]
-        y = functional.channel_gate(*leaves, None, None, None, **options)
-    else:
-        y = functional.channel_gate(*leaves, **options)
+    with torch.set_grad_enabled(configuration.training):
+        if configuration.name == GATE_BY:
+            leaves = leaves[:1]
+            y = functional.gate_by(x, lambda *vectors: torch.sigmoid(sum(vectors)), **options)
+        elif options.pop("layers", 2) == 1:
+            leaves = [x, (torch.randn(channels, channels) / channels**0.5).to(configuration.dtype).requires_grad_()]
+            y = functional.channel_gate(*leaves, None, None, None, **options)
+        else:
+            y = functional.channel_gate(*leaves, **options)
     if not configuration.training:
         return [y.detach()]
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
@@ -256,6 +257,11 @@ FIXED = (
     ),
     Configuration(CHANNEL_GATE, (17, 40, 3, 3), BF16, "channels_last", options=(("pool", "half"), ("layers", 1))),
     Configuration(CHANNEL_GATE, (2, 600, 1, 2), F32, "channels_last", options=(("pool", "both"),)),
+    # Over 32 hidden units every layer has a launch of its own.
+    Configuration(CHANNEL_GATE, (2, 140, 3, 3), BF16, options=(("pool", "half"), ("hidden_activation", "silu"))),
+    Configuration(CHANNEL_GATE, (2, 140, 3, 3), F32, training=False),
+    Configuration(CHANNEL_GATE, (2, 140, 2, 2), F32, "channels_last", options=(("pool", "max"),)),
+    Configuration("dual", (1, 40, 3, 3), F32, options=(("reduction", 1),)),
     Configuration(GATE_BY, (2, 24, 9, 31), F32, options=(("pool", "both"),)),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, "channels_last"),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, options=(("pool", "max"),), training=False),

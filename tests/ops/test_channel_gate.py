@@ -163,13 +163,31 @@ def test_only_what_is_asked_for_is_computed(name: str) -> None:
             y.sum().backward()
         return set(traffic.launches)
 
-    network = {"squeeze_bwd_kernel", "neighbours_bwd_kernel" if name == "eca" else "dense_hidden_bwd_kernel"}
+    squeeze, of_map = {"squeeze_bwd_kernel"}, {"apply_gate_bwd_kernel"}
     of_weights = {"partial_sums_kernel" if name == "eca" else "dense_weights_bwd_kernel"}
-    of_map = {"apply_gate_bwd_kernel"} | (set() if name == "eca" else {"dense_pooled_bwd_kernel"})
-    assert kernels(x, None) == network | of_weights
-    assert kernels(x, shortcut) == network | of_weights | of_map
+    network = {"neighbours_bwd_kernel" if name == "eca" else "dense_whole_bwd_kernel"}
+    if name == "eca":
+        assert kernels(x, None) == squeeze | network | of_weights
+    else:  # the hidden units' gradient alone
+        assert kernels(x, None) == squeeze | {"dense_hidden_bwd_kernel"} | of_weights
+    assert kernels(x, shortcut) == squeeze | network | of_weights | of_map
     block.requires_grad_(False)
-    assert kernels(x, shortcut) == network | of_map
+    assert kernels(x, shortcut) == squeeze | network | of_map
+
+
+def test_a_network_that_is_not_small_has_a_launch_for_every_layer() -> None:
+    from benchmarks.meter import count_kernels
+
+    torch.manual_seed(0)
+    fast, exact = twins("se", 40, 1, torch.float32)  # 40 hidden units
+    x, grad = torch.randn(2, 40, 3, 3), torch.randn(2, 40, 3, 3)
+    with count_kernels() as traffic:
+        y, grads = run(fast, [x], grad)
+    kernels = {"dense_hidden_fwd_kernel", "dense_gate_fwd_kernel", "dense_hidden_bwd_kernel", "dense_pooled_bwd_kernel"}
+    assert kernels < set(traffic.launches)
+    exact_y, exact_grads = run(exact, [x.double()], grad.double())
+    for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
+        torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5)
     assert x.grad is None
 
 

@@ -1,8 +1,8 @@
 """CBAM and dual attention as one op: dual is CBAM whose channel gate is the product of two bottlenecks.
 
 Passes over the map: 4 forward and 5 backward, 5 and 6 with a shortcut (and a mask of one bit per element). Beside them
-go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 6 forward and 8 backward, and
-for a second bottleneck 2 and 3 more.
+go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 7 backward, for
+a second bottleneck 1 and 2 more, and one more of each for every bottleneck whose layers are large.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Passes over the map: 3 forward and 4 backward, 4 and 5 with a shortcut (and a ma
 few since Σ_hw(grad · x) is the only thing that the gates' gradient needs of x, and dx = grad · gate + dmean / HW needs
 no x. Where maxima are pooled too, their winners are kept, and x is read once more only where there are ties.
 
-Launches: squeeze, two layers and apply forward; squeeze, two layers, the parameters' gradients and apply backward.
+Launches: squeeze, network and apply forward; squeeze, network, the parameters' gradients and apply backward. The
+network is one launch, or one for each of its layers where these are large (:mod:`.dense`).
 """
 
 from __future__ import annotations

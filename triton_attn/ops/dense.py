@@ -1,6 +1,8 @@
-"""The gate network of one or two dense layers between squeeze and apply: two launches forward, two or three backward.
+"""The gate network of one or two dense layers between squeeze and apply.
 
 gate = act2(Σ_k (weight2 · act1(weight1 · v_k + bias1) + bias2)),   or with one layer act2(Σ_k (weight1 · v_k + bias1))
+
+Launches: one where there is one layer or both are small, else two; one more for the parameters' gradients.
 """
 
 from __future__ import annotations
@@ -66,15 +68,56 @@ def forward(
     With ``scale`` ``(N, C)`` the means are multiplied by it first, and the gates times it go to ``product``.
     """
     from ..kernels.dense import dense_gate_fwd_kernel, dense_hidden_fwd_kernel
+    from ..kernels.dense_whole import dense_whole_fwd_kernel
 
     given = parts.mean if parts.peak is None else parts.peak
     assert given is not None
     batch, splits, channels = given.shape
     weight1, bias1, weight2, bias2 = parameters
-    size = weight1.shape[0]
-    made = empty(given, batch, channels, weight1, weight2 is not None, network, saves)
-    precision = _precision(dtype, given.device)
-    config = rules.dense_hidden(channels, size, splits, has_max(network.pool))
+    size, peaks = weight1.shape[0], has_max(network.pool)
+    whole = weight2 is not None and rules.is_whole(channels, size)
+    made = empty(given, batch, channels, weight1, weight2 is not None and (saves or not whole), network, saves)
+    pooled = {
+        "mean_ptr": made.pooled.mean,
+        "peak_ptr": made.pooled.peak,
+        "winner_ptr": made.pooled.winner,
+        "sum_parts_ptr": parts.mean,
+        "peak_parts_ptr": parts.peak,
+        "winner_parts_ptr": parts.winner if saves else None,
+        "scale_ptr": scale,
+        "positions": positions,
+        "splits": splits,
+        "POOL": network.pool,
+        "SAVE": saves,
+    }
+    common = {
+        "batch": batch,
+        "channels": channels,
+        "hidden_size": size,
+        "SCALED": scale is not None,
+        "ACTIVATION": network.activation,
+        "PRECISION": _precision(dtype, given.device),
+    }
+    if whole:
+        config = rules.dense_whole(channels, size, splits, peaks)
+        launch.start(
+            dense_whole_fwd_kernel,
+            (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["TILE_C"])),
+            given.device,
+            gate_ptr=made.gate,
+            product_ptr=product,
+            hidden_ptr=made.hidden,
+            weight1_ptr=weight1,
+            bias1_ptr=bias1,
+            weight2_ptr=weight2,
+            bias2_ptr=bias2,
+            HIDDEN=network.hidden_activation,
+            **pooled,
+            **common,
+            **config,
+        )
+        return made
+    config = rules.dense_hidden(channels, size, splits, peaks)
     if weight2 is None:
         config = {**config, "CHUNK": rules.power_of_two(channels)}  # what is activated must be whole
     launch.start(
@@ -86,26 +129,11 @@ def forward(
         ),
         given.device,
         hidden_ptr=made.gate if made.hidden is None else made.hidden,
-        mean_ptr=made.pooled.mean,
-        peak_ptr=made.pooled.peak,
-        winner_ptr=made.pooled.winner,
-        sum_parts_ptr=parts.mean,
-        peak_parts_ptr=parts.peak,
-        winner_parts_ptr=parts.winner if saves else None,
-        scale_ptr=scale,
         weight_ptr=weight1,
         bias_ptr=bias1 if weight2 is None else None,
-        batch=batch,
-        channels=channels,
-        positions=positions,
-        splits=splits,
-        hidden_size=size,
-        POOL=network.pool,
-        SCALED=scale is not None,
-        SAVE=saves,
         LAYERS=1 if weight2 is None else 2,
-        ACTIVATION=network.activation,
-        PRECISION=precision,
+        **pooled,
+        **common,
         **config,
     )
     if weight2 is None:
@@ -122,15 +150,10 @@ def forward(
         bias1_ptr=bias1,
         weight_ptr=weight2,
         bias_ptr=bias2,
-        batch=batch,
-        channels=channels,
-        hidden_size=size,
         parts=rules.cdiv(channels, rules.CHUNK),
         POOLS=network.pools,
-        SCALED=scale is not None,
         HIDDEN=network.hidden_activation,
-        ACTIVATION=network.activation,
-        PRECISION=precision,
+        **common,
         **config,
     )
     return made
@@ -166,70 +189,89 @@ def backward(
     network's input, which is the mean times this one's gates.
     """
     from ..kernels.dense import dense_hidden_bwd_kernel, dense_pooled_bwd_kernel
+    from ..kernels.dense_whole import dense_whole_bwd_kernel
 
     batch, splits, channels = dgate.shape
     weight1, bias1, weight2, _ = parameters
     size, parts = weight1.shape[0], 1 if weight2 is None else rules.cdiv(channels, rules.CHUNK)
-    precision = _precision(dtype, dgate.device)
     dhidden = torch.empty((batch, parts, size), dtype=torch.float32, device=dgate.device)
-    dlogit = None
+    dlogit = None if weight2 is None else torch.empty_like(made.gate)
+    dmean = torch.empty_like(made.gate) if needs_pooled and has_mean(network.pool) else None
+    dpeak = torch.empty_like(made.gate) if needs_pooled and has_max(network.pool) else None
+    gradients = Gradients(dmean, dpeak, dhidden, dlogit)
+    common = {
+        "dnext_ptr": dnext,
+        "batch": batch,
+        "channels": channels,
+        "hidden_size": size,
+        "CHAINED": dnext is not None,
+        "ACTIVATION": network.activation,
+        "PRECISION": _precision(dtype, dgate.device),
+    }
+    of_gate = {
+        "dhidden_ptr": dhidden,
+        "dlogit_ptr": dlogit,
+        "dgate_ptr": dgate,
+        "gate_ptr": made.gate,
+        "scale_ptr": scale,
+        "mean_ptr": None if dnext is None else made.pooled.mean,
+        "splits": splits,
+        "SCALED": scale is not None,
+    }
+    of_pooled = {
+        "dmean_ptr": dmean,
+        "dpeak_ptr": dpeak,
+        "POOL": network.pool,
+        "HIDDEN": network.hidden_activation,
+    }
+    if needs_pooled and weight2 is not None and rules.is_whole(channels, size):
+        config = rules.dense_whole(channels, size, splits)
+        launch.start(
+            dense_whole_bwd_kernel,
+            (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["TILE_C"])),
+            dgate.device,
+            hidden_ptr=made.hidden,
+            weight1_ptr=weight1,
+            bias1_ptr=bias1,
+            weight2_ptr=weight2,
+            **of_gate,
+            **of_pooled,
+            **common,
+            **config,
+        )
+        return gradients
     if weight2 is not None:
-        dlogit = torch.empty((batch, channels), dtype=torch.float32, device=dgate.device)
         config = rules.dense_hidden(channels, size, splits)
         launch.start(
             dense_hidden_bwd_kernel,
             (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(size, config["BLOCK_M"]), parts),
             dgate.device,
-            dhidden_ptr=dhidden,
-            dlogit_ptr=dlogit,
-            dgate_ptr=dgate,
-            gate_ptr=made.gate,
-            scale_ptr=scale,
-            dnext_ptr=dnext,
-            mean_ptr=None if dnext is None else made.pooled.mean,
             weight_ptr=weight2,
-            batch=batch,
-            channels=channels,
-            splits=splits,
-            hidden_size=size,
-            SCALED=scale is not None,
-            CHAINED=dnext is not None,
-            ACTIVATION=network.activation,
-            PRECISION=precision,
+            **of_gate,
+            **common,
             **config,
         )
         if not needs_pooled:
-            return Gradients(None, None, dhidden, dlogit)
-    dmean = torch.empty_like(made.gate) if has_mean(network.pool) else None
-    dpeak = torch.empty_like(made.gate) if has_max(network.pool) else None
+            return gradients
     config = rules.dense_gate(channels, size)
     launch.start(
         dense_pooled_bwd_kernel,
         (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["BLOCK_C"])),
         dgate.device,
-        dmean_ptr=dmean,
-        dpeak_ptr=dpeak,
         dlogit_ptr=dhidden if weight2 is None else None,
         dhidden_ptr=dgate if weight2 is None else dhidden,
         hidden_ptr=made.gate if weight2 is None else made.hidden,
         bias_ptr=bias1,
         gate_ptr=None if dnext is None else made.gate,
-        dnext_ptr=dnext,
         weight_ptr=weight1,
-        batch=batch,
-        channels=channels,
-        hidden_size=size,
         parts=splits if weight2 is None else parts,
-        POOL=network.pool,
-        CHAINED=dnext is not None,
         LAYERS=1 if weight2 is None else 2,
-        HIDDEN=network.hidden_activation,
-        ACTIVATION=network.activation,
-        PRECISION=precision,
         BLOCK_S=min(rules.parts_block(splits if weight2 is None else parts), 2),
+        **of_pooled,
+        **common,
         **config,
     )
-    return Gradients(dmean, dpeak, dhidden, dlogit)
+    return gradients
 
 
 def weights_bwd(

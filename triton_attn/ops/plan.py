@@ -9,6 +9,7 @@ computes, a copy) is not planned, and its launcher runs at every call.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -157,9 +158,8 @@ class Plan:
                 self._parts[-1] = (self._parts[-1][0], step.function, next(calls))
                 self._parts.append(([], None, None))
                 continue
-            compiled, grid, _ = step
-            launch = (compiled.run, *grid, compiled.function, compiled.packed_metadata, itemgetter(*next(pool)))
-            self._parts[-1][0].append((*launch, compiled))
+            compiled, grid, arguments = step
+            self._parts[-1][0].append((compiled, grid, itemgetter(*next(pool)), *starter(compiled, grid, arguments)))
         if launches and _Driver.stream is None:
             from triton import knobs
             from triton.runtime import driver
@@ -302,14 +302,48 @@ class Plan:
         stream = _Driver.stream(self._index or 0)
         enter, leave = _Driver.runtime.launch_enter_hook, _Driver.runtime.launch_exit_hook
         # Of late the hooks are chains, which may be empty.
-        if not getattr(enter, "calls", enter) and not getattr(leave, "calls", leave):
-            for run, x, y, z, function, packed, pick, _ in launches:
-                run(x, y, z, stream, function, packed, None, None, None, *pick(pool))
-            return
-        for run, x, y, z, function, packed, pick, compiled in launches:  # a profiler watches
+        watched = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
+        for compiled, grid, pick, start, rest, together in launches:
             arguments = pick(pool)
-            metadata = compiled.launch_metadata((x, y, z), stream, *arguments)
-            run(x, y, z, stream, function, packed, metadata, enter, leave, *arguments)
+            if start is not None and not watched:
+                if together:
+                    start(*grid, stream, *rest, arguments)
+                else:
+                    start(*grid, stream, *rest, *arguments)
+                continue
+            given = (*grid, stream, compiled.function, compiled.packed_metadata)
+            if watched:  # by a profiler
+                compiled.run(*given, compiled.launch_metadata(grid, stream, *arguments), enter, leave, *arguments)
+            else:
+                compiled.run(*given, None, None, None, *arguments)
+
+
+def starter(
+    compiled: Any, grid: tuple[int, ...], arguments: Sequence[Any]
+) -> tuple[Callable[..., Any] | None, tuple[Any, ...], bool]:
+    """The C function by which Triton's launcher starts a kernel, what it is given between stream and arguments, and
+    whether these come together, as one tuple, or one by one.
+
+    The launcher puts this together at every call, though for a kernel without scratch memory nothing of it changes: it
+    is called once with a function that writes it down. None where it does what was not foreseen.
+    """
+    run = compiled.run
+    sizes = [getattr(run, f"{kind}_scratch_size", 0) for kind in ("global", "profile")]
+    if not callable(getattr(run, "launch", None)) or any(sizes) or getattr(run, "gsan_enabled", False):
+        return None, (), False
+    seen: list[tuple[Any, ...]] = []
+    watched, stream, given = copy.copy(run), object(), tuple(object() for _ in arguments)
+    watched.launch = lambda *all_of_it: seen.append(all_of_it)
+    watched(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *given)
+    first = (*grid, stream)
+    if len(seen) != 1 or seen[0][: len(first)] != first:
+        return None, (), False
+    rest = seen[0][len(first) :]
+    if rest[-1:] == (given,):
+        return run.launch, rest[:-1], True
+    if rest[-len(given) :] == given:
+        return run.launch, rest[: -len(given)], False
+    return None, (), False
 
 
 def _allocator(device: torch.device) -> Callable[..., Tensor]:

@@ -143,6 +143,23 @@ def dense_gate(channels: int, hidden: int) -> dict[str, int]:
     }
 
 
+def is_whole(channels: int, hidden: int) -> bool:
+    """Whether both layers are one launch, whose programs all compute the hidden units of their images again.
+
+    Up to 512 channels and 32 units that reads 32 KB of weights again for every 64 channels of 16 images, beside 100 KB
+    of a map of 7×7 and more of any other, and takes as long as the first layer by itself.
+    """
+    return channels <= CHUNK and hidden <= 32
+
+
+@cache
+def dense_whole(channels: int, hidden: int, parts: int, peaks: bool = False) -> dict[str, int]:
+    """Blocks for both layers in one launch: those of the first one's sums, and the channels that a program gives."""
+    config = dense_hidden(channels, hidden, parts, peaks)
+    tile = {"BLOCK_M": max(power_of_two(hidden), 16), "TILE_C": dense_gate(channels, hidden)["BLOCK_C"]}
+    return {name: size for name, size in config.items() if name != "CHUNK"} | tile
+
+
 @cache
 def dense_weights(channels: int, hidden: int) -> dict[str, int]:
     """Blocks for the gradients of the parameters."""
