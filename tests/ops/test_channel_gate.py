@@ -176,7 +176,7 @@ def test_only_what_is_asked_for_is_computed(name: str) -> None:
 
 
 def test_a_network_that_is_not_small_has_a_launch_for_every_layer() -> None:
-    from benchmarks.meter import count_kernels
+    from benchmarks.counted.meter import count_kernels
 
     torch.manual_seed(0)
     fast, exact = twins("se", 40, 1, torch.float32)  # 40 hidden units
