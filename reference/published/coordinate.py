@@ -75,7 +75,7 @@ class CoordinateAttention(AttentionBlock):
         of_rows, of_columns = hidden.split([rows.shape[2], columns.shape[3]], dim=2)
         return (
             activate(self.conv_h(of_rows), self.activation),
-            activate(self.conv_w(of_columns.transpose(2, 3)), self.activation),
+            activate(self.conv_w(of_columns), self.activation).transpose(2, 3),
         )
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:

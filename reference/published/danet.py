@@ -92,11 +92,26 @@ class ChannelAttention(AttentionBlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the new map, or ``relu(new + shortcut)``."""
         check_map(x, self.channels, self.gamma, shortcut)
-        rows = x.flatten(2)
-        scores = rows @ rows.transpose(1, 2)
-        attention = torch.softmax(scores.amax(-1, keepdim=True) - scores, dim=-1)
-        attention = self.gamma.to(attention.dtype) * attention  # C×C, where the map would be another pass
-        return add_shortcut(x + (attention.to(scores.dtype) @ rows).unflatten(2, x.shape[2:]), shortcut)
+        return add_shortcut(attended_channels(x, self.gamma), shortcut)
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """``"channel"`` is how much of a channel is added to all of them, the means of the attention's columns."""
+        check_map(x, self.channels, self.gamma)
+        return {"channel": channel_scores(x).mean(1)[:, :, None, None]}
+
+
+def channel_scores(x: Tensor) -> Tensor:
+    """``softmax(max_row E − E)`` with ``E = X Xᵀ``, ``(N, C, C)``, in the products' dtype."""
+    rows = x.flatten(2)
+    scores = rows @ rows.transpose(1, 2)
+    return torch.softmax(scores.amax(-1, keepdim=True) - scores, dim=-1).to(scores.dtype)
+
+
+def attended_channels(x: Tensor, gamma: Tensor) -> Tensor:
+    """The map and γ times what its channels attend."""
+    attention = channel_scores(x)
+    attention = gamma.to(attention.dtype) * attention  # C×C, where the map would be another pass
+    return x + (attention @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class DualAttention(AttentionBlock):

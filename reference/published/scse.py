@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..channel_gate import dense_gate
 from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, weight_and_bias
 from ..identity import last_convolution, last_linear
 
@@ -55,7 +55,13 @@ class SCSE(AttentionBlock):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """The gate of the channels, ``(N, C, 1, 1)``."""
-        return dense_gate(x, *self.weights())
+        return self.channel_network(x.mean((2, 3), keepdim=True))
+
+    def channel_network(self, mean: Tensor) -> Tensor:
+        """The gate of the channels from their means, both ``(N, C, 1, 1)``."""
+        weight1, bias1, weight2, bias2 = self.weights()
+        hidden = F.relu(F.linear(mean.flatten(1), weight1, bias1))
+        return torch.sigmoid(F.linear(hidden, weight2, bias2))[:, :, None, None]
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The channel gate's parameters, in the order the functions take them."""

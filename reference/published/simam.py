@@ -51,17 +51,23 @@ class SimAM(AttentionBlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
         check_map(x, self.channels, self.gamma, shortcut)
-        return add_shortcut(x * self.pixel_gate(x), shortcut)
-
-    def pixel_gate(self, x: Tensor) -> Tensor:
-        """The gate, ``(N, C, H, W)``."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of 16 bits overflow
-        squares = (wide - wide.mean((2, 3), keepdim=True)).square()
-        others = max(x.shape[2] * x.shape[3] - 1, 1)  # a position alone has no variance
-        variance = squares.sum((2, 3), keepdim=True) / others
-        gate = torch.sigmoid(squares / (4 * (variance + self.e_lambda)) + 0.5).to(x.dtype)
-        return gate if self.gamma is None else 1 + self.gamma.to(gate.dtype) * (gate - 1)
+        return add_shortcut(simam(x, self.gamma, e_lambda=self.e_lambda), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         check_map(x, self.channels, self.gamma)
-        return {"pixel": self.pixel_gate(x)}
+        return {"pixel": simam_gate(x, self.gamma, self.e_lambda)}
+
+
+def simam(x: Tensor, gamma: Tensor | None = None, *, e_lambda: float = 1e-4) -> Tensor:
+    """``x · gate``, in the dtype of ``x``."""
+    return x * simam_gate(x, gamma, e_lambda)
+
+
+def simam_gate(x: Tensor, gamma: Tensor | None, e_lambda: float) -> Tensor:
+    """The gate, ``(N, C, H, W)``; with ``gamma`` ``(1,)`` it is ``1 + gamma (gate − 1)``."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of 16 bits overflow
+    squares = (wide - wide.mean((2, 3), keepdim=True)).square()
+    others = max(x.shape[2] * x.shape[3] - 1, 1)  # a position alone has no variance
+    variance = squares.sum((2, 3), keepdim=True) / others
+    gate = torch.sigmoid(squares / (4 * (variance + e_lambda)) + 0.5).to(x.dtype)
+    return gate if gamma is None else 1 + gamma.to(gate.dtype) * (gate - 1)

@@ -26,6 +26,7 @@ NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 GATE_BY = "gate_by"
 STRIPS, CBAM_BY = "published.coordinate", "published.cbam"
+SCSE, CONTEXT, SIMAM = "published.scse", "published.global_context", "published.simam"
 NO_BIAS = (("bias", False),)  # in front of a batch norm its gradient is rounding alone
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -273,6 +274,16 @@ FIXED = (
     Configuration(CBAM_BY, (2, 32, 5, 7), F32, with_shortcut=True),
     Configuration(CBAM_BY, (2, 32, 5, 7), F32, "channels_last", targets=NEXT),
     Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
+    Configuration(SCSE, (2, 32, 5, 7), F32, with_shortcut=True),
+    Configuration(SCSE, (2, 72, 5, 7), BF16, "channels_last", targets=NEXT),
+    Configuration(SCSE, (1, 16, 3, 3), F16, with_shortcut=True, training=False),
+    Configuration(SCSE, (1, 16, 23, 23), F32, "channels_last", needs="map"),
+    # The bias of its convolution has a gradient of rounding alone.
+    Configuration(CONTEXT, (2, 32, 5, 7), F32, needs="map", with_shortcut=True),
+    Configuration(CONTEXT, (1, 16, 23, 23), F32, "channels_last", needs="map"),
+    Configuration(SIMAM, (2, 12, 5, 7), F32, with_shortcut=True),
+    Configuration(SIMAM, (1, 72, 23, 23), BF16, "channels_last", options=(("identity", True),), targets=NEXT),
+    Configuration(SIMAM, (1, 16, 3, 3), F16, with_shortcut=True, training=False),
     Configuration("se", (2, 32, 5, 7), F32, needs="map"),
     Configuration("eca", (2, 32, 5, 7), F32, needs="map"),
     Configuration("gate", (2, 32, 5, 7), F32, needs="map"),

@@ -24,12 +24,16 @@ SERVED = {
     "published.position": {},
     "published.danet": {"dropout": 0.0},
     "published.se": {},
+    "published.global_context": {},
+    "published.scse": {},
+    "published.simam": {},
 }
 # Biases that a softmax or a batch norm behind them takes out again: their gradients are rounding alone.
 IDLE = {
     "published.coordinate": {"conv1.bias"},
     "published.danet": {"position.key_conv.bias"},
     "published.gate": {"x_conv.bias", "g_conv.bias", "psi.bias"},
+    "published.global_context": {"conv.bias"},
     "published.grid_gate": {"W.bias"},
     "published.nonlocal": {"phi.bias", "g.bias", "out.bias"},
     "published.position": {"key_conv.bias"},

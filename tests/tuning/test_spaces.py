@@ -27,6 +27,8 @@ SHAPES = [
     ("nonlocal", (1, 24, 16, 15)),
     ("nonlocal", (2, 80, 6, 6)),
     ("published.coordinate", (2, 24, 9, 13)),
+    ("published.scse", (2, 72, 9, 13)),
+    ("published.simam", (2, 72, 9, 13)),
 ]
 
 

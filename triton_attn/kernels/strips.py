@@ -125,8 +125,8 @@ def of_columns(values, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def strip_sums_kernel(
-    rows_ptr,  # (N, parts of a row, …) float32, sums over columns
-    columns_ptr,  # (N, parts of a column, …) float32, sums over rows
+    rows_ptr,  # (N, parts of a row, …), sums over columns
+    columns_ptr,  # (N, parts of a column, …), sums over rows
     x_ptr,  # (N, C, H, W)
     grad_ptr,  # (N, C, H, W), with GATED
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
@@ -191,11 +191,12 @@ def strip_sums_kernel(
         if not GATED:
             sums = sums / width
         places, there = strip_places(n * row_parts + row_part, c, h, channels, height, CHANNELS_LAST)
-        tl.store(rows_ptr + places, sums, mask=there & ((h < last)[:, None] if CHANNELS_LAST else (h < last)[None, :]))
+        there &= (h < last)[:, None] if CHANNELS_LAST else (h < last)[None, :]
+        tl.store(rows_ptr + places, sums.to(rows_ptr.dtype.element_ty), mask=there)
     if not GATED:
         total = total / height
     places, there = strip_places(n * column_parts + column_part, c, w, channels, width, CHANNELS_LAST)
-    tl.store(columns_ptr + places, total, mask=there)
+    tl.store(columns_ptr + places, total.to(columns_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit

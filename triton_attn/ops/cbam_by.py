@@ -1,9 +1,7 @@
 """CBAM by networks of anybody's: one makes the channels' gates, the other those of the positions, both in PyTorch.
 
-Passes over the map: 4 forward and 5 backward, as :mod:`.cbam`, and x once more where maxima over positions tie. A map
-that is pooled, gated, pooled again and gated again has a gradient of four parts, and autograd would write each and add
-them up. So the multiply hands y's gradient on as it came, both poolings, whose backward runs after it, say what they
-know of theirs, and the first of them, which is the last to run, makes dx of all of it in one pass.
+Passes over the map: 4 forward and 5 backward, as :mod:`.cbam`, and x once more where maxima over positions tie. The
+three steps are linked (:mod:`.linked`): the multiply defers, the second pooling says what it knows, the first makes dx.
 """
 
 from __future__ import annotations
@@ -16,9 +14,10 @@ from torch import Tensor
 
 from ..reference.cbam import pooled_channels
 from . import gating, spatial
-from .gate_by import POOL, summed
+from .gate_by import POOL
 from .layout import empty_map, served
 from .library import Launcher, Results, as_kept, keep
+from .linked import Link, added, by_formula, in_one, summed, unchanged, wants_gradient
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,36 +31,35 @@ def cbam_by(x: Tensor, channels: Network, positions: Network, shortcut: Tensor |
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         # The gates come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
-    link = _Link()
-    last = shortcut if shortcut is not None and shortcut.dtype == x.dtype else None
-    wants = torch.is_grad_enabled()
-    if wants and (x.requires_grad or (last is not None and last.requires_grad)):
+    link, last = _Link(), in_one(x, shortcut)
+    if wants_gradient(x, last):
         u, after, mean, peak = _Pool.apply(link, x, last)
     else:
         u, after, (mean, peak, _) = x, last, POOL(x, "both", False)
     gate = channels(*(each.to(x.dtype)[:, :, None, None] for each in (mean, peak))).flatten(1).float()
-    if wants and (u.requires_grad or gate.requires_grad):
+    if wants_gradient(u, gate):
         u, gate, pooled = _PoolChannels.apply(link, u, gate)
     else:
         pooled = _whole(POOL_CHANNELS(u, gate), u)
     of_positions = positions(*pooled.to(x.dtype).split(1, dim=1)).float()
-    if wants and any(each.requires_grad for each in (u, gate, of_positions)):
+    if wants_gradient(u, gate, of_positions):
         y = _Multiply.apply(link, u, gate, of_positions, pooled.detach(), after)
     else:
         found: Any = MULTIPLY(u, gate, of_positions, after, False)
         y = found[0]
-    return y if last is shortcut else torch.relu(y + shortcut)
+    return added(y, shortcut, last)
 
 
-class _Link:
-    """What the parts of one call know of its backward."""
+class _Link(Link):
+    """What was deferred is both gates and the mask's bits. Of the maximum over channels the parts know more.
 
-    def __init__(self) -> None:
-        self.deferred: tuple[Tensor, Tensor, Tensor | None] | None = None  # both gates, the mask's bits
-        self.winner: Tensor | None = None  # the channel that is a position's maximum
-        self.dpooled: Tensor | None = None  # the gradients of Σ_c u and max_c u
-        # Once there is a graph of a backward, it hands gradients of its own to the map between the parts.
-        self.is_differentiated_again = False
+    Attributes:
+        winner: the channel that is a position's maximum.
+        dpooled: the gradients of Σ_c u and max_c u.
+    """
+
+    winner: Tensor | None = None
+    dpooled: Tensor | None = None
 
 
 class _Pool(torch.autograd.Function):
@@ -73,7 +71,7 @@ class _Pool(torch.autograd.Function):
         ctx.link = link
         ctx.set_materialize_grads(False)
         keep(ctx, x, peak, place)
-        return x.view_as(x), None if shortcut is None else shortcut.view_as(shortcut), mean, peak
+        return *unchanged(x, shortcut), mean, peak
 
     @staticmethod
     def backward(
@@ -81,10 +79,9 @@ class _Pool(torch.autograd.Function):
     ) -> Any:
         saved: Any = as_kept(ctx)
         x, peak, place = saved
-        link, deferred = ctx.link, ctx.link.deferred
-        link.deferred = None
+        link, deferred = ctx.link, ctx.link.take()
         if grad is None or deferred is None:
-            return None, summed(grad, _again(_pooled, (dmean, dpeak), x)), dshortcut
+            return None, summed(grad, by_formula(_pooled, (dmean, dpeak), x)), dshortcut
         gate, of_positions, bits = deferred
         vectors = (torch.zeros_like(peak) if each is None else each for each in (dmean, dpeak))
         dpooled = torch.zeros_like(of_positions).repeat(1, 2, 1, 1) if link.dpooled is None else link.dpooled
@@ -101,7 +98,7 @@ class _PoolChannels(torch.autograd.Function):
         ctx.link = link
         ctx.set_materialize_grads(False)
         keep(ctx, x, gate)
-        return x.view_as(x), gate.view_as(gate), pooled
+        return *unchanged(x, gate), pooled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dgate: Tensor | None, dpooled: Tensor | None) -> Any:
@@ -110,7 +107,7 @@ class _PoolChannels(torch.autograd.Function):
         if dpooled is None:
             return None, grad, dgate
         if ctx.link.deferred is None or torch.is_grad_enabled():
-            dx, own = _again(_pooled_channels, (dpooled,), x, gate)
+            dx, own = by_formula(_pooled_channels, (dpooled,), x, gate)
             return None, summed(grad, dx), summed(dgate, own)
         shares = dpooled.new_tensor([1 / x.shape[1], 1.0]).view(1, 2, 1, 1)
         ctx.link.dpooled = dpooled * shares
@@ -142,8 +139,7 @@ class _Multiply(torch.autograd.Function):
         saved: Any = as_kept(ctx)
         x, gate, of_positions, pooled, bits = saved
         needs_map, needs_shortcut = ctx.needs_input_grad[1], ctx.needs_input_grad[5]
-        ctx.link.is_differentiated_again |= torch.is_grad_enabled()  # so create_graph is True
-        if ctx.link.is_differentiated_again:
+        if ctx.link.is_differentiated_again():
             grad = grad if bits is None else torch.where(gating.mask(bits, x), grad, 0.0)
             moved, wide = (grad * x).to(gate.dtype), gate[:, :, None, None]
             dx = (grad * wide * of_positions).to(x.dtype) if needs_map else None
@@ -171,21 +167,6 @@ def _pooled(x: Tensor) -> tuple[Tensor, ...]:
 
 def _pooled_channels(x: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
     return (torch.cat(pooled_channels(x * gate[:, :, None, None]), dim=1),)
-
-
-def _again(formula: Callable[..., tuple[Tensor, ...]], grads: tuple[Tensor | None, ...], *inputs: Tensor) -> Any:
-    """The gradients of the inputs by the formula, to be differentiated again where that is asked for."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaves = [
-            each.view_as(each) if again and each.requires_grad else each.detach().requires_grad_() for each in inputs
-        ]
-        given = [(y, grad.to(y.dtype)) for y, grad in zip(formula(*leaves), grads, strict=True) if grad is not None]
-        if not given:
-            return None
-        ys, dys = zip(*given, strict=True)
-        found = torch.autograd.grad(ys, leaves, dys, create_graph=again)
-    return found[0] if len(inputs) == 1 else found
 
 
 def _pool_channels(x: Tensor, gate: Tensor) -> Results:

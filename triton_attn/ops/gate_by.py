@@ -1,9 +1,6 @@
 """Channel gates by a network of anybody's, which PyTorch runs on the pooled vectors between the squeeze and the apply.
 
-The map moves as for :mod:`.channel_gate`, 3 passes forward and 4 backward. The gradient of a map that is pooled and
-multiplied has two parts, and autograd would write each and add them up. So it is told less than the truth: the multiply
-hands y's gradient on as it came, and the pooling, whose backward runs after it and knows the pooled vectors' gradient,
-makes both parts of dx in one pass.
+The map moves as for :mod:`.channel_gate`, 3 passes forward and 4 backward: the two steps are linked (:mod:`.linked`).
 """
 
 from __future__ import annotations
@@ -20,31 +17,32 @@ from . import gating, launch
 from .gating import Pooled
 from .layout import empty_map, served
 from .library import Launcher, Results, as_kept, keep
+from .linked import Link, added, in_one, is_wider, summed, unchanged, wants_gradient
 
 Network = Callable[..., Tensor]
 
 
 def gate_by(x: Tensor, network: Network, shortcut: Tensor | None = None, *, pool: str = "mean") -> Tensor:
     """:func:`triton_attn.functional.gate_by` on Triton, outside of compilation, for arguments that were checked."""
-    link = _Link(pool)
-    last = shortcut if shortcut is not None and shortcut.dtype == x.dtype else None
-    grad_mode = torch.is_grad_enabled()
-    if grad_mode and (x.requires_grad or (last is not None and last.requires_grad)):
-        u, after, mean, peak = _Pool.apply(link, x, last)
+    link, last = Link(), in_one(x, shortcut)
+    if wants_gradient(x, last):
+        u, after, mean, peak = _Pool.apply(link, pool, x, last)
     else:
         u, after = x, last
         mean, peak, _ = POOL(x, pool, False)
     gate = network(*(vector.to(x.dtype)[:, :, None, None] for vector in vectors(mean, peak, pool)))
     check_gate(gate, x)
-    if torch.promote_types(gate.dtype, x.dtype) != x.dtype:
-        # A wider gate makes a wider map, as in PyTorch: rare enough to leave it to PyTorch.
+    if is_wider(gate, x):
         return x * gate if shortcut is None else torch.relu(x * gate + shortcut)
-    gate = gate.reshape(x.shape[:2])
-    if grad_mode and (u.requires_grad or gate.requires_grad):
-        y: Any = _Multiply.apply(link, u, gate, after)
-    else:
-        y, _ = APPLY(u, gate, after, False)
-    return y if last is shortcut else torch.relu(y + shortcut)
+    return added(multiply(link, u, gate.reshape(x.shape[:2]), after), shortcut, last)
+
+
+def multiply(link: Link, x: Tensor, gate: Tensor, shortcut: Tensor | None) -> Tensor:
+    """``x · gate`` with a gate ``(N, C)``, or ``relu(… + shortcut)``: the last of linked steps."""
+    if wants_gradient(x, gate):
+        return _Multiply.apply(link, x, gate, shortcut)
+    y: Any = APPLY(x, gate, shortcut, False)[0]
+    return y
 
 
 def vectors(mean: Tensor | None, peak: Tensor | None, pool: str) -> list[Tensor]:
@@ -54,26 +52,16 @@ def vectors(mean: Tensor | None, peak: Tensor | None, pool: str) -> list[Tensor]
     return [each for each in (mean, peak) if each is not None]
 
 
-class _Link:
-    """What both halves of one call know: what y's gradient, handed on as it came, is still to be multiplied by."""
-
-    def __init__(self, pool: str) -> None:
-        self.pool = pool
-        self.deferred: tuple[Tensor, Tensor | None] | None = None  # the gate, the mask's bits
-        # Once there is a graph of a backward, it hands gradients of its own to the map between the halves.
-        self.is_differentiated_again = False
-
-
 class _Pool(torch.autograd.Function):
     """The pooled vectors; the map and the shortcut as they are, for :class:`_Multiply` alone."""
 
     @staticmethod
-    def forward(ctx: Any, link: _Link, x: Tensor, shortcut: Tensor | None) -> Any:
-        mean, peak, winner = POOL(x, link.pool, True)
+    def forward(ctx: Any, link: Link, pool: str, x: Tensor, shortcut: Tensor | None) -> Any:
+        mean, peak, winner = POOL(x, pool, True)
         ctx.link = link
         ctx.set_materialize_grads(False)
         keep(ctx, x, peak, winner)
-        return x.view_as(x), None if shortcut is None else shortcut.view_as(shortcut), mean, peak
+        return *unchanged(x, shortcut), mean, peak
 
     @staticmethod
     def backward(
@@ -81,20 +69,20 @@ class _Pool(torch.autograd.Function):
     ) -> Any:
         kept: Any = as_kept(ctx)
         x, peak, winner = kept
-        deferred, ctx.link.deferred = ctx.link.deferred, None
+        deferred = ctx.link.take()
         if grad is None or deferred is None:
             # The vectors were used elsewhere, or this is differentiated again: autograd adds up.
-            return None, summed(grad, _pooled_bwd(x, peak, dmean, dpeak)), dshortcut
+            return None, None, summed(grad, _pooled_bwd(x, peak, dmean, dpeak)), dshortcut
         gate, bits = deferred
         dx, dshortcut = APPLY_BWD(grad, x, gate, bits, peak, winner, dmean, dpeak)
-        return None, dx, dshortcut
+        return None, None, dx, dshortcut
 
 
 class _Multiply(torch.autograd.Function):
     """``x · gate``, or ``relu(x · gate + shortcut)``, whose gradient of x is y's until :class:`_Pool` finishes it."""
 
     @staticmethod
-    def forward(ctx: Any, link: _Link, x: Tensor, gate: Tensor, shortcut: Tensor | None) -> Any:
+    def forward(ctx: Any, link: Link, x: Tensor, gate: Tensor, shortcut: Tensor | None) -> Any:
         y, bits = APPLY(x, gate, shortcut, True)
         ctx.link = link
         keep(ctx, x, gate, bits)
@@ -105,8 +93,7 @@ class _Multiply(torch.autograd.Function):
         kept: Any = as_kept(ctx)
         x, gate, bits = kept
         _, needs_map, needs_gate, needs_shortcut = ctx.needs_input_grad
-        ctx.link.is_differentiated_again |= torch.is_grad_enabled()  # so create_graph is True
-        if ctx.link.is_differentiated_again:
+        if ctx.link.is_differentiated_again():
             grad = grad if bits is None else torch.where(gating.mask(bits, x), grad, 0.0)
             dgate = (grad * x).sum((2, 3), dtype=torch.float32).to(gate.dtype) if needs_gate else None
             dx = grad * gate[:, :, None, None] if needs_map else None
@@ -128,11 +115,6 @@ def _pooled_bwd(x: Tensor, peak: Tensor | None, dmean: Tensor | None, dpeak: Ten
         share = (dpeak / at_peak.sum((2, 3)))[:, :, None, None].to(x.dtype)
         dx = summed(dx, torch.where(at_peak, share, 0.0))
     return dx
-
-
-def summed(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum of two gradients, None for one that there is not."""
-    return b if a is None else a if b is None else a + b
 
 
 def whole(parts: Pooled, positions: int, pool: str, saves: bool) -> Pooled:

@@ -7,6 +7,7 @@ PyTorch's (:mod:`.gate_by`). The steps know nothing of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..tuning import rules
 from ..tuning.keys import Shape
+from ..tuning.spaces import Config
 from . import launch
 from .layout import empty_map, is_channels_last, row_stride, rows
 
@@ -25,6 +27,45 @@ def in_units(channels_last: bool, inner: int, **maps: Tensor | None) -> tuple[in
     strides |= {f"stride_{name}o": 0 if t is None else row_stride(t, channels_last) for name, t in maps.items()}
     unit = rules.unit(given[0].itemsize, math.gcd(*(t.stride(0) for t in given)), inner, *strides.values())
     return unit, {"UNIT": unit, **{name: stride // unit for name, stride in strides.items()}}
+
+
+def start_over(
+    kernel: Any,
+    like: Tensor,
+    channels_last: bool,
+    rule: Config,
+    sizes: Mapping[str, tuple[int, str]],
+    maps: Mapping[str, Tensor | None],
+    **arguments: Any,
+) -> None:
+    """Start a kernel that has a program for every image of ``like`` and block of its axes, given the maps' strides.
+
+    Args:
+        kernel: takes the axes' sizes by name, that of rows in units, and ``stride_<map>n`` and ``stride_<map>o``.
+        like: a map of the sizes, dtype and device.
+        channels_last: its layout.
+        rule: the config.
+        sizes: of an axis its size, and what the config calls its block; channels first, what is inner of them last.
+        maps: by the names that their strides have.
+        **arguments: the kernel's others.
+    """
+    inner = "channels" if channels_last else list(sizes)[-1]
+    unit, strides = in_units(channels_last, sizes[inner][0], **maps)
+
+    def grid(config: Config) -> tuple[int, ...]:
+        return (like.shape[0] * math.prod(rules.cdiv(size, config[block]) for size, block in sizes.values()),)
+
+    launch.tuned(
+        kernel,
+        grid,
+        Shape.of(like, channels_last),
+        rule,
+        like.device,
+        **arguments,
+        **strides,
+        **{name: size // unit if name == inner else size for name, (size, _) in sizes.items()},
+        CHANNELS_LAST=channels_last,
+    )
 
 
 class Pooled(NamedTuple):
@@ -206,6 +247,11 @@ def apply_bwd(
         **strides,
     )
     return dx, dshortcut
+
+
+def widened(x: Tensor) -> Tensor:
+    """The map in the dtype that sums over it are taken in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def empty_bits(x: Tensor, channels_last: bool) -> Tensor:

@@ -8,34 +8,18 @@ import torch
 from torch import Tensor
 
 from ..tuning import chips, rules, spatial_rules
-from ..tuning.keys import Shape
-from ..tuning.spaces import Config
 from . import launch
-from .gating import empty_bits, in_units
+from .gating import empty_bits, start_over
 from .layout import empty_map
 
 
 def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
-    """Start a kernel that has a program for every image and block of positions of ``like``, given the maps' strides."""
-    batch, channels, height, width = like.shape
-    positions = height * width
-    unit, strides = in_units(channels_last, channels if channels_last else positions, **maps)
-
-    def grid(config: Config) -> tuple[int, ...]:
-        return (batch * rules.cdiv(positions, config["BLOCK_P"]) * rules.cdiv(channels, config["CHUNK"]),)
-
-    launch.tuned(
-        kernel,
-        grid,
-        Shape.of(like, channels_last),
-        spatial_rules.spatial(channels, positions, like.itemsize, 64 if chips.chip_of(like.device).amd else 32),
-        like.device,
-        **arguments,
-        **strides,
-        channels=channels // unit if channels_last else channels,
-        positions=positions if channels_last else positions // unit,
-        CHANNELS_LAST=channels_last,
-    )
+    """Start a kernel that has a program for every image and block of positions of ``like``."""
+    channels, positions = like.shape[1], like.shape[2] * like.shape[3]
+    lanes = 64 if chips.chip_of(like.device).amd else 32
+    rule = spatial_rules.spatial(channels, positions, like.itemsize, lanes)
+    sizes = {"channels": (channels, "CHUNK"), "positions": (positions, "BLOCK_P")}
+    start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
 
 
 def _chunks(x: Tensor) -> int:

@@ -1,14 +1,11 @@
 """Gates of rows and of columns, by a network of anybody's that PyTorch runs between the squeeze and the apply.
 
 Passes over the map: 3 forward (both means in one) and 4 backward; a shortcut adds one each, and a mask of one bit per
-element. The gradient of a map that is pooled and multiplied has two parts, and autograd would write each and add them
-up. So the multiply hands y's gradient on as it came, and the pooling, whose backward runs after it and knows the
-means' gradients, makes dx of all of them at once.
+element. The two steps are linked (:mod:`.linked`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +13,10 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules, strip_rules
-from ..tuning.keys import Shape
-from ..tuning.spaces import Config
-from . import launch
-from .gating import in_units, unpacked
+from .gating import start_over, unpacked
 from .layout import empty_map, is_channels_last, served
 from .library import Launcher, Results, as_kept, keep
+from .linked import Link, added, in_one, is_wider, unchanged, wants_gradient
 
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -32,50 +27,38 @@ def gate_rows_and_columns(x: Tensor, network: Network, shortcut: Tensor | None =
     ``network`` takes the means ``(N, C, H, 1)`` and ``(N, C, 1, W)`` in the dtype of ``x``, and returns gates of these
     shapes. Not for compilation, where nothing can call the network from within an op.
     """
-    link = _Link()
-    last = shortcut if shortcut is not None and shortcut.dtype == x.dtype else None
-    grad_mode = torch.is_grad_enabled()
-    if grad_mode and (x.requires_grad or (last is not None and last.requires_grad)):
+    link, last = Link(), in_one(x, shortcut)
+    if wants_gradient(x, last):
         u, after, of_rows, of_columns = _Pool.apply(link, x, last)
     else:
         u, after, (of_rows, of_columns) = x, last, POOL(x)
-    gates = network(of_rows.to(x.dtype), of_columns.to(x.dtype))
-    if any(torch.promote_types(gate.dtype, x.dtype) != x.dtype for gate in gates):
-        # A wider gate makes a wider map, as in PyTorch: rare enough to leave it to PyTorch.
+    gates = network(of_rows, of_columns)
+    if any(is_wider(gate, x) for gate in gates):
         y = x * gates[0] * gates[1]
         return y if shortcut is None else torch.relu(y + shortcut)
-    if grad_mode and (u.requires_grad or any(gate.requires_grad for gate in gates)):
+    if wants_gradient(u, *gates):
         y = _Multiply.apply(link, u, *gates, after)
     else:
         found: Any = APPLY(u, *gates, after, False)
         y = found[0]
-    return y if last is shortcut else torch.relu(y + shortcut)
-
-
-class _Link:
-    """What both halves of one call know: what y's gradient, handed on as it came, is still to be multiplied by."""
-
-    def __init__(self) -> None:
-        self.deferred: tuple[Tensor, Tensor, Tensor | None] | None = None  # both gates, the mask's bits
-        # Once there is a graph of a backward, it hands gradients of its own to the map between the halves.
-        self.is_differentiated_again = False
+    return added(y, shortcut, last)
 
 
 class _Pool(torch.autograd.Function):
     """The means; the map and the shortcut as they are, for :class:`_Multiply` alone."""
 
     @staticmethod
-    def forward(ctx: Any, link: _Link, x: Tensor, shortcut: Tensor | None) -> Any:
+    def forward(ctx: Any, link: Link, x: Tensor, shortcut: Tensor | None) -> Any:
         of_rows, of_columns = POOL(x)
         ctx.link, ctx.size, ctx.channels_last = link, x.shape, served(x)[1]
         ctx.set_materialize_grads(False)
-        return x.view_as(x), None if shortcut is None else shortcut.view_as(shortcut), of_rows, of_columns
+        return *unchanged(x, shortcut), of_rows, of_columns
 
     @staticmethod
     def backward(
         ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, drows: Tensor | None, dcolumns: Tensor | None
     ) -> Any:
-        deferred, ctx.link.deferred = ctx.link.deferred, None
+        deferred = ctx.link.take()
         if grad is not None and deferred is not None and drows is not None and dcolumns is not None:
             row_gate, column_gate, bits = deferred
             dx, dshortcut = APPLY_BWD(grad, row_gate, column_gate, bits, drows, dcolumns, ctx.channels_last)
@@ -93,9 +76,7 @@ class _Multiply(torch.autograd.Function):
     """``x · rows · columns``, or with the shortcut, whose gradient of x is y's until :class:`_Pool` finishes it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, link: _Link, x: Tensor, row_gate: Tensor, column_gate: Tensor, shortcut: Tensor | None
-    ) -> Any:
+    def forward(ctx: Any, link: Link, x: Tensor, row_gate: Tensor, column_gate: Tensor, shortcut: Tensor | None) -> Any:
         y, bits = APPLY(x, row_gate, column_gate, shortcut, True)
         ctx.link = link
         keep(ctx, x, row_gate, column_gate, bits)
@@ -106,8 +87,7 @@ class _Multiply(torch.autograd.Function):
         saved: Any = as_kept(ctx)
         x, row_gate, column_gate, bits = saved
         _, needs_map, needs_row, needs_column, needs_shortcut = ctx.needs_input_grad
-        ctx.link.is_differentiated_again |= torch.is_grad_enabled()  # so create_graph is True
-        if ctx.link.is_differentiated_again:
+        if ctx.link.is_differentiated_again():
             grad = grad if bits is None else torch.where(mask_of(bits, x), grad, 0.0)
             moved = (grad * x).float() if x.itemsize < 4 else grad * x
             drow = (moved * column_gate).sum(3, keepdim=True).to(row_gate.dtype) if needs_row else None
@@ -117,7 +97,7 @@ class _Multiply(torch.autograd.Function):
         drow = dcolumn = None
         if needs_row or needs_column:
             drow, dcolumn = SUMS_BWD(grad, x, row_gate, column_gate, bits)
-            drow, dcolumn = drow.to(row_gate.dtype), dcolumn.to(column_gate.dtype)  # type: ignore[union-attr]
+            dcolumn = dcolumn.to(column_gate.dtype)  # type: ignore[union-attr]
         ctx.link.deferred = row_gate, column_gate, bits
         return None, grad if needs_map or needs_shortcut else None, drow, dcolumn, None
 
@@ -149,14 +129,16 @@ def in_order(strip: Tensor, channels_last: bool) -> Tensor:
     return strip.permute(0, 2, 3, 1).contiguous() if channels_last else strip.contiguous()
 
 
-def _empty_strips(x: Tensor, channels_last: bool, row_parts: int = 1, column_parts: int = 1) -> tuple[Tensor, Tensor]:
-    """Room for sums over columns, in parts, and over rows."""
+def _empty_strips(
+    x: Tensor, channels_last: bool, row_parts: int = 1, column_parts: int = 1, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Room for sums over columns, and over rows: in parts float32, in one part in this dtype, or that of x."""
     batch, channels, height, width = x.shape
     sizes = (row_parts, height), (column_parts, width)
     of_rows, of_columns = (
         torch.empty(
             (batch, parts, length, channels) if channels_last else (batch, parts, channels, length),
-            dtype=torch.float32,
+            dtype=torch.float32 if parts > 1 else dtype or x.dtype,
             device=x.device,
         )
         for parts, length in sizes
@@ -165,34 +147,22 @@ def _empty_strips(x: Tensor, channels_last: bool, row_parts: int = 1, column_par
 
 
 def _as_seen(of_rows: Tensor, of_columns: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """Vectors as kernels write them, as ``(N, C, H, 1)`` and ``(N, C, 1, W)``."""
-    if channels_last:
-        of_rows, of_columns = of_rows.transpose(1, 2), of_columns.transpose(1, 2)
-    return of_rows.unsqueeze(3), of_columns.unsqueeze(2)
+    """Vectors as kernels write them, as ``(N, C, H, 1)`` and ``(N, C, 1, W)``.
+
+    The strides of the axes of size 1 are those by which PyTorch knows a channels_last tensor, also side by side.
+    """
+    if not channels_last:
+        return of_rows.unsqueeze(3), of_columns.unsqueeze(2)
+    rows, columns = (each.unsqueeze(2).permute(0, 3, 1, 2) for each in (of_rows, of_columns))
+    return rows, columns.transpose(2, 3)
 
 
 def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
-    """Start a kernel that walks over the rows of a map, given the maps' strides."""
-    batch, channels, height, width = like.shape
-    unit, strides = in_units(channels_last, channels if channels_last else width, **maps)
-
-    def grid(config: Config) -> tuple[int, ...]:
-        sizes = (channels, "BLOCK_C"), (width, "BLOCK_W"), (height, "CHUNK")
-        return (batch * math.prod(rules.cdiv(size, config[block]) for size, block in sizes),)
-
-    launch.tuned(
-        kernel,
-        grid,
-        Shape.of(like, channels_last),
-        strip_rules.strips(channels, height, width, channels_last),
-        like.device,
-        **arguments,
-        **strides,
-        channels=channels // unit if channels_last else channels,
-        height=height,
-        width=width if channels_last else width // unit,
-        CHANNELS_LAST=channels_last,
-    )
+    """Start a kernel that walks over the rows of a map."""
+    _, channels, height, width = like.shape
+    rule = strip_rules.strips(channels, height, width, channels_last)
+    sizes = {"channels": (channels, "BLOCK_C"), "height": (height, "CHUNK"), "width": (width, "BLOCK_W")}
+    start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
 
 
 def _sums(
@@ -202,14 +172,15 @@ def _sums(
     row_gate: Tensor | None = None,
     column_gate: Tensor | None = None,
     bits: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The means of rows and columns; or with gates, in the kernels' order, the gradients of these."""
+    """The means of rows and columns; or with gates, in the kernels' order, the gradients of these, in this dtype."""
     from ..kernels.strips import strip_sums_kernel
 
     _, channels, height, width = x.shape
     config = strip_rules.strips(channels, height, width, channels_last)
     row_parts, column_parts = rules.cdiv(width, config["BLOCK_W"]), rules.cdiv(height, config["CHUNK"])
-    of_rows, of_columns = _empty_strips(x, channels_last, row_parts, column_parts)
+    of_rows, of_columns = _empty_strips(x, channels_last, row_parts, column_parts, dtype)
     _start(
         strip_sums_kernel,
         x,
@@ -225,14 +196,16 @@ def _sums(
         GATED=grad is not None,
         HAS_BITS=bits is not None,
     )
-    return _as_seen(_whole(of_rows), _whole(of_columns), channels_last)
+    dtype = x.dtype if dtype is None else dtype
+    return _as_seen(_whole(of_rows, dtype), _whole(of_columns, dtype), channels_last)
 
 
-def _whole(parts: Tensor) -> Tensor:
+def _whole(parts: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over axis 1."""
     if parts.shape[1] == 1:
         return parts.squeeze(1)
-    return torch.sum(parts, 1, out=parts.new_empty((parts.shape[0], *parts.shape[2:])))
+    whole = torch.sum(parts, 1, out=parts.new_empty((parts.shape[0], *parts.shape[2:])))
+    return whole if dtype == whole.dtype else torch.empty_like(whole, dtype=dtype).copy_(whole)
 
 
 def _pool(x: Tensor) -> Results:
@@ -250,11 +223,13 @@ def _sums_bwd(grad: Tensor, x: Tensor, row_gate: Tensor, column_gate: Tensor, bi
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     gates = in_order(row_gate, channels_last), in_order(column_gate, channels_last)
-    return _sums(x, channels_last, grad, *gates, bits)
+    return _sums(x, channels_last, grad, *gates, bits, row_gate.dtype)
 
 
 def _sums_bwd_fake(grad: Tensor, x: Tensor, row_gate: Tensor, column_gate: Tensor, bits: Tensor | None) -> Results:
-    return _pool_fake(x)
+    x, channels_last = served(x)
+    of_rows, of_columns = _empty_strips(x, channels_last, dtype=row_gate.dtype)
+    return _as_seen(of_rows.squeeze(1), of_columns.squeeze(1), channels_last)
 
 
 def _apply(x: Tensor, row_gate: Tensor, column_gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:

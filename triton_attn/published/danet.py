@@ -1,10 +1,12 @@
-"""DANet's blocks: attention between positions fused; that between channels is small products of a library."""
+"""DANet's blocks: attention between positions fused; that between channels is a library's products, and no more."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import backend, ops
+from ..ops.channel_attention import channel_attention
 from ..reference import published
 from ..reference.common import add_shortcut, check_map, weight_and_bias
 
@@ -31,9 +33,13 @@ class ChannelAttention(published.ChannelAttention):
     __doc__ = published.ChannelAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if not backend.is_plain(x):
-            backend.refuse("attention between channels is products of the library alone")
-        return super().forward(x, shortcut)
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
+        backend.refuse("attention between channels is products of the library alone")
+        check_map(x, self.channels, self.gamma, shortcut)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            return super().forward(x, shortcut)
+        return channel_attention(x, self.gamma, shortcut)
 
 
 class DualAttention(published.DualAttention):

@@ -1,17 +1,23 @@
-"""Global context."""
+"""Global context: every pass over the map fused, softmax and gate network, on small tensors, a library's."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import backend
+from ..ops.context_by import context_by
 from ..reference import published
+from ..reference.common import check_map, weight_and_bias
 
 
 class GlobalContext(published.GlobalContext):
     __doc__ = published.GlobalContext.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if not backend.is_plain(x):
-            backend.refuse("there is no kernel for a mean that a softmax weighs yet")
-        return super().forward(x, shortcut)
+        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
+            return super().forward(x, shortcut)
+        if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
+            return super().forward(x, shortcut)
+        check_map(x, self.conv.in_channels, self.conv.weight, shortcut)
+        return context_by(x, *weight_and_bias(self, "conv"), lambda mean: self.network(mean.flatten(1)), shortcut)

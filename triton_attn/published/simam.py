@@ -1,17 +1,24 @@
-"""SimAM."""
+"""SimAM, fused: one op."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from .. import backend
+from ..ops.simam import SIMAM, simam
 from ..reference import published
+from ..reference.common import check_map
 
 
 class SimAM(published.SimAM):
     __doc__ = published.SimAM.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if not backend.is_plain(x):
-            backend.refuse("there is no kernel for SimAM")
-        return super().forward(x, shortcut)
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
+        if (y := SIMAM.again(x, self.gamma, shortcut, self.e_lambda)) is not None:
+            return y
+        if not backend.use_triton(x, self.gamma, shortcut):
+            return super().forward(x, shortcut)
+        check_map(x, self.channels, self.gamma, shortcut)
+        return simam(x, self.gamma, shortcut, e_lambda=self.e_lambda)

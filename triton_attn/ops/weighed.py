@@ -1,0 +1,242 @@
+"""Steps whose pools have weights: sums over positions and over channels in one pass, and the multiplies behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tuning import rules, weighed_rules
+from .gating import empty_bits, start_over
+from .layout import empty_map, served
+from .library import Launcher, Results
+from .partial_sums import partial_sums
+
+
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
+    channels, positions = like.shape[1], like.shape[2] * like.shape[3]
+    rule = weighed_rules.weighed(channels, positions, channels_last)
+    sizes = {"channels": (channels, "BLOCK_C"), "positions": (positions, "SPAN")}
+    start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
+
+
+def _parts(x: Tensor, channels_last: bool) -> tuple[int, int]:
+    """In how many parts sums over positions come, and sums over channels."""
+    channels, positions = x.shape[1], x.shape[2] * x.shape[3]
+    rule = weighed_rules.weighed(channels, positions, channels_last)
+    return rules.cdiv(positions, rule["SPAN"]), rules.cdiv(channels, rule["BLOCK_C"])
+
+
+def _sums(
+    x: Tensor,
+    channels_last: bool,
+    *,
+    for_channels: bool = True,
+    for_positions: bool = True,
+    grad: Tensor | None = None,
+    bits: Tensor | None = None,
+    channel_weight: Tensor | None = None,
+    position_weight: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Sums over positions ``(N, C)`` and over channels ``(N, 1, H, W)``, float32; None for those not wanted."""
+    from ..kernels.weighed_sums import weighed_sums_kernel
+
+    batch, channels, height, width = x.shape
+    spans, blocks = _parts(x, channels_last)
+    of_channels = x.new_empty((batch, spans, channels), dtype=torch.float32) if for_channels else None
+    of_positions = x.new_empty((batch, blocks, height, width), dtype=torch.float32) if for_positions else None
+    of_each_image = channel_weight is not None and channel_weight.dim() == 2
+    _start(
+        weighed_sums_kernel,
+        x,
+        channels_last,
+        {"x": x, "g": grad},
+        of_channels_ptr=of_channels,
+        of_positions_ptr=of_positions,
+        x_ptr=x,
+        grad_ptr=grad,
+        bits_ptr=bits,
+        channel_weight_ptr=channel_weight,
+        position_weight_ptr=position_weight,
+        stride_wn=channels if of_each_image else 0,
+        spans=spans,
+        FOR_CHANNELS=for_channels,
+        FOR_POSITIONS=for_positions,
+        GATED=grad is not None,
+        HAS_BITS=bits is not None,
+        WEIGHED=position_weight is not None,
+    )
+    whole = None if of_positions is None else _whole(of_positions)
+    return None if of_channels is None else _whole(of_channels), None if whole is None else whole.unsqueeze(1)
+
+
+def _whole(parts: Tensor) -> Tensor:
+    """The sum over axis 1."""
+    if parts.shape[1] == 1:
+        return parts.squeeze(1)
+    return torch.sum(parts, 1, out=parts.new_empty((parts.shape[0], *parts.shape[2:])))
+
+
+def _empty_vector(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=torch.float32)
+
+
+def _empty_plane(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], 1, *x.shape[2:]), dtype=torch.float32)
+
+
+def _pool(x: Tensor, weight: Tensor, sums: bool) -> Results:
+    x, channels_last = served(x)
+    of_channels, logits = _sums(x, channels_last, for_channels=sums, channel_weight=weight.contiguous())
+    return logits, of_channels
+
+
+def _pool_fake(x: Tensor, weight: Tensor, sums: bool) -> Results:
+    return _empty_plane(x), _empty_vector(x) if sums else None
+
+
+def _mean(x: Tensor, weights: Tensor) -> Results:
+    x, channels_last = served(x)
+    return (_sums(x, channels_last, for_positions=False, position_weight=weights.contiguous())[0],)
+
+
+def _mean_fake(x: Tensor, weights: Tensor) -> Results:
+    return (_empty_vector(x),)
+
+
+def _mean_bwd(x: Tensor, dmean: Tensor) -> Results:
+    x, channels_last = served(x)
+    return (_sums(x, channels_last, for_channels=False, channel_weight=dmean.contiguous())[1],)
+
+
+def _mean_bwd_fake(x: Tensor, dmean: Tensor) -> Results:
+    return (_empty_plane(x),)
+
+
+def _apply(x: Tensor, channel_gate: Tensor, position_gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
+    from ..kernels.weighed_apply import sum_apply_fwd_kernel
+
+    x, channels_last = served(x)
+    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
+    y = empty_map(x, channels_last)
+    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
+    _start(
+        sum_apply_fwd_kernel,
+        x,
+        channels_last,
+        {"y": y, "x": x, "s": shortcut},
+        y_ptr=y,
+        bits_ptr=bits,
+        x_ptr=x,
+        channel_gate_ptr=channel_gate.contiguous(),
+        position_gate_ptr=position_gate.contiguous(),
+        shortcut_ptr=shortcut,
+        HAS_SHORTCUT=shortcut is not None,
+        SAVE_BITS=bits is not None,
+    )
+    return y, bits
+
+
+def _apply_fake(
+    x: Tensor, channel_gate: Tensor, position_gate: Tensor, shortcut: Tensor | None, saves: bool
+) -> Results:
+    x, channels_last = served(x)
+    return empty_map(x, channels_last), empty_bits(x, channels_last) if saves and shortcut is not None else None
+
+
+def _gates_bwd(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
+    x, channels_last = served(x)
+    return _sums(x, channels_last, grad=served(grad, channels_last)[0], bits=bits)
+
+
+def _gates_bwd_fake(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
+    return _empty_vector(x), _empty_plane(x)
+
+
+def _map_bwd(
+    grad: Tensor,
+    x: Tensor,
+    bits: Tensor | None,
+    channel_gate: Tensor,
+    position_gate: Tensor | None,
+    dpooled: Tensor,
+    position_weight: Tensor | None,
+    dlogits: Tensor,
+    weight: Tensor,
+    needs_weight: bool,
+) -> Results:
+    """The gradients of x, of the shortcut and of the channels' weights; None for those that there are not."""
+    from ..kernels.weighed_apply import weighed_apply_bwd_kernel
+
+    x, channels_last = served(x)
+    grad, _ = served(grad, channels_last)
+    spans = _parts(x, channels_last)[0]
+    dx = empty_map(x, channels_last)
+    dshortcut = None if bits is None else empty_map(x, channels_last)
+    dweight = x.new_empty((x.shape[0] * spans, x.shape[1]), dtype=torch.float32) if needs_weight else None
+    vectors = {
+        "channel_gate_ptr": channel_gate,
+        "position_gate_ptr": position_gate,
+        "dpooled_ptr": dpooled,
+        "position_weight_ptr": position_weight,
+        "dlogit_ptr": dlogits,
+        "weight_ptr": weight,
+    }
+    _start(
+        weighed_apply_bwd_kernel,
+        x,
+        channels_last,
+        {"d": dx, "s": dshortcut, "g": grad, "x": x if needs_weight else None},
+        dx_ptr=dx,
+        dshortcut_ptr=dshortcut,
+        dweight_ptr=dweight,
+        grad_ptr=grad,
+        x_ptr=x if needs_weight else None,
+        bits_ptr=bits,
+        **{name: None if each is None else each.contiguous() for name, each in vectors.items()},
+        spans=spans,
+        ADDED=position_gate is not None,
+        HAS_SHORTCUT=bits is not None,
+        NEEDS_WEIGHT=needs_weight,
+    )
+    return dx, dshortcut, None if dweight is None else partial_sums(dweight, weight.dtype)
+
+
+def _map_bwd_fake(grad: Tensor, x: Tensor, bits: Tensor | None, *others: Any) -> Results:
+    x, channels_last = served(x)
+    weight, needs_weight = others[-2:]
+    return (
+        empty_map(x, channels_last),
+        None if bits is None else empty_map(x, channels_last),
+        torch.empty_like(weight) if needs_weight else None,
+    )
+
+
+POOL = Launcher("weighed_pool(Tensor x, Tensor weight, bool sums) -> (Tensor, Tensor)", _pool, _pool_fake)
+"""Of x and weights ``(C,)`` their sum over channels ``(N, 1, H, W)``, and sums over positions ``(N, C)``, if wanted."""
+
+MEAN = Launcher("weighed_mean(Tensor x, Tensor weights) -> Tensor[]", _mean, _mean_fake)
+"""Of x and weights ``(N, 1, H, W)`` the sum over positions ``(N, C)``."""
+
+MEAN_BWD = Launcher("weighed_mean_backward(Tensor x, Tensor dmean) -> Tensor[]", _mean_bwd, _mean_bwd_fake)
+"""The gradient of :data:`MEAN`'s weights."""
+
+APPLY = Launcher(
+    "apply_sum_of_gates(Tensor x, Tensor channel_gate, Tensor position_gate, Tensor? shortcut, bool saves)"
+    " -> (Tensor, Tensor)",
+    _apply,
+    _apply_fake,
+)
+GATES_BWD = Launcher(
+    "apply_sum_of_gates_backward_gates(Tensor grad, Tensor x, Tensor? bits) -> (Tensor, Tensor)",
+    _gates_bwd,
+    _gates_bwd_fake,
+)
+MAP_BWD = Launcher(
+    "weighed_backward_map(Tensor grad, Tensor x, Tensor? bits, Tensor channel_gate, Tensor? position_gate,"
+    " Tensor dpooled, Tensor? position_weight, Tensor dlogits, Tensor weight, bool needs_weight)"
+    " -> (Tensor, Tensor, Tensor)",
+    _map_bwd,
+    _map_bwd_fake,
+)
