@@ -1,4 +1,4 @@
-"""The command line: ``triton-attn train | eval | show | fuse | tune | info``."""
+"""The command line: ``triton-attn train | eval | predict | show | export | fuse | tune | info``."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("triton_attn.train.run", "triton_attn.train.options", "train a ResNet with attention"),
     "eval": ("triton_attn.train.evaluate", None, "evaluate a checkpoint on held-out images"),
+    "predict": ("triton_attn.train.predict", None, "say what a checkpoint takes images for, as a table"),
     "show": ("triton_attn.train.show", None, "draw what the attention of a checkpoint looks at"),
+    "export": ("triton_attn.train.export", None, "write a checkpoint as ONNX or as a program of torch.export"),
     "fuse": ("triton_attn.fuse_command", None, "say what of a timm or torchvision network our kernels would serve"),
     "tune": ("triton_attn.tune_command", None, "search the fastest configs of the kernels on this GPU"),
     "info": ("triton_attn.info", None, "versions, devices, and which backend serves what"),
 }
 """A command's module (with ``add_arguments`` and ``run``), where its arguments are if not there, and its summary."""
 
-EXTRAS = {
-    "accelerate",
-    "filelock",
-    "matplotlib",
-    "numpy",
-    "PIL",
-    "safetensors",
-    "sklearn",
-    "tensorboard",
-    "torchmetrics",
-    "torchvision",
-    "tqdm",
-    "yaml",
-}
-"""What comes with the extra ``train``."""
+TRAIN = """
+    accelerate filelock matplotlib numpy PIL safetensors sklearn tensorboard torchmetrics torchvision tqdm yaml
+"""
+EXTRAS = {**dict.fromkeys(TRAIN.split(), "train"), **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")}
+"""Packages, and the extra that each comes with."""
+
+POSITION = re.compile(r"-[\d.]+,")
+"""How a position begins that counts from the end; to argparse it would be an option."""
 
 _REFUSALS = "EACCES EDQUOT EEXIST EFBIG EINVAL EIO EISDIR ELOOP EMFILE ENAMETOOLONG ENFILE ENOSPC ENOTDIR EPERM EROFS"
 REFUSALS = {number for number, name in errno.errorcode.items() if name in _REFUSALS.split()}
@@ -56,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        return fail(f'{error.name} is not installed; expected the extra packages: pip install "triton_attn[train]"')
+        return fail(f'{error.name} is not installed; expected the extra packages: pip install "triton_attn[{extra}]"')
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -90,7 +87,18 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         )
         if name in words[:1]:
             importlib.import_module(options or module).add_arguments(command)
-    return parser.parse_args(words)
+    return parser.parse_args(join_positions(words))
+
+
+def join_positions(words: Sequence[str]) -> list[str]:
+    """``--at -1,5`` as ``--at=-1,5``."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--at" and POSITION.match(word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def fail(message: str, alone: bool = False) -> int:

@@ -24,6 +24,8 @@ def _run(words: Sequence[str], log: str, before: Callable[[], object] | None) ->
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # What is forked here would have its workers forked from a further server, which lives on when this is killed.
+    multiprocessing.set_start_method("fork", force=True)
     import torch
 
     torch.set_num_threads(1)

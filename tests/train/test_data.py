@@ -14,9 +14,10 @@ from image_folders import make_folder
 from PIL import Image
 from torch import Tensor
 
-from triton_attn.train.data import ImageSet, digit_images, eval_transform, load_images, train_loader, train_transform
+from triton_attn.train.data import ImageSet, digit_images, load_images, train_loader
 from triton_attn.train.errors import UserError
 from triton_attn.train.folder import Sample
+from triton_attn.train.transforms import eval_transform, train_transform
 
 HALF = (0.5, 0.5, 0.5)
 

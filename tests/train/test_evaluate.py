@@ -13,7 +13,8 @@ from image_folders import make_folder
 from PIL import Image
 
 from triton_attn.train.checkpoint import Card, load_model, save_model
-from triton_attn.train.data import eval_transform, load_images
+from triton_attn.train.data import load_images
+from triton_attn.train.transforms import eval_transform
 
 Main = Callable[..., tuple[int, str, str]]
 CARD = Card("resnet18", "eca", ("stem",), {}, 2, ("cat", "dog"), 16, epoch=3)

@@ -17,9 +17,10 @@ import torch
 from image_folders import make_folder
 from PIL import Image
 
-from triton_attn.train.data import ImageSet, eval_transform, train_transform
+from triton_attn.train.data import ImageSet
 from triton_attn.train.image import BrokenImage, read_image, why_broken
 from triton_attn.train.show import open_image
+from triton_attn.train.transforms import eval_transform, train_transform
 
 Main = Callable[..., tuple[int, str, str]]
 HALF = (0.5, 0.5, 0.5)

@@ -186,10 +186,11 @@ def test_sites_are_named_and_chosen() -> None:
 def test_points_are_pixels_or_fractions() -> None:
     assert parse_points(["0,0", " 27 , 55 ", "0.5,0.25", "1.0,1.0", "0.0,.5"], (28, 56)) == [
         (0, 0), (27, 55), (14, 14), (27, 55), (0, 28)]  # fmt: skip
+    assert parse_points(["-1,5", "3,-56", "-28,-1"], (28, 56)) == [(27, 5), (3, 0), (0, 55)]
     for word in ("", "3", "a,b", "1,2,3", "0.5,1", ".,.", "1e1,2.0", "nan,nan"):
         with pytest.raises(UserError, match="--at: expected Y,X"):
             parse_points([word], (28, 56))
-    for word in ("28,0", "0,56", "-1,0", "1.01,0.5", "-0.1,0.5"):
+    for word in ("28,0", "0,56", "-29,0", "0,-57", "1.01,0.5", "-0.1,0.5"):
         with pytest.raises(UserError, match=f"--at: {word} lies outside of the image, which is 28×56"):
             parse_points([word], (28, 56))
 
@@ -272,7 +273,7 @@ def test_every_block_is_drawn_on_the_smallest_maps(name: str, size: tuple[int, i
 
 def test_bad_arguments_of_the_function() -> None:
     model = Tiny("se")
-    with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\)"):
         attention_sheet(model, torch.rand(3, 16, 16))
     with pytest.raises(ValueError, match=r"at must lie on the 16×16 image, got \(16, 0\)"):
         attention_sheet(model, torch.rand(1, 3, 16, 16), at=[(16, 0)])
@@ -425,7 +426,9 @@ def test_missing_packages_are_named(
     package: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in list(sys.modules):
-        if name.partition(".")[0] == package or name in {f"triton_attn.train.{m}" for m in ("sheet", "panels", "data")}:
+        if name.partition(".")[0] == package or name in {
+            f"triton_attn.train.{m}" for m in ("sheet", "panels", "data", "transforms")
+        }:
             monkeypatch.delitem(sys.modules, name)
 
     class Without:

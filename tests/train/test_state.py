@@ -207,16 +207,14 @@ def test_a_run_goes_on_for_more_epochs_than_planned(trained: Path, triton_attn_m
 def test_a_run_that_goes_on_may_be_killed_too(trained: Path, tmp_path: Path, triton_attn_main: Main) -> None:
     whole = Path(shutil.copytree(trained, tmp_path / "whole"))
     assert triton_attn_main("train", "--output", whole, "--resume", "--epochs", 4)[0] == 0
-    import triton_attn.train.run as run_module
-
-    saved = run_module.State.save
+    saved = State.save
 
     def save_once(self: State, *what: Any, **how: Any) -> None:
         saved(self, *what, **how)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module.State, "save", save_once)
+        patch.setattr(State, "save", save_once)
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -17,7 +17,7 @@ from ..files import check_name, write_bytes
 from ..reference.registry import look_up
 from ..reference.resnet import ARCHITECTURES
 from . import foreign
-from .config import NETWORK
+from .config import MODES, MOST_PIXELS, NETWORK, RECIPE
 from .errors import UserError, as_user_error
 from .rules import TEXT, Rule, brief, check_fields, number, one_of, sequence, whole
 from .tensors import check_tensors, read_tensors, tensor_bytes
@@ -25,19 +25,24 @@ from .tensors import check_tensors, read_tensors, tensor_bytes
 KEY = "triton_attn"
 """The metadata key that holds the card, as JSON."""
 
-VERSION = 1
+VERSION = 2
 
 CARD: dict[str, Rule] = {
     **NETWORK,
     "num_classes": whole(1),
     "classes": sequence(TEXT, 1, distinct=True),
-    "mean": sequence(number("a number"), 3, 3),
-    "std": sequence(number("a number above 0", lambda value: value > 0), 3, 3),
+    "mean": sequence(number("a number"), 1, 4),
+    "std": sequence(number("a number above 0", lambda value: value > 0), 1, 4),
     "epoch": whole(0),
     "val_accuracy": number("a number from 0 to 1", lambda value: 0 <= value <= 1),
-    "version": one_of(VERSION),
+    "eval_image_size": whole(1, MOST_PIXELS),
+    "crop_fraction": RECIPE["crop_fraction"],
+    "version": one_of(1, VERSION),
 }
 """What the fields of a card may be."""
+
+LATER = ("eval_image_size", "crop_fraction")
+"""What cards of version 1 lack: they mean images of the size of the training, whole."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ class Card:
         num_classes: the width of the last layer.
         classes: the names of the classes, in the order of the logits.
         image_size: height and width of the images it was trained on, in pixels.
-        mean, std: what an image in [0, 1] is normalised with, per channel.
+        mean, std: what an image in [0, 1] is normalised with, of 1 (grey), 3 (RGB) or 4 channels (RGB and opacity).
+        eval_image_size: height and width of the images that are looked at, in pixels.
+        crop_fraction: the share of their shorter side that is seen.
         epoch: after how many epochs the weights were saved, from 1.
         val_accuracy: top-1 on the held-out images at that epoch, 0 to 1.
     """
@@ -65,11 +72,27 @@ class Card:
     num_classes: int
     classes: tuple[str, ...]
     image_size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     epoch: int = 0
     val_accuracy: float = 0.0
     version: int = VERSION
+    eval_image_size: int = 0
+    crop_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.eval_image_size:
+            object.__setattr__(self, "eval_image_size", self.image_size)
+
+    @property
+    def in_channels(self) -> int:
+        """The channels of the images."""
+        return len(self.mean)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name of the channels of the images."""
+        return MODES[self.in_channels]
 
     def to_metadata(self) -> dict[str, str]:
         """The card as safetensors metadata."""
@@ -90,11 +113,15 @@ class Card:
             found = json.loads(metadata[KEY])
         except RecursionError as error:
             raise ValueError("its metadata are nested without end") from error
-        if isinstance(found, dict) and found.get("version") != VERSION:
-            raise ValueError(f"its card is of version {brief(found.get('version'))}, expected {VERSION}")
-        card = cls(**check_fields(found, CARD))
+        version = found.get("version") if isinstance(found, dict) else VERSION
+        if version not in (1, VERSION):
+            raise ValueError(f"its card is of version {brief(version)}, expected 1 or {VERSION}")
+        card = cls(**check_fields(found, CARD, LATER if version == 1 else ()) | {"version": VERSION})
         if card.num_classes != len(card.classes):
             raise ValueError(f"num_classes: expected as many as there are classes, got {card.num_classes}")
+        if card.in_channels not in MODES or len(card.std) != card.in_channels:
+            counts = f"{card.in_channels} and {len(card.std)}"
+            raise ValueError(f"mean, std: expected a list of 1, 3 or 4 values each, got {counts}")
         return card
 
     def build(self) -> nn.Module:
@@ -104,12 +131,19 @@ class Card:
             ValueError, TypeError: a model, a block, a site or an argument that this version does not know.
         """
         if foreign.is_foreign(self.model):
-            options = self.attention_kwargs, self.num_classes, self.image_size
+            options = self.attention_kwargs, self.num_classes, self.image_size, self.in_channels
             return foreign.build(self.model, self.attention, self.where, *options)
         look_up("model", self.model, ARCHITECTURES)
         make = getattr(resnet, self.model)
         kwargs = self.attention_kwargs if self.attention is not None else None
-        return make(self.attention, where=self.where, attention_kwargs=kwargs, num_classes=self.num_classes)
+        model = make(self.attention, where=self.where, attention_kwargs=kwargs, num_classes=self.num_classes)
+        if self.in_channels != 3:
+            old = model.conv1
+            model.conv1 = nn.Conv2d(
+                self.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False
+            )
+            nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        return model
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: Card) -> None:

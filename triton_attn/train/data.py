@@ -1,8 +1,8 @@
-"""The images: scikit-learn's digits or a folder, their transforms, and loaders that replay an epoch exactly."""
+"""The images: scikit-learn's digits or a folder, and loaders that replay an epoch exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,56 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
-from .folder import Sample, check_images, digests, scan_folder, split_by_class
+from .folder import Sample, check_images, digests, scan_folder, share_of_classes, split_by_class
 from .image import read_image
-
-DIGITS = "digits"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)
-MOST_ASPECT = 8
-"""Of thinner images only the middle is resized; a square of it is used anyway."""
-
-Channels = tuple[float, float, float]
-Transform = Callable[[Image.Image], Tensor]
-
-
-def eval_transform(image_size: int, mean: Channels, std: Channels) -> Transform:
-    """From a PIL image of any mode and size to a normalised ``(3, image_size, image_size)`` float32 tensor.
-
-    The shorter side is resized to ``image_size``, and the middle is taken.
-    """
-    square = [v2.Resize(image_size), v2.CenterCrop(image_size)]
-    return v2.Compose([v2.RGB(), v2.Lambda(_not_thin), *square, *_to_tensor(mean, std)])
-
-
-def _not_thin(image: Image.Image) -> Image.Image:
-    """The middle of an image that is many times as long as it is wide: resized, the rest would fill the memory."""
-    width, height = image.size
-    most = MOST_ASPECT * min(width, height)
-    if max(width, height) <= most:
-        return image
-    wide, high = min(width, most), min(height, most)
-    left, top = (width - wide) // 2, (height - high) // 2
-    return image.crop((left, top, left + wide, top + high))
-
-
-def train_transform(kind: str, image_size: int, mean: Channels, std: Channels) -> Transform:
-    """The same with augmentation: random crops and flips of photographs, small shifts and turns of digits."""
-    if kind == DIGITS:
-        # No flip: a mirrored 2 is no 2.
-        augment = [
-            v2.Resize(image_size),
-            v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR),
-        ]
-    else:
-        augment = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
-    return v2.Compose([v2.RGB(), *augment, *_to_tensor(mean, std)])
-
-
-def _to_tensor(mean: Channels, std: Channels) -> list[v2.Transform]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean=list(mean), std=list(std))]
+from .transforms import DIGITS, Transform
 
 
 @dataclass(frozen=True)
@@ -85,16 +39,10 @@ class Images:
     left_out: str = ""
     files: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def mean(self) -> Channels:
-        return DIGITS_MEAN if self.kind == DIGITS else IMAGENET_MEAN
 
-    @property
-    def std(self) -> Channels:
-        return DIGITS_STD if self.kind == DIGITS else IMAGENET_STD
-
-
-def load_images(data: str, val_fraction: float = 0.2, check: bool = True, progress: bool = False) -> Images:
+def load_images(
+    data: str, val_fraction: float = 0.2, check: bool = True, progress: bool = False, train_fraction: float = 1.0
+) -> Images:
     """The images that ``--data`` names. The held-out part is the same whatever the seed of the run.
 
     Args:
@@ -102,6 +50,7 @@ def load_images(data: str, val_fraction: float = 0.2, check: bool = True, progre
         val_fraction: the share of every class that is held out, where there is no ``val/``.
         check: read every image of a folder now, so that broken ones are known before training starts.
         progress: show a bar meanwhile.
+        train_fraction: the share of every class that is trained on, of what is not held out.
 
     Raises:
         UserError: a folder that is missing, empty, of one class, or with more than 1 % broken images.
@@ -109,7 +58,7 @@ def load_images(data: str, val_fraction: float = 0.2, check: bool = True, progre
     if data == DIGITS:
         samples = digit_images()
         train, val = split_by_class(samples, val_fraction)
-        return Images(DIGITS, tuple("0123456789"), train, val)
+        return Images(DIGITS, tuple("0123456789"), share_of_classes(train, train_fraction), val)
     found = scan_folder(Path(data))
     train, val, skipped = found.train, found.val, list[Path]()
     if check:
@@ -119,6 +68,7 @@ def load_images(data: str, val_fraction: float = 0.2, check: bool = True, progre
     files = digests(Path(data), [*train, *val], found.classes)
     if not found.val:
         train, val = split_by_class(train, val_fraction, found.classes)
+    train = share_of_classes(train, train_fraction)
     return Images("folder", found.classes, train, val, tuple(skipped), found.left_out, files)
 
 
@@ -136,10 +86,15 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     The seed comes with the index, so that an image's augmentation depends neither on what was drawn before it nor on
     the number of worker processes.
+
+    Args:
+        samples: images or their paths, with labels.
+        transform: what becomes of an image.
+        mode: Pillow's name of the channels that are read of a file.
     """
 
-    def __init__(self, samples: Sequence[Sample], transform: Transform) -> None:
-        self.samples, self.transform = samples, transform
+    def __init__(self, samples: Sequence[Sample], transform: Transform, mode: str = "RGB") -> None:
+        self.samples, self.transform, self.mode = samples, transform, mode
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -148,7 +103,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, label = self.samples[index]
         if not isinstance(image, Image.Image):
-            image = read_image(image)
+            image = read_image(image, self.mode)
         if seed is None:
             return self.transform(image), label
         with torch.random.fork_rng(devices=()):

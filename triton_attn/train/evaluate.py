@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torch import Tensor
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
 from .atomic import check_writable
 from .checkpoint import Card, find_weights, load_model
 from .config import FILE, OPTIONS, Config, load_config
-from .data import ImageSet, Sample, eval_transform, load_images, val_loader
+from .data import ImageSet, Sample, load_images, val_loader
 from .describe import describe_left_out
 from .errors import UserError, as_user_error
 from .folder import some
@@ -18,9 +28,11 @@ from .loop import validate
 from .plots import draw_confusion
 from .rules import whole
 from .runtime import check_amp, start
+from .transforms import eval_transform
 from .values import check_paths
 
 PICTURE = "confusion.png"
+BY_CLASS = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": MulticlassF1Score}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG | DIR",
         help=f"for the confusion matrix (default: {PICTURE} beside the checkpoint)",
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object in place of words: loss, accuracies, the confusion matrix, and of every class its "
+        "precision, recall and F1",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     samples = relabel(samples, images.classes, card, data)
 
     accelerator = start(arguments.amp)
-    dataset = ImageSet(samples, eval_transform(card.image_size, card.mean, card.std))
+    look = eval_transform(card.eval_image_size, card.mean, card.std, card.crop_fraction)
+    dataset = ImageSet(samples, look, card.mode)
     model, loader = accelerator.prepare(model, val_loader(dataset, arguments.batch_size, arguments.workers))
     classes = card.num_classes
     accuracies = {f"top-{few}": few for few in (1, 5) if few < classes or few == 1}
@@ -86,21 +105,45 @@ def run(arguments: argparse.Namespace) -> int:
             for name, few in accuracies.items()
         },
         "confusion": MulticlassConfusionMatrix(classes, sync_on_compute=False),
+        **{name: kind(classes, average="none", sync_on_compute=False) for name, kind in BY_CLASS.items()},
     }
     metrics = {name: metric.to(accelerator.device) for name, metric in metrics.items()}
     loss = validate(accelerator, model, loader, metrics=metrics, label=str(file))
-    rates = {name: f"{name} {100 * metrics[name].compute().item():.2f} %" for name in accuracies}
+    values = {name: metric.compute().cpu() for name, metric in metrics.items()}
+    rates = {name: f"{name} {100 * values[name].item():.2f} %" for name in accuracies}
+    if arguments.json:
+        found = {"checkpoint": str(file), "epoch": card.epoch, "data": data, "split": arguments.split}
+        accelerator.print(
+            json.dumps({**found, "images": len(samples), "loss": loss, **as_fields(values, card.classes)})
+        )
+    say: Callable[[str], None] = (lambda _: None) if arguments.json else accelerator.print
     what = f"all {len(samples)} images" if arguments.split == "all" else f"the {len(samples)} held-out images"
-    accelerator.print(f"{file} ({card.model}, epoch {card.epoch}) on {what} of {data}")
-    accelerator.print(f"{describe_left_out(images)}{'   '.join(rates.values())}   loss {loss:.4f}")
+    say(f"{file} ({card.model}, epoch {card.epoch}) on {what} of {data}")
+    say(f"{describe_left_out(images)}{'   '.join(rates.values())}   loss {loss:.4f}")
     if accelerator.is_main_process:
         title = f"{card.model}, {len(samples)} images, {rates['top-1']}"
         with as_user_error(OSError, prefix="--output: cannot be written: "):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            draw_confusion(picture, metrics["confusion"].compute().cpu(), card.classes, title)
-    accelerator.print(f"confusion matrix: {picture}")
+            draw_confusion(picture, values["confusion"], card.classes, title)
+    say(f"confusion matrix: {picture}")
     accelerator.end_training()
     return 0
+
+
+def as_fields(values: Mapping[str, Tensor], classes: Sequence[str]) -> dict[str, Any]:
+    """The metrics as what JSON has.
+
+    Returns:
+        Accuracies 0 to 1 (``top_1``), ``confusion`` (a row for every true class), and ``classes`` with ``name``,
+        ``images``, ``precision``, ``recall`` and ``f1`` of each, which are 0 where there is nothing to count.
+    """
+    counts = values["confusion"]
+    rows = [
+        {"name": name, "images": int(counts[index].sum())} | {key: values[key][index].item() for key in BY_CLASS}
+        for index, name in enumerate(classes)
+    ]
+    accuracies = {key.replace("-", "_"): value.item() for key, value in values.items() if key.startswith("top-")}
+    return {**accuracies, "classes": rows, "confusion": counts.tolist()}
 
 
 def picture_path(output: str | None, file: Path) -> Path:

@@ -105,20 +105,8 @@ def check_images(root: Path, samples: Sequence[Sample], progress: bool = False) 
     Raises:
         UserError: more than 1 % of them are broken.
     """
-    from tqdm import tqdm
-
     paths = [path for path, _ in samples if isinstance(path, Path)]
-    # Decoding lets go of the interpreter lock, so threads do.
-    with quietly(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        reasons = tqdm(
-            pool.map(why_broken, paths),
-            total=len(paths),
-            desc="checking images",
-            unit="img",
-            leave=False,
-            disable=None if progress else True,
-        )
-        broken = {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
+    broken = find_broken(paths, progress)
     if len(broken) > MOST_BROKEN * len(paths):
         named = some([f"{path} ({why})" for path, why in broken.items()], MOST_NAMED)
         share = 100 * len(broken) / len(paths)
@@ -130,6 +118,23 @@ def check_images(root: Path, samples: Sequence[Sample], progress: bool = False) 
         for path, why in broken.items():
             print(f"warning: --data: {path} is left out: it cannot be read ({why})", file=sys.stderr)
     return list(broken)
+
+
+def find_broken(paths: Sequence[Path], progress: bool = False) -> dict[Path, str]:
+    """The files that cannot be read as images, with the reason; ``progress`` shows a bar."""
+    from tqdm import tqdm
+
+    # Decoding lets go of the interpreter lock, so threads do.
+    with quietly(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        reasons = tqdm(
+            pool.map(why_broken, paths),
+            total=len(paths),
+            desc="checking images",
+            unit="img",
+            leave=False,
+            disable=None if progress else True,
+        )
+        return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
 def split_by_class(
@@ -156,6 +161,21 @@ def split_by_class(
         held_out += members[:count]
         train += members[count:]
     return train, held_out
+
+
+def share_of_classes(samples: Sequence[Sample], fraction: float) -> list[Sample]:
+    """A share of the samples of every class, at least one of each; the same whatever the seed of the run."""
+    if fraction == 1:
+        return list(samples)
+    by_label: dict[int, list[int]] = {}
+    for index, (_, label) in enumerate(samples):
+        by_label.setdefault(label, []).append(index)
+    kept = [
+        index
+        for label, members in by_label.items()
+        for index in random.Random(label).sample(members, max(1, round(fraction * len(members))))
+    ]
+    return [samples[index] for index in sorted(kept)]
 
 
 def digests(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, list[str]]:

@@ -31,6 +31,7 @@ def build(
     kwargs: Mapping[str, Any],
     num_classes: int,
     image_size: int,
+    in_channels: int = 3,
 ) -> nn.Module:
     """A network of timm with fresh weights, on the CPU; its attention changes nothing at first.
 
@@ -41,20 +42,21 @@ def build(
         kwargs: arguments of the blocks.
         num_classes: the width of the last layer.
         image_size: of the images that it will see.
+        in_channels: the channels of these.
 
     Raises:
         ValueError, TypeError: a model, a block, a pattern or an argument that is not known, or a place where no
             attention can stand.
     """
     models, _, name = find(model)
-    made = models.create_model(name, pretrained=False, num_classes=num_classes)
+    made = models.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
     if attention is None:
         return made
     chosen = dict.fromkeys(where, attention) if isinstance(attention, str) else attention
     for block in chosen.values():
         look_up("attention", block, ALL)
     blocks: dict[str, Attention] = {pattern: _maker(block, kwargs) for pattern, block in chosen.items()}
-    insert(made, blocks, example=torch.zeros(1, 3, image_size, image_size))
+    insert(made, blocks, example=torch.zeros(1, in_channels, image_size, image_size))
     return made
 
 
@@ -74,7 +76,10 @@ def load(model: nn.Module, weights: str) -> str | None:
     if not Path(weights).exists():
         raise ValueError("expected a .safetensors or .pth file: timm's own weights are not downloaded")
     state, own = dict(read_file(Path(weights))), model.state_dict()
-    classifier = [key for key in own if _is_of_classifier(model, key)]
+    for key in first_of(model):
+        state = fit_channels(state, key, own)
+    heads = classifier_of(model)
+    classifier = [key for key in own if any(key.startswith(f"{head}.") for head in heads)]
     others = [key for key in classifier if key in state and state[key].shape != own[key].shape]
     for key in classifier if others else ():
         state.pop(key, None)
@@ -88,6 +93,31 @@ def load(model: nn.Module, weights: str) -> str | None:
     return "they are for other classes than the data, so the last layer starts fresh" if others else None
 
 
-def _is_of_classifier(model: Any, key: str) -> bool:
-    names = model.default_cfg.get("classifier") or ()
-    return any(key.startswith(f"{name}.") for name in ((names,) if isinstance(names, str) else names))
+def first_of(model: Any) -> list[str]:
+    """The keys of the convolutions that see the image: ``conv1`` of ours, of timm's what its configuration says."""
+    names = getattr(model, "default_cfg", {"first_conv": "conv1"}).get("first_conv") or ()
+    return [f"{name}.weight" for name in ((names,) if isinstance(names, str) else names)]
+
+
+def fit_channels(state: Mapping[str, Tensor], key: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for RGB as weights for grey images, or for RGB and opacity.
+
+    Grey adds up what the three channels weigh, and so sees a grey image as they did; opacity weighs nothing at first.
+
+    Args:
+        state: the weights.
+        key: of the convolution that sees the image, ``(F, 3, h, w)``.
+        own: the network's tensors, by which it has 1 or 4 channels.
+    """
+    weight, wanted = state.get(key), own[key].shape[1] if key in own else 3
+    if weight is None or weight.dim() != 4 or weight.shape[1] != 3 or wanted not in (1, 4):
+        return dict(state)
+    opacity = weight.new_zeros(len(weight), 1, *weight.shape[2:])
+    fitted = weight.sum(1, keepdim=True) if wanted == 1 else torch.cat([weight, opacity], 1)
+    return {**state, key: fitted}
+
+
+def classifier_of(model: Any) -> tuple[str, ...]:
+    """The paths of a network's last layers: ``fc`` of ours, of timm's what its configuration says."""
+    names = getattr(model, "default_cfg", {"classifier": "fc"}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -42,11 +42,14 @@ class BrokenImage(UserError):
         super().__init__(message.rpartition("BrokenImage: ")[2].strip())
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB of eight bits, turned upright.
+def read_image(path: Path, mode: str = "RGB") -> Image.Image:
+    """Read an image of eight bits a channel, turned upright.
 
-    Sixteen bits and floats are scaled by their depth, not cut off; of an animation the first frame is taken; alpha
-    is left off.
+    Sixteen bits and floats are scaled by their depth, not cut off; of an animation the first frame is taken.
+
+    Args:
+        path: the file.
+        mode: Pillow's name of the channels: ``L`` (grey), ``RGB``, or ``RGBA``, without which alpha is left off.
 
     Raises:
         BrokenImage: it cannot be read, is of a format that is not opened, or has more pixels than Pillow's limit.
@@ -54,7 +57,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with quietly(), _opened(path) as image:
             image.load()
-            return _eight_bits(_upright(image)).convert("RGB")
+            return _eight_bits(_upright(image)).convert(mode)
     except Exception as error:
         raise BrokenImage(f"{path}: cannot be read as an image ({_reason(error)})") from error
 

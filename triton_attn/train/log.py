@@ -16,7 +16,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from ..files import clear_leftovers, write_bytes, write_text
 
 Row = dict[str, Any]
-"""One epoch: its number (from 1), losses, accuracies (0 to 1), learning rate, images per second, seconds, time."""
+"""One epoch: its number (from 1), losses, accuracies (0 to 1), learning rate, images per second, seconds, time; with a
+moving average of the weights also its held-out loss and accuracy."""
 
 COLUMNS = (
     "epoch",
@@ -28,6 +29,9 @@ COLUMNS = (
     "images_per_second",
     "seconds",
 )
+AVERAGED = ("ema_loss", "ema_accuracy")
+"""The columns behind these, where the average of the weights is evaluated."""
+
 FOLDER, EVENTS = "tensorboard", "events.out.tfevents.triton_attn"
 DRAW_EVERY = 30.0
 """Seconds between two drawings of the curves: a short epoch should not wait for them."""
@@ -61,7 +65,8 @@ class Log:
 
     def write_csv(self) -> None:
         text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        columns = [*COLUMNS, *(name for name in AVERAGED if name in self.history[0])]
+        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         table.writerows(self.history)
         write_text(self.output / "metrics.csv", text.getvalue())
@@ -75,8 +80,8 @@ class Log:
     def _keep(self, row: Row) -> None:
         self.history.append(row)
         records = RecordWriter(self.events)
-        for name in COLUMNS[1:]:
-            group, _, rest = name.partition("_") if name.startswith(("train", "val")) else ("run", "", name)
+        for name in (name for name in (*COLUMNS[1:], *AVERAGED) if name in row):
+            group, _, rest = name.partition("_") if name.startswith(("train", "val", "ema")) else ("run", "", name)
             value = Summary.Value(tag=f"{group}/{rest}", simple_value=row[name])
             event = Event(wall_time=row["time"], step=row["epoch"], summary=Summary(value=[value]))
             records.write(event.SerializeToString())

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .errors import UserError
 from .optim import Schedule
+from .recipes import Recipe
 
 
 class NotFinite(UserError):
@@ -42,6 +43,7 @@ def train_epoch(
     optimizer: Any,
     scheduler: Schedule,
     *,
+    recipe: Recipe,
     classes: int,
     layout: torch.memory_format,
     label: str,
@@ -51,6 +53,7 @@ def train_epoch(
     Args:
         model, loader, optimizer: as ``accelerator.prepare`` gave them.
         scheduler: stepped with every optimizer step.
+        recipe: the loss, and what else belongs to a step.
         classes: the number of classes.
         layout: the memory format of the images.
         label: what the progress bar says.
@@ -59,6 +62,8 @@ def train_epoch(
         NotFinite: the loss became NaN or infinite; the message says at which step.
     """
     model.train()
+    for norm in recipe.frozen:
+        norm.eval()
     # NaN must reach the mean; torchmetrics 1.9 ignores weights then, so it is given one loss per image.
     mean = MeanMetric(nan_strategy="disable").to(accelerator.device)
     accuracy = MulticlassAccuracy(classes, average="micro").to(accelerator.device)
@@ -66,13 +71,20 @@ def train_epoch(
     lr, seen, start = 0.0, 0, time.perf_counter()
     with progress(accelerator, loader, label) as bar:
         for step, (images, labels) in enumerate(loader, 1):
-            logits = model(images.to(memory_format=layout))
-            loss = F.cross_entropy(logits, labels)
-            accelerator.backward(loss)
-            optimizer.step()
-            lr = optimizer.param_groups[0]["lr"]
-            scheduler.step()  # whether or not the scaler of fp16 left the step out: the rate is a function of the epoch
-            optimizer.zero_grad()
+            images, wanted = (images, labels) if recipe.mix is None else recipe.mix(images, labels)
+            with accelerator.accumulate(model):  # between two steps of the optimizer, these two wait
+                logits = model(images.to(memory_format=layout))
+                loss = recipe.loss(logits, wanted)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and recipe.clip is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                lr = scheduler.now
+                scheduler.step()  # whether or not the scaler of fp16 left the step out: the rate goes by the epoch
+                if recipe.after_step is not None:
+                    recipe.after_step()
             # The loss of the step before is known by now: to look at this one's would make the GPU wait for us.
             if before is not None:
                 bar.set_postfix(loss=f"{check_finite(before, label, step - 1):.3f}", refresh=False)

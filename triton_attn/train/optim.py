@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from .config import Config
 from .tensors import check_tensors
 
 
-def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Adam, AdamW, or SGD with momentum 0.9."""
+def make_optimizer(config: Config, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> Optimizer:
+    """Adam, AdamW, or SGD with momentum 0.9, of parameters or groups of them (``share``: of the learning rate)."""
     decay = config.weight_decay or 0.0
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=decay)
@@ -88,9 +89,14 @@ class Schedule:
         gone = (done - self.warmup) / (self.total - self.warmup)
         return self.peak * (1 + math.cos(math.pi * min(gone, 1.0))) / 2
 
+    @property
+    def now(self) -> float:
+        """The learning rate of the next step."""
+        return self.rate(self.done)
+
     def _set(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.done)
+            group["lr"] = self.now * group.get("share", 1.0)
 
 
 def make_schedule(config: Config, optimizer: Optimizer, steps_per_epoch: int, epochs_done: int = 0) -> Schedule:

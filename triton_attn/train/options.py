@@ -10,13 +10,15 @@ from typing import Any
 
 from .config import FILE, OPTIONS, Config, load_config
 from .errors import UserError, as_user_error
+from .recipe_options import add_image_options, add_recipe_options
 from .values import KeyValues, check_paths, parse_attention
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MAY_CHANGE = ("output", "workers", "check_images")
 """What may differ when a run goes on, because no number depends on it."""
 
-OWN_FILES = (FILE, "metrics.csv", "best.safetensors", "last.safetensors", "curves.png", "last", "tensorboard")
+WEIGHTS = ("best.safetensors", "last.safetensors", "best-ema.safetensors", "last-ema.safetensors")
+OWN_FILES = (FILE, "metrics.csv", *WEIGHTS, "curves.png", "last", "tensorboard")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="decode every image of a folder before training, to find broken ones (default: yes)",
     )
+    add_image_options(data)
 
     training = parser.add_argument_group("training")
     training.add_argument(
@@ -120,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--channels-last", action="store_true", help="keep feature maps in the channels-last layout")
     training.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     training.add_argument("--seed", type=OPTIONS["seed"].words(int), metavar="N", help=f"default: {default.seed}")
+    add_recipe_options(parser)
 
     run = parser.add_argument_group("run")
     run.add_argument("--output", metavar="DIR", help=f"the folder of the run (default: {default.output})")
@@ -148,9 +152,12 @@ def resolve(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any] | Non
         with as_user_error(ValueError, prefix="--attention-kwargs: "):
             given["attention_kwargs"] = OPTIONS["attention_kwargs"](given["attention_kwargs"])
     config = Config(**given).resolved()
-    with as_user_error(ValueError):
-        config.check()
     if not getattr(arguments, "resume", False):
+        for name in ("where", "attention_kwargs"):
+            if name in given and config.attention is None:
+                raise UserError(f"--{name.replace('_', '-')}: there is no attention; expected --attention beside it")
+        with as_user_error(ValueError):
+            config.check()
         refuse_other_run(Path(config.output))
         return config, None
     stored, dataset = load_config(config.output)

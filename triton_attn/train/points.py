@@ -16,7 +16,8 @@ def parse_points(words: Sequence[str], size: Point) -> list[Point]:
     """Pixels ``(y, x)`` of an image of ``size`` ``(H, W)``.
 
     Args:
-        words: ``"y,x"`` each, in whole pixels, or, where both have a decimal point, as fractions of height and width.
+        words: ``"y,x"`` each, in whole pixels, of which negative ones count from the lower right (-1 is the last), or,
+            where both have a decimal point, as fractions of height and width.
         size: the image's height and width in pixels.
 
     Raises:
@@ -34,7 +35,9 @@ def _parse(word: str, size: Point) -> Point:
             inside = 0 <= v <= 1 and 0 <= u <= 1
             y, x = (min(int(part * length), length - 1) for part, length in zip((v, u), size, strict=True))
         elif pixels:
-            y, x = int(pixels[1]), int(pixels[2])
+            y, x = (
+                int(part) + length * part.startswith("-") for part, length in zip(pixels.groups(), size, strict=True)
+            )
             inside = 0 <= y < size[0] and 0 <= x < size[1]
         else:
             raise ValueError("neither")
@@ -45,7 +48,7 @@ def _parse(word: str, size: Point) -> Point:
     if not inside:
         raise UserError(
             f"--at: {word} lies outside of the image, which is {size[0]}×{size[1]} pixels as the network sees it; "
-            f"expected 0,0 to {size[0] - 1},{size[1] - 1}, or fractions from 0.0 to 1.0"
+            f"expected 0,0 to {size[0] - 1},{size[1] - 1}, as many back from -1,-1, or fractions from 0.0 to 1.0"
         )
     return y, x
 

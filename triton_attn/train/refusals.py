@@ -13,6 +13,7 @@ from .config import FILE, Config
 from .data import Images
 from .errors import UserError
 from .folder import some
+from .recipes import frozen_norms
 
 
 def describe_images(images: Images) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def refuse_lone_images(config: Config, model: nn.Module, images: int, processes:
 
     Args:
         config: resolved.
-        model: its network.
+        model: its network, frozen where it is to be.
         images: how many there are to train on.
         processes: how many take batches of them.
     """
@@ -67,9 +68,11 @@ def refuse_lone_images(config: Config, model: nn.Module, images: int, processes:
         return
     assert config.image_size is not None
     probe = copy.deepcopy(model).train()  # whose statistics nobody needs
+    for norm in frozen_norms(probe):
+        norm.eval()
     try:
         with torch.no_grad():
-            probe(torch.zeros(1, 3, config.image_size, config.image_size))
+            probe(torch.zeros(1, config.in_channels, config.image_size, config.image_size))
     except ValueError as error:
         raise UserError(
             f"--batch-size: a batch of one image of {config.image_size}×{config.image_size} leaves batch norm a single "

@@ -19,14 +19,20 @@ def check_amp(amp: str) -> None:
         raise UserError("--amp: fp16 needs a GPU, and there is none here; expected bf16 or no")
 
 
-def start(amp: str) -> Accelerator:
-    """Join the other processes, if a launcher started several; on CPUs they talk over gloo."""
+def start(amp: str, accumulate: int = 1) -> Accelerator:
+    """Join the other processes, if a launcher started several; on CPUs they talk over gloo.
+
+    Args:
+        amp: the mixed precision: ``bf16``, ``fp16`` or ``no``.
+        accumulate: how many batches a step of the optimizer is of.
+    """
     # Attention that is not scaled is nearly one-hot, and the rest of it so small that CPUs compute it at a hundredth
     # of their speed, unless such numbers count as zero. Before the first parallel work: threads inherit it.
     torch.set_flush_denormal(True)
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=amp,
+        gradient_accumulation_steps=accumulate,
         dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available()),
     )
 

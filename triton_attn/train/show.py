@@ -48,8 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="Y,X",
         action="append",
         help="where non-local attention is seen from: whole numbers are pixels of the image as it is drawn on the "
-        "sheet, from the top left; numbers with a point are fractions of height and width (0.5,0.5 is the middle). "
-        "May be given several times; by default the middle and the middles of the four quarters",
+        "sheet, from the top left (-1,5 is in the last row); numbers with a point are fractions of height and width "
+        "(0.5,0.5 is the middle). May be given several times; by default the middle and the middles of the four "
+        "quarters",
     )
     parser.add_argument(
         "--output",
@@ -81,20 +82,21 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--channels: expected 0 or more, got {args.channels}")
     output = _output(args.output)
     from .checkpoint import find_weights, load_model
-    from .data import eval_transform
     from .sheet import save_sheet
+    from .transforms import eval_transform
 
     try:
         file = find_weights(args.checkpoint)
         model, card = load_model(file)
     except UserError as error:
         raise UserError(f"CHECKPOINT: {error}") from error
-    points = parse_points(args.at, (card.image_size, card.image_size)) if args.at else None
+    size = card.eval_image_size
+    points = parse_points(args.at, (size, size)) if args.at else None
     known = sorted(attention_sites(model), key=_in_network)
     with as_user_error(ValueError, prefix="--site: " if known else f"CHECKPOINT: {file}: "):
         sites = choose_sites(known, args.site or ())
-    transform = eval_transform(card.image_size, card.mean, card.std)
-    opened = [open_image(each) for each in args.images]
+    transform = eval_transform(size, card.mean, card.std, card.crop_fraction)
+    opened = [open_image(each, card.mode) for each in args.images]
     images = torch.stack([transform(image) for image, _ in opened])
 
     notes = []
@@ -132,8 +134,8 @@ def attention_sheet(
     *,
     names: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
     at: Sequence[tuple[int, int]] | None = None,
     channels: int = 4,
     sites: Sequence[str] | None = None,
@@ -143,8 +145,9 @@ def attention_sheet(
     """Draw what a network's attention does with images, one group of rows per image.
 
     Args:
-        model: a network of images ``(N, 3, H, W)`` to logits, with attention blocks of this package anywhere in it.
-        images: ``(N, 3, H, W)``, normalized as the network expects it.
+        model: a network of images ``(N, C, H, W)`` to logits, with attention blocks of this package anywhere in it.
+        images: ``(N, C, H, W)``, normalized as the network expects it, of 1, 3 or 4 channels (grey; RGB; RGB and
+            opacity, which is not drawn).
         names: what to call the images.
         classes: what to call the classes, in the order of the logits.
         mean, std: what the images were normalized with, per channel, so that they can be drawn.
@@ -164,8 +167,10 @@ def attention_sheet(
     """
     from .sheet import Group, draw_sheet
 
-    if images.dim() != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"images must be (N, 3, H, W) with N of at least 1, got shape {tuple(images.shape)}")
+    if images.dim() != 4 or images.shape[1] not in (1, 3, 4) or not len(images):
+        raise ValueError(
+            f"images must be (N, C, H, W) with N of at least 1 and C of 1, 3 or 4, got shape {tuple(images.shape)}"
+        )
     size = (images.shape[2], images.shape[3])
     points = list(at) if at else parse_points(GRID, size)
     for y, x in points:
@@ -181,12 +186,13 @@ def attention_sheet(
             raise ValueError(f"classes must name the model's {len(reading.logits)} classes, got {len(named)} names")
         shown = image.float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
         name = names[index] if names else f"image {index}"
-        groups.append(Group(name, shown.clamp(0, 1), points, reading, named))
+        drawn = shown[:3].expand(3, -1, -1).clamp(0, 1)
+        groups.append(Group(name, drawn, points, reading, named))
     return draw_sheet(groups, title or f"Attention of {type(model).__name__}", note)
 
 
-def open_image(source: str) -> tuple[Image.Image, str]:
-    """The image that an argument names, and what to call it.
+def open_image(source: str, mode: str = "RGB") -> tuple[Image.Image, str]:
+    """The image that an argument names, and what to call it; ``mode`` is Pillow's name of the channels to read.
 
     Raises:
         UserError: no such file, not an image or a broken one, or no such digit.
@@ -210,7 +216,7 @@ def open_image(source: str) -> tuple[Image.Image, str]:
         what = "it is a folder" if os.path.isdir(path) else "it is no file" if os.path.exists(path) else "no such file"
         raise UserError(f"IMAGE: {source}: {what}; expected an image file or {DIGIT}INDEX")
     try:
-        return read_image(path), path.name
+        return read_image(path, mode), path.name
     except BrokenImage as error:
         raise UserError(f"IMAGE: {error}; expected an image file (PNG, JPEG, …)") from error
 

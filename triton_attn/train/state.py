@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 FOLDER = "last"
 HISTORY, MODEL, OPTIMIZER, STATE = "history.json", "model.safetensors", "optimizer.safetensors", "state.json"
+EMA = "ema.safetensors"
 PICKLES = ("optimizer.bin", "custom_checkpoint_0.pkl")
 """What runs of earlier versions have in place of the last two."""
 
@@ -32,6 +34,9 @@ _ABOVE, _SHARE = number("a number of at least 0", lambda x: x >= 0), number("0 t
 ROW = {"epoch": whole(1), "train_accuracy": _SHARE, "val_accuracy": _SHARE} | dict.fromkeys(
     ("train_loss", "val_loss", "lr", "images_per_second", "seconds", "time"), _ABOVE
 )
+AVERAGED = {"ema_loss": _ABOVE, "ema_accuracy": _SHARE}
+"""What an epoch has besides, where the average of the weights is evaluated."""
+
 FIELDS = {
     "version": one_of(1),
     "processes": whole(1),
@@ -41,11 +46,13 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class State:
-    """What a run goes on from: its network, its optimizer, and where mixed precision has one, its gradient scaler."""
+    """What a run goes on from: its network, its optimizer, and if there is one, the gradient scaler of mixed precision
+    and the average of the weights."""
 
     model: nn.Module
     optimizer: Optimizer
     scaler: Any = None
+    ema: nn.Module | None = None
 
     def save(self, output: Path, history: Sequence[Mapping[str, Any]], processes: int) -> None:
         """Save everything that the next epoch depends on; called by one process, after an epoch.
@@ -61,6 +68,8 @@ class State:
         with new_folder(output / FOLDER) as folder:
             (folder / MODEL).write_bytes(tensor_bytes(self.model.state_dict()))
             (folder / OPTIMIZER).write_bytes(tensor_bytes(optimizer_tensors(self.optimizer, self.model)))
+            if self.ema is not None:
+                (folder / EMA).write_bytes(tensor_bytes(self.ema.state_dict()))
             (folder / HISTORY).write_text(json.dumps(list(history)), encoding="utf-8")
             (folder / STATE).write_text(json.dumps(fields), encoding="utf-8")
 
@@ -71,16 +80,19 @@ class State:
             UserError: a file of it is missing, truncated or foreign.
         """
         found = _read(output, STATE, lambda file: check_fields(_json(file), FIELDS))
-        self.model.load_state_dict(_read(output, MODEL, self._weights))
+        for module, name in ((self.model, MODEL), (self.ema, EMA)):
+            if module is not None:
+                module.load_state_dict(_read(output, name, partial(_weights, module)))
         _read(output, OPTIMIZER, lambda file: load_optimizer(self.optimizer, self.model, read_tensors(file)[0]))
         if self.scaler is not None and found["scaler"]:
             self.scaler.load_state_dict(self.scaler.state_dict() | found["scaler"])
         return int(found["processes"])
 
-    def _weights(self, file: Path) -> dict[str, Tensor]:
-        found = read_tensors(file)[0]
-        check_tensors(found, self.model.state_dict())
-        return found
+
+def _weights(module: nn.Module, file: Path) -> dict[str, Tensor]:
+    found = read_tensors(file)[0]
+    check_tensors(found, module.state_dict())
+    return found
 
 
 def read_history(output: Path) -> list[dict[str, Any]]:
@@ -96,7 +108,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     found = _json(file)
     if not isinstance(found, list) or not found:
         raise ValueError("expected a list of epochs")
-    rows = [check_fields(row, ROW) for row in found]
+    rows = [check_fields(row, ROW | AVERAGED, AVERAGED) for row in found]
     if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
         raise ValueError("its epochs are not 1, 2, 3 …")
     return rows

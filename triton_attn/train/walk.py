@@ -36,10 +36,11 @@ class Walk:
 
     Args:
         root: the folder.
+        called: the argument that named it.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, called: str = "--data") -> None:
+        self.root, self.called = root, called
         self.trees = [Path(os.path.realpath(root))]
         self.seen: set[tuple[int, int]] = set()
         self.left_out: dict[str, list[Path]] = {}
@@ -96,7 +97,7 @@ class Walk:
             with os.scandir(folder) as found:
                 entries = sorted((entry.is_symlink(), entry.name) for entry in found)
         except OSError as error:
-            raise UserError(f"--data: {folder} cannot be read ({error.strerror or error})") from error
+            raise UserError(f"{self.called}: {folder} cannot be read ({error.strerror or error})") from error
         for is_link, name in entries:
             path = folder / name
             suffix = path.suffix.lower()
