@@ -14,6 +14,7 @@ STAGES ?=
 OUTPUT ?= benchmarks/results
 PAGE = $(if $(filter benchmarks/results,$(OUTPUT)),docs,$(OUTPUT))
 QUICK ?=
+BENCH ?=
 ENVIRONMENTS ?= build/compat
 
 .PHONY: demo test lint plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs clean
@@ -85,28 +86,29 @@ traffic: $(INSTALLED)
 compile-report: $(INSTALLED)
 	$(BIN)/python -m benchmarks.counted.compile_report
 
-# On the CPU, also where there is a GPU: in seven to ten minutes on two cores.
+# On the CPU, also where there is a GPU: in seven to ten minutes on two cores. pytest-benchmark keeps the times of ours in
+# build/benchmarks: BENCH=--benchmark-compare sets them beside the last ones.
 bench: $(INSTALLED)
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds \
-	  --benchmark-sort=name; status=$$?; \
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q benchmarks/timed --benchmark-columns=median,iqr,rounds \
+	  --benchmark-sort=name --benchmark-storage=build/benchmarks --benchmark-autosave $(BENCH); status=$$?; \
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.counted.host_time --check || status=$$?; \
 	$(BIN)/python -m benchmarks.counted.traffic --check --output benchmarks/results/traffic.json || status=$$?; \
-	$(BIN)/python -m benchmarks.report && exit $$status
+	$(BIN)/python -m benchmarks.written.page && exit $$status
 
 # The page is written whatever failed: losses are shown.
 gpu:
 	$(HERE) -m benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT) $(if $(STAGES),--stages $(STAGES)) \
 	  $(if $(QUICK),--device cpu --quick); status=$$?; \
 	if $(HERE) -c 'import matplotlib' 2>/dev/null; then \
-	  $(HERE) -m benchmarks.report --results $(OUTPUT) --output $(PAGE) || exit; \
+	  $(HERE) -m benchmarks.written.page --results $(OUTPUT) --output $(PAGE) || exit; \
 	else \
-	  echo 'Without matplotlib no page is written: python -m benchmarks.report does so from the result files.'; \
+	  echo 'Without matplotlib no page is written: python -m benchmarks.written.page does so from the result files.'; \
 	fi; \
 	exit $$status
 
-# docs/performance.md and its pictures, from benchmarks/results.
+# docs/performance.md with its pictures, and the counted tables in docs/blocks, from benchmarks/results.
 report: $(INSTALLED)
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.written.page
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

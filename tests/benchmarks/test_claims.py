@@ -1,188 +1,155 @@
-"""Claims: judged by what was found, open where nothing was, and never by the interpreter's times."""
+"""Claims are judged by files alone, by their worst value, and pass by all that they name."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import bench_blocks
-from benchmarks.claims import ResultError, as_text, judge
-from benchmarks.evidence import OPEN, PASS, SHORT, SO_FAR, Claim
-from benchmarks.files import RESULTS
-from benchmarks.measurement import ENDED, LATE
-from tests.benchmarks import results
+from benchmarks.files import LATE, RESULTS, ResultError
+from benchmarks.timed import cases
+from benchmarks.timed.turns import ENDED
+from benchmarks.written import claims
+from benchmarks.written.claims import OPEN, PASS, SHORT, SO_FAR, Verdict, judge
 
 
-def judged(folder: Path) -> dict[str, Claim]:
-    found = judge(folder)
-    assert len({each.name for each in found}) == len(found)
-    return {each.name: each for each in found}
+def case(fields: Any, ratios: dict[str, float], refused: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A record, of ours' ratios to others."""
+    over = {who: {"median": ratio} for who, ratio in ratios.items()}
+    own = {} if not ratios else {"ours": {"median": 1.0}}
+    return {**asdict(fields), "seconds": own, "ours_over": over, "not_timed": refused or {}, "peak_bytes": {}, **more}
+
+
+def judged(tmp_path: Path, suite: str, records: Iterable[dict[str, Any]], device: str = "gpu") -> dict[str, Verdict]:
+    path = tmp_path / device / f"{suite}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"cases": {str(i): each for i, each in enumerate(records)}}))
+    return {each.name: each for each in judge(tmp_path)}
+
+
+def se(change: Any = None, **ratios: float) -> list[dict[str, Any]]:
+    """SE at all sites."""
+    found = {}
+    for each in cases.blocks("goal"):
+        if (each.block, each.direction) == ("se", cases.TRAINING):
+            found[each.site] = case(each, ratios or {"eager": 0.3, "compile": 0.5})
+    if change:
+        change(found)
+    return list(found.values())
+
+
+def refuse(record: dict[str, Any], who: str, why: str) -> None:
+    """Have a provider not timed."""
+    record["not_timed"][who] = why
+    record["ours_over"].pop(who, None)
 
 
 def test_without_results_everything_is_open(tmp_path: Path) -> None:
-    found = judged(tmp_path)
-    assert {each.verdict for each in found.values()} == {OPEN}
-    assert all(each.measured == "" for each in found.values())
-    assert "se, forward + backward" in found
-    assert "0 pass, 0 passes so far, 0 falls short" in as_text(list(found.values()))
-
-
-def test_a_gpu_that_keeps_all_promises(tmp_path: Path) -> None:
-    results.put(
-        tmp_path,
-        blocks=results.blocks(),
-        calls=results.calls(),
-        nonlocal_=results.nonlocals(),
-        models=results.models(),
-        autotune=results.autotune(),
-    )
-    (tmp_path / "nvidia-test-1" / "nonlocal_.json").rename(tmp_path / "nvidia-test-1" / "nonlocal.json")
-    found = judged(tmp_path)
-    measured = {name: each.verdict for name, each in found.items() if each.source.startswith("nvidia")}
-    open_claims = {name for name, verdict in measured.items() if verdict == OPEN}
-    taxes = (
-        f"the tax of {name} in every block, {mode}" for name in ("eca", "cbam") for mode in ("training", "inference")
-    )
-    assert open_claims == {*taxes, "a call's host time"}
-    assert {verdict for name, verdict in measured.items() if name not in open_claims} == {PASS}
-    assert found["se, forward + backward"].measured.startswith("at least 1.50 times")
-    assert found["apply kernels"].measured.startswith("at least 0.90 of a copy")
-    assert found["the tax of se in every block, training"].measured == "5.0%, the least of the others 18.0% (timm)"
+    found = judge(tmp_path)
+    assert {each.verdict for each in found} == {OPEN}
+    assert {each.source.partition("/")[0] for each in found if "GPU" in each.source} == {"<GPU>"}
+    assert len(found) == len(claims.CLAIMS) == len({each.name for each in claims.CLAIMS})
 
 
 @pytest.mark.parametrize(
-    ("suite", "content", "name", "measured"),
+    ("change", "verdict", "found"),
     [
-        ("blocks", results.blocks(ours=1.2), "se, forward + backward", "at least 1.25 times (layer1, compile)"),
-        ("blocks", results.blocks(share=0.84), "apply kernels", "at least 0.84 of a copy"),
-        ("nonlocal", results.nonlocals(ours=1.3), "non-local attention, backward", "at least 0.92 times"),
+        (None, PASS, "at least 2.00 times (layer1, compile), median 2.67, of 10"),
+        (lambda sites: sites["stem"]["ours_over"].update(eager={"median": 0.8}), SHORT, "1.25 times (stem, eager)"),
+        (lambda sites: sites.pop("layer3"), SO_FAR, "not measured: layer3"),
+        (lambda sites: refuse(sites["layer3"], "compile", LATE), SO_FAR, "not measured: layer3, compile"),
+        (lambda sites: [refuse(each, "compile", "no") for each in sites.values()], SO_FAR, "compile anywhere"),
+        (lambda sites: refuse(sites["stem"], "eager", "OutOfMemoryError: "), PASS, "of 9"),
+        (lambda sites: refuse(sites["stem"], "ours", "WrongResult: off"), SHORT, "ours failed: stem: WrongResult: off"),
+        (lambda sites: refuse(sites["stem"], "ours", ENDED), SO_FAR, "not measured: stem"),
         (
-            "calls",
-            results.calls(wall=1.1),
-            "a call at batch 1 and 16, inference",
-            "at most 1.10 times (se, layer1, batch",
-        ),
-        ("models", results.models(ours=125.0), "the tax of se in every block, inference", "12.5%"),
-        ("autotune", results.autotune(rule=1.2), "configs by rule", "at most 1.20 times its time"),
-    ],
-)
-def test_what_falls_short(suite: str, content: dict[str, Any], name: str, measured: str, tmp_path: Path) -> None:
-    if suite == "models":  # compiled, ours pays less than all others: it is the less of both that counts
-        for case in content["cases"].values():
-            if case["compiled"]:
-                case["tax"]["compile"]["median"] = 0.0625
-    results.put(tmp_path, **{suite: content})
-    found = judged(tmp_path)[name]
-    assert found.verdict == SHORT
-    assert found.measured.startswith(measured)
-    assert found.source == f"nvidia-test-1/{suite}.json"
-
-
-@pytest.mark.parametrize(
-    ("change", "verdict", "measured"),
-    [
-        (lambda cases: cases.pop("se-layer3-training"), SO_FAR, "not measured: layer3"),
-        (lambda cases: drop(cases["se-layer3-training"], "compile", LATE), SO_FAR, "not measured: layer3, compile"),
-        (
-            lambda cases: [drop(cases[f"se-{site}-training"], "compile", "no") for site in bench_blocks.GOAL_SITES],
-            SO_FAR,
-            "not measured: compile anywhere",
-        ),
-        (lambda cases: drop(cases["se-stem-training"], "eager", "OutOfMemoryError: "), PASS, "of 9"),
-        (lambda cases: drop(cases["se-stem-training"], "ours", "WrongResult: off"), SHORT, "ours failed: stem: Wrong"),
-        (lambda cases: drop(cases["se-stem-training"], "ours", ENDED), SO_FAR, "not measured: stem"),
-        (
-            lambda cases: [drop(cases[f"se-{site}-training"], "ours", "Boom: x") for site in bench_blocks.GOAL_SITES],
+            lambda sites: [refuse(each, "ours", "Boom: x") for each in sites.values()],
             SHORT,
             "ours failed: layer1: Boom: x; layer3: Boom: x; layer2: Boom: x and 2 more",
         ),
     ],
 )
-def test_a_claim_passes_by_all_that_it_names(change: Any, verdict: str, measured: str, tmp_path: Path) -> None:
-    content = results.blocks()
-    change(content["cases"])
-    results.put(tmp_path, blocks=content)
-    found = judged(tmp_path)["se, forward + backward"]
-    assert (found.verdict, measured in found.measured) == (verdict, True), found
+def test_a_claim_passes_by_all_that_it_names(change: Any, verdict: str, found: str, tmp_path: Path) -> None:
+    about = judged(tmp_path, "blocks", se(change))["se, forward + backward"]
+    assert (about.verdict, found in about.found) == (verdict, True), about
 
 
-def drop(case: dict[str, Any], who: str, why: str) -> None:
-    """Have a provider not timed."""
-    del case["seconds"][who]
-    case["ours_over"].pop(who, None)
-    case["not_timed"][who] = why
+def test_every_gpu_is_judged_and_the_interpreter_is_none(tmp_path: Path) -> None:
+    assert judged(tmp_path, "blocks", se(), "interpreter")["se, forward + backward"].verdict == OPEN
+    judged(tmp_path, "blocks", se(), "one")
+    judged(tmp_path, "blocks", se(eager=0.9), "two")
+    found = {each.source: each.verdict for each in judge(tmp_path) if each.name == "se, forward + backward"}
+    assert found == {"one/blocks.json": PASS, "two/blocks.json": SHORT}
 
 
-def test_a_tax_without_compiled_networks_is_the_least_so_far(tmp_path: Path) -> None:
-    content = results.models()
-    content["cases"] = {name: case for name, case in content["cases"].items() if not case["compiled"]}
-    results.put(tmp_path, models=content)
-    found = judged(tmp_path)["the tax of se in every block, training"]
-    assert found.verdict == SO_FAR
-    assert found.measured == "5.0%, the least of the others 18.0% (timm); not measured: compile"
-    drop(content["cases"]["training-"], "ours", "WrongResult: off")
-    results.put(tmp_path, models=content)
-    assert judged(tmp_path)["the tax of se in every block, training"].verdict == SHORT
+def test_other_claims_about_a_gpu(tmp_path: Path) -> None:
+    shares = [{"kernel": "apply_gate_fwd_kernel", "share_of_copy": share} for share in (0.9, 0.8)]
+    shares += [{"kernel": "squeeze_fwd_kernel", "share_of_copy": 0.1}]
+    record = {**se()[0], "launches": shares}
+    assert judged(tmp_path, "blocks", [record])["apply kernels"].found.startswith("at least 0.80 of a copy (se, layer1")
+    for suite, ratio in (("calls", 0.9), ("nonlocal", 0.7)):
+        records = [case(each, dict.fromkeys(cases.RIVALS, ratio)) for each in cases.SUITES[suite]("goal")]
+        found = judged(tmp_path, suite, records)
+    assert found["a call at batch 1 and 16, training"].verdict == PASS
+    assert found["non-local attention, backward"].verdict == PASS
+    seconds = {"rule": 1.2, "table": 1.0}
+    assert judged(tmp_path, "tuning", [{"seconds": seconds}])["configs by rule"].verdict == SHORT
 
 
-def test_a_rival_that_a_cpu_has_no_memory_for(tmp_path: Path) -> None:
-    content = json.loads((RESULTS / "cpu" / "nonlocal.json").read_text())
-    case = next(iter(content["cases"].values()))
-    drop(case, "eager", "RuntimeError: not enough memory")
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "nonlocal.json").write_text(json.dumps(content))
-    assert judged(tmp_path)["non-local attention on a CPU, memory"].verdict == PASS
+def test_a_tax_is_less_than_each_others(tmp_path: Path) -> None:
+    def network(compiled: bool, **tax: float) -> dict[str, Any]:
+        fields = next(each for each in cases.models("goal") if each.attention == "se" and each.compiled == compiled)
+        paid = {who.replace("_", "-"): {"median": each} for who, each in tax.items()}
+        return case(fields, dict.fromkeys(paid, 0.9), tax=paid)
 
-
-def test_the_interpreters_times_are_no_speed(tmp_path: Path) -> None:
-    results.put(tmp_path, blocks=results.blocks())
-    (tmp_path / "nvidia-test-1").rename(tmp_path / "interpreter")
-    assert judged(tmp_path)["se, forward + backward"].verdict == OPEN
+    name = "the tax of se in every block, training"
+    eager = network(False, ours=0.05, eager=0.2, timm=0.18)
+    found = judged(tmp_path, "models", [eager])[name]
+    assert (found.verdict, found.found[:46]) == (SO_FAR, "at most -13.00 points beside another's (timm),")
+    assert found.found.endswith("not measured: compile")
+    assert judged(tmp_path, "models", [eager, network(True, ours_compile=0.1, compile=0.2)])[name].verdict == PASS
+    assert judged(tmp_path, "models", [eager, network(True, ours_compile=0.3, compile=0.2)])[name].verdict == SHORT
 
 
 def test_a_cpu(tmp_path: Path) -> None:
-    case = results.timed(
-        {"ours": 1.04e-3, "formula": 1e-3, "timm (its own formula)": 0.9e-3},
-        block="cbam",
-        site="layer1",
-        layout="contiguous",
-        direction="forward",
-    )
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "blocks.json").write_text(json.dumps({**results.HEAD, "cases": {"one": case}}))
-    found = judged(tmp_path)
+    block = next(iter(cases.blocks("small")))
+    record = case(block, {"formula": 1.04, "timm (its own formula)": 1.16})
+    found = judged(tmp_path, "blocks", [record], "cpu")
     assert found["blocks on a CPU against the tutorial's plain formula"].verdict == PASS
     against = found["blocks on a CPU against timm's counterpart"]
-    assert (against.verdict, against.measured[:17]) == (SHORT, "at most 1.16 time")
+    assert (against.verdict, against.found[:17]) == (SHORT, "at most 1.16 time")
+    attention = next(iter(cases.nonlocals("small")))
+    refused = {"eager": "RuntimeError: not enough memory"}
+    records = [case(attention, {"eager": 1.0}, positions=49, peak_bytes={"ours": 1, "eager": 2})]
+    records += [case(attention, {"sdpa": 1.0}, refused, positions=49, peak_bytes={"ours": 9})]
+    assert judged(tmp_path, "nonlocal", records, "cpu")["non-local attention on a CPU, memory"].verdict == PASS
 
 
-def test_what_is_counted() -> None:
+def test_what_is_counted(tmp_path: Path) -> None:
     found = {each.name: each for each in judge(RESULTS) if each.kind == "counted"}
-    assert found["se, traffic"].verdict == PASS
-    assert found["registers"].verdict == PASS
-
-
-def test_more_traffic_falls_short(tmp_path: Path) -> None:
+    assert {each.verdict for each in found.values()} == {PASS}
     counted = json.loads((RESULTS / "traffic.json").read_text())
     for row in counted["rows"]:
         if row["case"] == "se" and row["layout"] == "contiguous":
             row["ours"]["backward"]["total"] += 1
-    (tmp_path / "traffic.json").write_text(json.dumps(counted))
-    found = judged(tmp_path)
-    assert found["se, traffic"].verdict == SHORT
-    assert found["eca, traffic"].verdict == PASS
-    for row in counted["rows"]:
         row["ours"] = None if row["case"] == "eca" else row["ours"]
     (tmp_path / "traffic.json").write_text(json.dumps(counted))
-    assert judged(tmp_path)["eca, traffic"].verdict == SHORT
+    report = json.loads((RESULTS / "compile" / "report.json").read_text())
+    next(row for row in report["rows"] if row["kernel"].startswith("map_gate"))["spilled"] = 8
+    (tmp_path / "compile").mkdir()
+    (tmp_path / "compile" / "report.json").write_text(json.dumps(report))
+    found = {each.name: each for each in judge(tmp_path)}
+    verdicts = [found[f"{name}, traffic"].verdict for name in ("se", "eca", "cbam")]
+    assert (verdicts, found["registers"].verdict) == ([SHORT, SHORT, PASS], SHORT)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cases": 3}', '{"cases": {"a": {"seconds": {"ours": 1}}}}'])
 def test_a_broken_file_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
-    (tmp_path / "nvidia-test-1").mkdir()
-    (tmp_path / "nvidia-test-1" / "blocks.json").write_text(text)
-    with pytest.raises(ResultError, match=r"nvidia-test-1/blocks\.json: expected a result file"):
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "blocks.json").write_text(text)
+    with pytest.raises(ResultError, match=r"gpu/blocks\.json: expected a result file"):
         judge(tmp_path)

@@ -1,22 +1,16 @@
-"""Timing several ways to the same result, side by side, on a GPU or a CPU."""
+"""Clocks, of which pytest-benchmark and the providers' turns ask the time: what the difference of two stamps is."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
 
-from benchmarks.files import quartiles as quartiles
-
 Run = Callable[[], Any]
-WARM_UP = 3
 # Maps that a kernel is given and hardly reads: x only where maxima are tied, as random ones are not.
 HARDLY_READ = (("apply_gate_bwd_kernel", "x_ptr"),)
 
@@ -28,19 +22,26 @@ class CpuClock:
         """Before every run, which takes Python so many seconds to start."""
 
     def stamp(self) -> Any:
-        """A point in time."""
+        """A point in time; one minus another is seconds."""
         return time.perf_counter()
 
-    def seconds(self, first: Any, last: Any) -> float:
-        """The time between two stamps."""
-        return last - first
+
+@dataclass(frozen=True)
+class Stamp:
+    """A CUDA event."""
+
+    event: Any
+
+    def __sub__(self, first: Stamp) -> float:
+        self.event.synchronize()
+        return first.event.elapsed_time(self.event) / 1e3
 
 
 class GpuClock(CpuClock):
     """CUDA events, with the L2 cache cleared before every run.
 
     Before that the GPU sleeps long enough for Python to put the whole run into the queue behind: what is timed is the
-    GPU's work, and not how fast Python starts it. Nothing waits between runs.
+    GPU's work, and not how fast Python starts it.
     """
 
     LEAST_SLEEP = 1e-3  # seconds
@@ -57,11 +58,7 @@ class GpuClock(CpuClock):
     def stamp(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
-        return event
-
-    def seconds(self, first: Any, last: Any) -> float:
-        last.synchronize()
-        return first.elapsed_time(last) / 1e3
+        return Stamp(event)
 
 
 class WallClock(CpuClock):
@@ -74,44 +71,18 @@ class WallClock(CpuClock):
         self._device = device
 
     def stamp(self) -> Any:
-        torch.cuda.synchronize(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
 
-def measure(runs: Mapping[str, Run], clock: CpuClock, rounds: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
-    """Seconds of every run, ``rounds`` times each, behind ``warm_up`` times (at least once) that are not timed.
+class Timer:
+    """pytest-benchmark's timer, named before there is a clock: asks the clock of the case at work."""
 
-    The runs take turns, every round in another order: whatever the machine does meanwhile does it to all alike, and
-    nobody always comes behind the one that leaves the caches full of something else.
-    """
-    leads: dict[str, float] = {}
-    for name, run in runs.items():
-        for _ in range(warm_up):
-            begun = time.perf_counter()
-            run()
-            leads[name] = time.perf_counter() - begun
-    stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
-    order = random.Random(0)
-    with no_collection():
-        for _ in range(rounds):
-            for name in order.sample(list(runs), len(runs)):
-                clock.prepare(leads[name])
-                first = clock.stamp()
-                runs[name]()
-                stamps[name].append((first, clock.stamp()))
-    return {name: [clock.seconds(*pair) for pair in pairs] for name, pairs in stamps.items()}
+    clock: CpuClock = CpuClock()
 
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Within this, Python collects no garbage, which would fall to whoever is at work."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    def __call__(self) -> Any:
+        return self.clock.stamp()
 
 
 @dataclass(frozen=True)
@@ -151,24 +122,5 @@ def measure_launches(
             run()
             found = found or [LaunchTime(kernel, size, []) for kernel, size, *_ in seen]
             for each, (*_, first, last) in zip(found, seen, strict=True):
-                each.seconds.append(clock.seconds(first, last))
+                each.seconds.append(last - first)
     return found
-
-
-class Replay:
-    """A timer for pytest-benchmark that tells the samples it was given, one by one.
-
-    pytest-benchmark can neither read CUDA events nor take turns between tests. So a case's providers are measured
-    together, above, and their samples told to it: its tables, its JSON and its comparisons work as ever. It reads its
-    timer twice a round, before and after.
-    """
-
-    def __init__(self) -> None:
-        self._readings: Iterator[float] = iter(())
-
-    def load(self, samples: list[float]) -> None:
-        """What the next rounds shall have taken."""
-        self._readings = iter([reading for sample in samples for reading in (0.0, sample)])
-
-    def __call__(self) -> float:
-        return next(self._readings)

@@ -10,6 +10,8 @@ from typing import Any
 
 from triton_attn.files import new_file
 
+Draw = Callable[[Any], None]  # into a figure
+
 # Okabe and Ito's colours, which people who see few colours can tell apart.
 COLOURS = {
     "ours": "#0072B2",
@@ -49,7 +51,7 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save(draw: Callable[[Any], None], path: Path, size: tuple[float, float], note: str) -> None:
+def save(path: Path, draw: Draw, size: tuple[float, float], note: str) -> None:
     """Draw a figure into ``path``.png and .svg, the same bytes for the same data; ``note`` stands under it."""
     import matplotlib
 
@@ -68,9 +70,7 @@ def save(draw: Callable[[Any], None], path: Path, size: tuple[float, float], not
         pyplot.close(figure)
 
 
-def grouped_bars(
-    axes: Any, groups: Sequence[str], values: Mapping[str, Mapping[str, float]], unit: str, line: float | None = None
-) -> None:
+def grouped_bars(axes: Any, groups: Sequence[str], values: Mapping[str, Mapping[str, float]], unit: str) -> None:
     """Bars side by side: for every group one of each provider that has a value there."""
     providers = list(values)
     width = 0.8 / max(len(providers), 1)
@@ -87,11 +87,10 @@ def grouped_bars(
     axes.set_ylabel(unit)
     axes.grid(axis="y", color="#dddddd")
     axes.set_axisbelow(True)
-    if line is not None:
-        axes.axhline(line, color="#000000", linewidth=0.8)
+    axes.axhline(0, color="#000000", linewidth=0.8)
 
 
-def traffic(data: Mapping[str, Mapping[str, Sequence[float]]]) -> Callable[[Any], None]:
+def traffic(data: Mapping[str, Mapping[str, Sequence[float]]]) -> Draw:
     """Passes over the map by block: ``data[provider][block]`` is forward and backward."""
 
     def draw(figure: Any) -> None:
@@ -105,7 +104,7 @@ def traffic(data: Mapping[str, Mapping[str, Sequence[float]]]) -> Callable[[Any]
     return draw
 
 
-def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Callable[[Any], None]:
+def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
     """The tax in percent: ``data[title][provider][attention]``."""
 
     def draw(figure: Any) -> None:
@@ -113,17 +112,15 @@ def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Callable[[Any]
         for axes, (title, values) in zip(all_axes, data.items(), strict=True):
             groups = list(dict.fromkeys(group for each in values.values() for group in each))
             percent = {who: {group: 100 * tax for group, tax in each.items()} for who, each in values.items()}
-            grouped_bars(
-                axes, groups, percent, "time over the plain network's, %" if axes is all_axes[0] else "", line=0
-            )
+            grouped_bars(axes, groups, percent, "time over the plain network's, %" if axes is all_axes[0] else "")
             axes.set_title(title)
         all_axes[0].legend(frameon=False)
 
     return draw
 
 
-def ratios(data: Mapping[str, Mapping[str, Mapping[str, float]]], bound: float) -> Callable[[Any], None]:
-    """Ours over others, with quartiles: ``data[rival][what]``, the worst on top; the bound as a line."""
+def ratios(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
+    """Ours over others, with quartiles: ``data[rival][what]``, the worst on top."""
 
     def draw(figure: Any) -> None:
         all_axes = figure.subplots(1, len(data), squeeze=False)[0]
@@ -131,11 +128,10 @@ def ratios(data: Mapping[str, Mapping[str, Mapping[str, float]]], bound: float) 
             names = sorted(found, key=lambda name: found[name]["median"])
             for y, name in enumerate(names):
                 each = found[name]
-                shade = "#D55E00" if each["median"] > bound else "#0072B2"
+                shade = "#D55E00" if each["median"] > 1.05 else "#0072B2"
                 axes.plot([each["q1"], each["q3"]], [y, y], color=shade, linewidth=1.2)
                 axes.plot(each["median"], y, "o", color=shade, markersize=4)
             axes.axvline(1.0, color="#000000", linewidth=0.8)
-            axes.axvline(bound, color="#999999", linewidth=0.8, linestyle="--")
             axes.set_yticks(range(len(names)), names, fontsize=7)
             axes.set_ylim(-1, len(names))
             axes.set_xlim(0, min(max(each["q3"] for each in found.values()) * 1.05, 3.0))
@@ -145,9 +141,7 @@ def ratios(data: Mapping[str, Mapping[str, Mapping[str, float]]], bound: float) 
     return draw
 
 
-def growth(
-    times: Mapping[str, Mapping[int, float]], memory: Mapping[str, Mapping[int, float]], title: str
-) -> Callable[[Any], None]:
+def growth(times: Mapping[str, Mapping[int, float]], memory: Mapping[str, Mapping[int, float]], title: str) -> Draw:
     """Milliseconds and megabytes against the positions of the map, both logarithmic."""
 
     def draw(figure: Any) -> None:
@@ -163,17 +157,5 @@ def growth(
             axes.grid(color="#dddddd")
         left.set_title(title, loc="left")
         left.legend(frameon=False)
-
-    return draw
-
-
-def roofline(data: Mapping[str, Mapping[str, float]], copy: float) -> Callable[[Any], None]:
-    """Achieved GB/s by block: ``data[provider][block]``, and what a copy on the device achieves as a line."""
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        grouped_bars(axes, list(next(iter(data.values()))), data, "GB/s of the passes that are needed", line=copy)
-        axes.annotate("a copy", (0, copy), xytext=(-20, 3), textcoords="offset points", fontsize=8)
-        axes.legend(frameon=False, loc="lower right")
 
     return draw

@@ -1,18 +1,15 @@
 """Attention with large heads, timed: ours, eager PyTorch, ``torch.compile``, SDPA's backends and FlexAttention.
 
-``pytest benchmarks/bench_nonlocal.py`` on a GPU takes q, k and v as ResNet-50's non-local blocks make them, at 224² in
-batches of 1, 16 and 64, and at 512² and 1024² by single images; choose with ``-k "layer1 and bfloat16 and backward"``.
-On a CPU they are the stem's at maps of 28², 56² and 112², and ours is what users get there. A rival gets what suits it:
-zeros that make q and k as wide as v, where it wants one width, are not timed, and FlexAttention is tried with smaller
-blocks where its own do not fit. TFLOP/s count the products of the formula, two forward and four backward, whatever a
-provider computes again. ``results/<device>/nonlocal.json`` keeps medians, quartiles and peak memory.
+``pytest benchmarks/timed/bench_nonlocal.py``; choose with ``-k "layer1 and backward"``. On a CPU ours is what users get
+there. A rival gets what suits it: zeros that make q and k as wide as v, where it wants one width, are not timed, and
+FlexAttention is tried with smaller blocks where its own do not fit. TFLOP/s count the products of the formula, two
+forward and four backward, whatever a provider computes again.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,42 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.measurement import Prepared, Run
-from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
-from benchmarks.timing import quartiles
+from benchmarks.files import device, on_gpu, quartiles
+from benchmarks.timed.cases import BACKWARD, FORWARD, WIDTHS, AttentionCase
+from benchmarks.timed.clocks import Run, Timer
+from benchmarks.timed.turns import Prepared
 from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit
 
-WIDTHS = {"stem": (32, 64), "layer1": (128, 256), "layer2": (256, 512), "layer3": (512, 1024), "layer4": (1024, 2048)}
-STRIDES = {"stem": 2, "layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # the stem's map before its pooling
-FORWARD, BACKWARD, TRAINING = "forward", "backward", "training"  # training is forward and backward
-PRODUCTS = {FORWARD: 2, BACKWARD: 4, TRAINING: 6}
 CHECKED_ROWS = 64  # of the whole matrix in float64 there is no thought
-
-
-@dataclass(frozen=True)
-class Case:
-    """Attention of every position of a map to every other; q, k and v position by position."""
-
-    site: str
-    image: int
-    batch: int
-    dtype: str
-    direction: str
-
-    @property
-    def positions(self) -> int:
-        return (self.image // STRIDES[self.site]) ** 2
-
-    @property
-    def flop(self) -> int:
-        """Of the products in the formula."""
-        return self.batch * self.positions**2 * sum(WIDTHS[self.site]) * PRODUCTS[self.direction]
-
-    def __str__(self) -> str:
-        return f"{self.site}-{self.image}-batch{self.batch}-{self.dtype}-{self.direction}"
-
-
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -109,51 +78,9 @@ PROVIDERS: dict[str, Callable[..., Attention]] = {
 ON_CPU = ("ours", "eager", "sdpa")
 
 
-# A first call on a GPU comes to these: what blocks at ResNet-50's sites cost, and how time and memory grow.
-MOST_WANTED = [
-    Case(site, image, batch, "bfloat16", direction)
-    for site, image, batch, directions in (
-        ("layer1", 224, 64, (FORWARD, BACKWARD)),
-        ("stem", 224, 64, (FORWARD,)),
-        ("layer3", 224, 64, (FORWARD, BACKWARD)),
-        *(("stem", image, 1, (FORWARD, BACKWARD)) for image in (224, 512, 1024)),
-    )
-    for direction in directions
-]
-
-
-def cases(size: str) -> Iterator[Case]:
-    """Every case of a size, the most wanted first."""
-    directions = (FORWARD, BACKWARD) if size in ("tiny", "goal") else (FORWARD, BACKWARD, TRAINING)
-    if size in ("tiny", "small"):
-        maps = [("stem", 16), ("layer3", 64)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
-        for site, image in maps:
-            for direction in directions:
-                yield Case(site, image, 1, "float32", direction)
-        return
-    every = (
-        Case(site, image, batch, dtype, direction)
-        for batch, image in ((64, 224), (16, 224), (1, 224), (1, 512), (1, 1024))
-        for site in ("layer1", "layer2", "layer3", "stem", "layer4")
-        for direction in directions
-        for dtype in (("bfloat16",) if size == "goal" else ("bfloat16", "float32"))
-    )
-    yield from dict.fromkeys([*MOST_WANTED, *every])
-
-
-def rivals(case: Case) -> Iterator[str]:
-    """Whom ours meets on a GPU."""
-    # The matrices of 64 images of the stem are 20 GB in bfloat16. Eager and compiled would hold as much each while all
-    # are timed, and build it twice more in their backward.
-    crowded = case.site == "stem" and case.batch == 64 and case.direction != FORWARD
-    for name in PROVIDERS:
-        if name != "ours" and not (crowded and name in ("eager", "compile")):
-            yield name
-
-
-def providers(case: Case) -> Sequence[str]:
+def providers(case: AttentionCase) -> Sequence[str]:
     """Those that there are here."""
-    return ["ours", *rivals(case)] if on_gpu() else ON_CPU
+    return ["ours", *case.rivals] if on_gpu() else ON_CPU
 
 
 def wants_one_width(provider: str) -> bool:
@@ -161,11 +88,7 @@ def wants_one_width(provider: str) -> bool:
     return provider == "sdpa-flash" or (provider == "sdpa" and not on_gpu())
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    parametrize(metafunc, cases, providers)
-
-
-def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
+def prepare(case: AttentionCase) -> Prepared:
     """q, k and v, which all providers get, and what makes their runs."""
     # A compiled backward would else give its saved tensors away, and could not be run twice.
     torch._functorch.config.donated_buffer = False
@@ -198,7 +121,7 @@ def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
         found = {"widths": WIDTHS[case.site], "positions": case.positions, "tflops": tflops}
         return found | ({"flex_options": taken["flex"]} if "flex" in taken else {})
 
-    return Prepared({provider: partial(make, provider) for provider in chosen}, extra)
+    return Prepared({provider: partial(make, provider) for provider in providers(case)}, extra=extra)
 
 
 def padded(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -239,13 +162,6 @@ def check(y: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"the result is off by {error:.3g}, allowed are {bound:.3g}")
 
 
-@pytest.fixture(scope="module")
-def session(request: pytest.FixtureRequest) -> Iterator[Session]:
-    """Everything measured."""
-    yield from open_session(request, "nonlocal", prepare)
-
-
-@pytest.mark.benchmark(timer=REPLAY, warmup=False)
-def test_attention(request: pytest.FixtureRequest, benchmark: Any, session: Session, case: Case, provider: str) -> None:
-    """Time one provider on one case, after its result was checked."""
-    session.report(request, benchmark, case, provider, provider)
+@pytest.mark.benchmark(timer=Timer(), warmup=False)
+def test_nonlocal(time_case: Any, case: AttentionCase) -> None:
+    time_case(case, prepare)

@@ -9,23 +9,25 @@ from typing import Any
 
 import torch
 
+from benchmarks.files import on_gpu
+
 # glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 MB = 2**20
 
 
-def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+def peak_bytes(run: Callable[[], Any]) -> int:
     """The most bytes that are allocated at once while ``run`` runs, by PyTorch's own allocators."""
-    return _on_gpu(run, device) if device.type == "cuda" else _on_cpu(run)
+    return _on_gpu(run) if on_gpu() else _on_cpu(run)
 
 
-def _on_gpu(run: Callable[[], Any], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+def _on_gpu(run: Callable[[], Any]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _on_cpu(run: Callable[[], Any]) -> int:

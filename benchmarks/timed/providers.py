@@ -9,44 +9,28 @@ import torch
 from torch import Tensor, nn
 
 import triton_attn
-from benchmarks.formulas import FORMULAS
-from benchmarks.measurement import NotServed
-from benchmarks.suite import on_gpu
+from benchmarks.files import on_gpu
+from benchmarks.timed.cases import BACKWARD, FORWARD, BlockCase
+from benchmarks.timed.formulas import FORMULAS
+from benchmarks.timed.turns import NotServed
 from triton_attn import backend
 from triton_attn.reference.registry import BLOCKS as PLAIN
 
 Run = Callable[[], tuple[Tensor, ...]]
-FORWARD, BACKWARD, TRAINING = "forward", "backward", "training"  # training is forward and backward
 CHECKED_IMAGES = 2  # an image's result does not depend on its batch, and float64 at full size takes long
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured: a block on a map, one way or both."""
-
-    block: str
-    site: str
-    shape: tuple[int, int, int, int]
-    dtype: str
-    layout: str
-    direction: str
-
-    def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape))
-        return "-".join((self.block, self.site, shape, self.dtype, self.layout, self.direction))
 
 
 @dataclass(frozen=True)
 class Setup:
     """The inputs of a case, which every provider gets."""
 
-    case: Case
+    case: BlockCase
     x: Tensor
     grad: Tensor
     state: dict[str, Tensor] = field(repr=False)
 
     @classmethod
-    def of(cls, case: Case, device: torch.device) -> Setup:
+    def of(cls, case: BlockCase, device: torch.device) -> Setup:
         """Draw them, always the same."""
         torch.manual_seed(0)
         dtype = getattr(torch, case.dtype)
@@ -109,12 +93,6 @@ def compiled(setup: Setup) -> nn.Module:
     return torch.compile(eager(setup), fullgraph=True, dynamic=False)  # type: ignore[return-value]
 
 
-def max_autotune(setup: Setup) -> nn.Module:
-    # Without CUDA graphs: they would copy the map into a buffer of their own first, which a network would not.
-    mode = "max-autotune-no-cudagraphs"
-    return torch.compile(eager(setup), fullgraph=True, dynamic=False, mode=mode)  # type: ignore[return-value]
-
-
 def timm(setup: Setup) -> nn.Module:
     """timm's block of that name. The same formula gets the same weights."""
     from timm.layers import EcaModule, SEModule
@@ -150,7 +128,6 @@ PROVIDERS: dict[str, Callable[[Setup], nn.Module]] = {
     "eager": eager,
     "formula": formula,
     "compile": compiled,
-    "max-autotune": max_autotune,
     "timm": timm,
     "copy": copy,
 }

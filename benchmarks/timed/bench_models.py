@@ -8,8 +8,7 @@ quartiles and peak memory; images per second are the batch over the median.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,20 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import triton_attn
 from benchmarks.counted.graphs import Graphs
-from benchmarks.formulas import FORMULAS
-from benchmarks.measurement import Prepared, Run
-from benchmarks.suite import REPLAY, Session, device, on_gpu, open_session, parametrize
-from benchmarks.timing import quartiles
+from benchmarks.files import device, on_gpu, quartiles
+from benchmarks.timed.cases import INFERENCE, TRAINING, NetworkCase
+from benchmarks.timed.clocks import Run, Timer
+from benchmarks.timed.formulas import FORMULAS
+from benchmarks.timed.turns import Prepared
 from triton_attn import backend
 from triton_attn import resnet as networks
 from triton_attn.explain import outermost_blocks
 from triton_attn.reference.registry import BLOCKS as PLAIN
 from triton_attn.reference.resnet import build_resnet
 
-TRAINING, INFERENCE = "training", "inference"
-WHERE = ("stem+layer4", "block")
 CLASSES = 1000
 # timm's network with the attention in every block, and the same one without.
 TIMM: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -48,66 +45,14 @@ PLAIN_OF = {
     "compile": "plain-compile",
     "timm": "timm-plain",
 }
-# What the claims are about, most wanted first.
-GOAL = [("se", "block"), ("eca", "block"), ("cbam", "block"), ("nonlocal", "stem+layer4"), ("se", "stem+layer4")]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network with attention, on a batch of images."""
-
-    network: str
-    attention: str
-    where: str
-    batch: int
-    image: int
-    dtype: str
-    layout: str
-    mode: str
-    compiled: bool = False  # cases of their own: to compile three networks takes minutes
-
-    @property
-    def least_rounds(self) -> int:
-        """What attention adds is a small part of a network's time: on a CPU a few rounds more tell it."""
-        return 11
-
-    @property
-    def least_seconds(self) -> float:
-        """With fewer left it is not begun."""
-        return 240.0 if self.compiled else 0.0
-
-    def __str__(self) -> str:
-        images = f"{self.batch}x{self.image}"
-        kind = ("compiled",) if self.compiled else ()
-        return "-".join((self.network, self.attention, self.where, images, self.dtype, self.layout, self.mode, *kind))
-
-
-def cases(size: str) -> Iterator[Case]:
-    """Every case of a size; of those that the claims are about the most wanted first."""
-    if size == "tiny":
-        for attention in ("se", "nonlocal"):
-            yield Case("resnet18", attention, "layer4", 2, 32, "float32", "channels_last", TRAINING)
-        return
-    every = [(attention, where) for where in reversed(WHERE) for attention in triton_attn.list_attention()]
-    if size == "small":
-        for attention, where in every:
-            for mode in (TRAINING, INFERENCE):
-                yield Case("resnet50", attention, where, 2, 112, "float32", "contiguous", mode)
-        return
-    rest = [each for each in every if each not in GOAL]
-    for chosen, compiled in ((GOAL, False), (GOAL[:1], True), (rest, False), ([*GOAL[1:], *rest], True)):
-        for attention, where in chosen:
-            for layout in ("channels_last",) if size == "goal" else ("channels_last", "contiguous"):
-                for mode in (TRAINING, INFERENCE):
-                    yield Case("resnet50", attention, where, 64, 224, "bfloat16", layout, mode, compiled)
-
-
-def providers(case: Case) -> Iterator[str]:
+def providers(case: NetworkCase) -> Iterator[str]:
     """Those that have anything to say to a case here."""
     if case.compiled:
-        yield from ("plain-compile", "ours-compile", "compile")
+        yield from ("ours-compile", "plain-compile", "compile")
         return
-    yield from ("plain", "ours")
+    yield from ("ours", "plain")
     if on_gpu() or backend.interpreting():
         yield "eager"  # on a CPU that is ours
     if not on_gpu():
@@ -116,11 +61,7 @@ def providers(case: Case) -> Iterator[str]:
         yield from ("timm", "timm-plain")
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    parametrize(metafunc, cases, providers)
-
-
-def build(case: Case, provider: str, state: dict[str, Tensor]) -> nn.Module:
+def build(case: NetworkCase, provider: str, state: dict[str, Tensor]) -> nn.Module:
     """A provider's network, with ``state`` where it has the same parameters."""
     where, make = case.where.split("+"), getattr(networks, case.network)
     kind = provider.removesuffix("-compile")
@@ -147,7 +88,7 @@ def build(case: Case, provider: str, state: dict[str, Tensor]) -> nn.Module:
     return model.train(case.mode == TRAINING)
 
 
-def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
+def prepare(case: NetworkCase) -> Prepared:
     """The images and weights that all providers get, and what makes their runs."""
     torch.manual_seed(0)
     state = getattr(networks, case.network)(case.attention, where=case.where.split("+")).state_dict()
@@ -171,8 +112,8 @@ def prepare(case: Case, chosen: Sequence[str]) -> Prepared:
             check_graphs(graphs, blocks)
         return timed
 
-    makers: dict[str, Callable[[], Run]] = {provider: partial(make, provider) for provider in chosen}
-    return Prepared(makers, lambda _, samples: {"tax": taxes(samples)})
+    makers: dict[str, Callable[[], Run]] = {provider: partial(make, provider) for provider in providers(case)}
+    return Prepared(makers, case.own, lambda _, samples: {"tax": taxes(samples)})
 
 
 def taxes(samples: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -225,13 +166,6 @@ def check_graphs(graphs: Graphs, blocks: int) -> None:
         raise ValueError(f"of {blocks} blocks {found} were compiled with an op of ours, the others as plain twins")
 
 
-@pytest.fixture(scope="module")
-def session(request: pytest.FixtureRequest) -> Iterator[Session]:
-    """Everything measured."""
-    yield from open_session(request, "models", prepare, keep_freed_memory=True)
-
-
-@pytest.mark.benchmark(timer=REPLAY, warmup=False)
-def test_model(request: pytest.FixtureRequest, benchmark: Any, session: Session, case: Case, provider: str) -> None:
-    """Time one provider on one case, after its result was checked."""
-    session.report(request, benchmark, case, provider, provider)
+@pytest.mark.benchmark(timer=Timer(), warmup=False)
+def test_models(time_case: Any, case: NetworkCase) -> None:
+    time_case(case, prepare)

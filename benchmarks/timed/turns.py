@@ -1,0 +1,224 @@
+"""One case measured: its providers made ready one by one, checked, and timed in turns; and the file of such records.
+
+pytest-benchmark takes the samples of ours: its tables, storage and comparisons are of what users of the library wait
+for. Before each of its rounds the others have their turn, in another order every time: whatever the machine does
+meanwhile does it to all alike. A provider that fails leaves the others their turn.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.files import LATE, ResultError, device_name, load, quartiles, versions, write
+from benchmarks.timed.clocks import CpuClock, Run
+from benchmarks.timed.memory import peak_bytes
+from triton_attn import backend
+
+SECONDS_A_CASE = 1.0  # of timing; a case with long runs gets fewer rounds
+LEAST_ROUNDS, MOST_ROUNDS = 7, 200
+WARM_UP = 3
+ENDED = "the process ended while it was measured"
+LOST = 3  # exit status: the GPU answers no more
+
+
+class NotServed(Exception):
+    """A provider has nothing of its own for a case."""
+
+
+@dataclass
+class Prepared:
+    """A case made ready: by provider what makes the thing to time, after its result was checked.
+
+    ``own`` is ours. ``extra`` says what else the record is to have, given the runs and their samples.
+    """
+
+    makers: Mapping[str, Callable[[], Run]]
+    own: str = "ours"
+    extra: Callable[[Mapping[str, Run], Mapping[str, list[float]]], dict[str, Any]] = lambda _, __: {}
+
+
+class Results:
+    """The records of a suite, ``<results>/<device>/<suite>.json``, written whenever there is one more.
+
+    What other versions or another device left there is dropped; of a session before, ``keep`` measures nothing again.
+    """
+
+    def __init__(self, path: Path, *, keep: bool = False, end: float | None = None, **head: Any) -> None:
+        self.path, self.end = path, end
+        versions_here = versions("timm", "CUDA", "ROCm")
+        self.head = {"suite": path.stem, "device": device_name(), "versions": versions_here, **head}
+        self.cases: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            try:
+                found = load(path)
+            except ResultError as error:
+                print(f"made anew: {error}")
+            else:
+                if all(found.get(key) == value for key, value in self.head.items()):
+                    self.cases = found["cases"]
+        self.known = {*self.cases} if keep else set()
+
+    def left(self) -> float | None:
+        """Seconds until no case is begun any more."""
+        return None if self.end is None else self.end - time.time()
+
+    def begin(self, case: Any, providers: Sequence[str] = ()) -> None:
+        """Skip a case that is known or that there is no time for; note the others, which may end the process."""
+        if str(case) in self.known:
+            pytest.skip("the file has it")
+        left = self.left()
+        if left is not None and left <= getattr(case, "least_seconds", 0.0):
+            pytest.skip(LATE)
+        if str(case) not in self.cases:
+            self.put(case, not_timed=dict.fromkeys(providers, ENDED))
+
+    def put(self, case: Any, **record: Any) -> None:
+        """Write a record; it has the fields of the case, and the date."""
+        nothing: dict[str, Any] = {"seconds": {}, "ours_over": {}, "peak_bytes": {}, "not_timed": {}}
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.cases[str(case)] = {**asdict(case), "date": date, **nothing, **record}
+        self.save()
+
+    def save(self) -> None:
+        """Write what there is."""
+        write(self.path, json.dumps({**self.head, "cases": dict(sorted(self.cases.items()))}, indent=1) + "\n")
+
+
+def measure(
+    benchmark: Any, results: Results, case: Any, prepared: Prepared, clock: CpuClock, rounds: int | None = None
+) -> None:
+    """Time a case, and write its record; fails where ours does, and skips where there is no kernel of ours.
+
+    Args:
+        benchmark: pytest-benchmark's fixture, whose timer is the clock.
+        rounds: how often each runs; None goes by time.
+    """
+    own, refused = prepared.own, dict[str, str]()
+    runs: dict[str, Run] = {}
+    peaks: dict[str, int | None] = {}
+    samples: dict[str, list[float]] = {}
+    record: dict[str, Any] = {}
+    try:
+        for name, make in prepared.makers.items():
+            try:
+                run = make()
+                run()
+                peaks[name] = None if backend.interpreting() else peak_bytes(run)
+                runs[name] = run
+            except Exception as error:  # out of memory, refused or wrong: the others are measured all the same
+                refused[name] = words(error)
+            free()
+        if own in runs:
+            least = getattr(case, "least_rounds", LEAST_ROUNDS)
+            _fit(runs, clock, own, peaks, refused)
+            samples = _in_turns(benchmark, runs, clock, own, rounds, least)
+        seconds = {name: quartiles(each) for name, each in samples.items()}
+        record = {"rounds": len(samples.get(own, ())), "seconds": seconds, "ours_over": over(samples, own)}
+        record["peak_bytes"] = {name: peaks[name] for name in samples}
+        if samples:
+            record |= prepared.extra(runs, samples)
+        runs.clear()
+        free()
+    except torch.AcceleratorError as error:
+        lost = f"the GPU answered no more: {words(error)}"
+        results.put(case, not_timed=dict.fromkeys(prepared.makers, lost) | refused)
+        pytest.exit(lost, returncode=LOST)
+    results.put(case, **record, not_timed=refused)
+    benchmark.group, benchmark.extra_info["record"] = results.path.stem, results.cases[str(case)]
+    if own in refused:
+        served = not refused[own].startswith(NotServed.__name__)
+        benchmark.skipped = True
+        pytest.fail(f"not timed: {refused[own]}") if served else pytest.skip(f"not timed: {refused[own]}")
+
+
+def _fit(
+    runs: dict[str, Run], clock: CpuClock, own: str, peaks: Mapping[str, int | None], refused: dict[str, str]
+) -> None:
+    """Warm up; where there is no room for all beside each other, without the one that takes the most."""
+    while True:
+        try:
+            for run in runs.values():
+                clock.prepare(0.0)
+                for _ in range(1 if backend.interpreting() else WARM_UP):  # the interpreter is as slow the first time
+                    run()
+            return
+        except torch.OutOfMemoryError as error:
+            others = [name for name in runs if name != own]
+            if not others:
+                raise
+            largest = max(others, key=lambda name: peaks[name] or 0)
+            del runs[largest]
+            refused[largest] = f"beside the others: {words(error)}"
+            free()
+
+
+def _in_turns(
+    benchmark: Any, runs: Mapping[str, Run], clock: CpuClock, own: str, rounds: int | None, least: int
+) -> dict[str, list[float]]:
+    """The samples of all."""
+    leads, once = {}, 0.0
+    for name, run in runs.items():
+        clock.prepare(0.0)
+        begun, first = time.perf_counter(), clock.stamp()
+        run()
+        leads[name], last = time.perf_counter() - begun, clock.stamp()
+        once += last - first
+    rounds = rounds or min(max(int(SECONDS_A_CASE / once), least), MOST_ROUNDS)
+    others, order = [name for name in runs if name != own], random.Random(0)
+    stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in others}
+
+    def turns() -> None:
+        """The others', and what ours is to find."""
+        for name in order.sample(others, len(others)):
+            clock.prepare(leads[name])
+            first = clock.stamp()
+            runs[name]()
+            stamps[name].append((first, clock.stamp()))
+        clock.prepare(leads[own])
+
+    gc.disable()  # it would fall to whoever is at work
+    try:
+        benchmark.pedantic(runs[own], setup=turns, rounds=rounds)
+    finally:
+        gc.enable()
+    if benchmark.stats is None:  # --benchmark-disable
+        pytest.skip("it was run, and not timed")
+    taken = {name: [last - first for first, last in pairs] for name, pairs in stamps.items()}
+    return {own: list(benchmark.stats.stats.data), **taken}
+
+
+def words(error: BaseException) -> str:
+    """An error in a line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+def over(samples: Mapping[str, list[float]], own: str) -> dict[str, dict[str, float]]:
+    """Quartiles, over rounds, of ours' seconds over every other's in the same round; above 1 ours is slower.
+
+    What the machine does meanwhile it does to both.
+    """
+    return {
+        name: quartiles([ours / theirs for ours, theirs in zip(samples[own], each, strict=True)])
+        for name, each in samples.items()
+        if name != own
+    }
+
+
+def free() -> None:
+    """Give back what nothing holds, before the next provider measures its memory; finds out whether the GPU answers."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()

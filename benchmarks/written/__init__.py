@@ -1,0 +1,1 @@
+"""What is written of results: claims judged, and the pages of docs."""

@@ -1,0 +1,144 @@
+"""The pages say what the result files say; losses are shown, and what is stale is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.files import RESULTS, ResultError
+from benchmarks.written import page, plots
+from benchmarks.written.sections import SUITES, Page
+
+BLOCK = "# SE\n<!-- traffic: se -->\nold\n<!-- end of traffic -->\nrest\n"
+HEAD = {"device": "NVIDIA Test 1", "versions": {"torch": "2.11", "triton": "3.6"}, "goal": 0.6}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Pictures are noted, and not drawn."""
+    paths: list[Path] = []
+
+    def save(path: Path, *_: object) -> None:
+        paths.append(path)
+        path.parent.mkdir(exist_ok=True)
+        for end in (".png", ".svg"):
+            path.with_suffix(end).touch()
+
+    monkeypatch.setattr(plots, "save", save)
+    return paths
+
+
+def test_the_committed_pages_are_what_the_files_say() -> None:
+    assert page.main(["--check"]) == 0
+
+
+def test_pages_are_written_where_they_are_stale(
+    tmp_path: Path, drawn: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, output = tmp_path / "results", tmp_path / "docs"
+    results.mkdir()
+    shutil.copy(RESULTS / "traffic.json", results)
+    shutil.copytree(RESULTS / "nvidia-h200", results / "nvidia-h200")
+    (output / "blocks").mkdir(parents=True)
+    (output / "blocks" / "se.md").write_text(BLOCK)
+    words = ["--results", str(results), "--output", str(output)]
+    assert page.main([*words, "--check"]) == 1
+    assert not (output / "performance.md").exists()
+    assert page.main(words) == 0
+    assert [path.name for path in drawn] == ["tax-nvidia-h200", "traffic"]
+    assert "old" not in (output / "blocks" / "se.md").read_text()
+    assert page.main([*words, "--check"]) == 0
+    (output / "performance" / "traffic.svg").unlink()
+    capsys.readouterr()
+    assert page.main([*words, "--check"]) == 1
+    assert capsys.readouterr().out == f"{output / 'performance' / 'traffic.svg'} is missing\n"
+    # A number that only a picture shows.
+    counted = json.loads((results / "traffic.json").read_text())
+    for row in counted["rows"]:
+        row["eager"]["forward"]["total"] += 0.5
+    (results / "traffic.json").write_text(json.dumps(counted))
+    assert page.main([*words, "--check"]) == 1
+    assert "performance.md is not what the result files say" in capsys.readouterr().out
+    (results / "traffic.json").write_text("{")
+    assert page.main(words) == 2
+    assert "traffic.json: expected a result file in JSON" in capsys.readouterr().err
+
+
+def test_without_results(tmp_path: Path, drawn: list[Path]) -> None:
+    assert page.main(["--results", str(tmp_path), "--output", str(tmp_path / "docs")]) == 0
+    text = (tmp_path / "docs" / "performance.md").read_text()
+    assert "**No time on a GPU has been measured**" in text
+    assert "![" not in text
+    assert not drawn
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "q1": 0.95 * median, "q3": 1.05 * median}
+
+
+def section(suite: str, *cases: dict[str, Any]) -> str:
+    made = Page(Path("."))
+    SUITES[suite](made, f"gpu/{suite}.json", {**HEAD, "cases": {str(i): each for i, each in enumerate(cases)}})
+    return "\n".join(made.lines)
+
+
+def timed(**more: Any) -> dict[str, Any]:
+    about = {"block": "se", "site": "layer1", "shape": [64, 256, 56, 56], "dtype": "bfloat16", "layout": "contiguous"}
+    return {
+        **about,
+        "direction": "training",
+        "date": "2026-11-24T00:00:00+00:00",
+        "seconds": {"ours": spread(1e-3)},
+        "ours_over": {"eager": spread(0.9), "copy": spread(50.0)},
+        "peak_bytes": {"ours": 10_000_000},
+        "not_timed": {},
+        **more,
+    }
+
+
+def test_blocks_and_their_losses() -> None:
+    slow = timed(block="gate", ours_over={"eager": spread(1.2)}, not_timed={"timm": "Wrong: a | b"})
+    text = section("blocks", timed(), slow, timed(block="eca", seconds={}, not_timed={"ours": "Boom: x"}))
+    table = text.partition("| --- |")[2].splitlines()[1:]
+    rival = "eager PyTorch **1.20** (1.14–1.26); timm: Wrong: a / b"
+    assert table[0] == f"| gate, layer1, bfloat16, contiguous, training | 1000 | 10.0 | {rival} |"  # the worst first
+    assert "| 1000 | 10.0 | eager PyTorch 0.90 (0.85–0.95) |" in text  # a copy is no rival
+    assert "| **Boom: x** |" in text
+    assert "*NVIDIA Test 1, torch 2.11, Triton 3.6, 2026-11-24 (`results/gpu/blocks.json`)." in text
+
+
+def test_what_no_committed_file_has() -> None:
+    about = {"site": "stem", "image": 224, "batch": 1, "direction": "forward", "positions": 12544, "widths": [32, 64]}
+    text = section("nonlocal", timed(**about, not_timed={"flex": "no"}), timed(**about, seconds={}, ours_over={}))
+    assert "| stem, 112², batch 1, bfloat16, forward | 1.00 | eager PyTorch 0.90 (0.85–0.95)" in text
+    assert "| FlexAttention: no |" in text
+    launch = {"configs": 9, "other_bits": 1, "seconds": {"rule": 2e-6, "table": 1e-6, "best": 1e-6}}
+    launch["config"] = {"rule": {"SPAN": 1}, "table": {"SPAN": 2}}
+    assert "| 0 | 9, 1 with other bits | 2.0 | 1.0 | 1.0 | SPAN=2 |" in section("tuning", launch)
+
+
+def test_pictures_are_the_same_for_the_same_data(tmp_path: Path) -> None:
+    made = page.performance(RESULTS)
+    assert {name.partition("-")[0] for name in made.pictures} == {"tax", "traffic", "cpu", "nonlocal"}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        plots.save(tmp_path / name / "picture", *made.pictures["nonlocal-forward-cpu"])
+    for end in (".png", ".svg"):
+        one, two = ((tmp_path / name / f"picture{end}").read_bytes() for name in ("one", "two"))
+        assert one == two
+        assert len(one) > 5000
+
+
+def test_a_blocks_page() -> None:
+    counted = json.loads((RESULTS / "traffic.json").read_text())
+    text = page.filled(BLOCK, counted)
+    assert text.startswith("# SE\n<!-- traffic: se -->\nOne T is")
+    assert text.endswith("<!-- end of traffic -->\nrest\n")
+    assert text.count("| contiguous, with shortcut and ReLU | 4.") == 1
+    assert page.filled(text, counted) == text
+    with pytest.raises(ResultError, match="no traffic of 'ecu'"):
+        page.filled(BLOCK.replace("se -->", "ecu -->"), counted)

@@ -1,0 +1,221 @@
+"""A case measured: turns, what fails and who, the record, and the file of records."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.files import LATE, quartiles
+from benchmarks.timed import turns
+from benchmarks.timed.clocks import CpuClock, WallClock
+from benchmarks.timed.turns import ENDED, LOST, NotServed, Prepared, Results, measure
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str = "one"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Ticks(CpuClock):
+    """A clock that runs advance."""
+
+    now = 0.0
+
+    def stamp(self) -> float:
+        return self.now
+
+
+class Benchmark:
+    """Stands for pytest-benchmark's fixture, which is not to be had beside xdist."""
+
+    stats: Any = None
+
+    def __init__(self, clock: CpuClock) -> None:
+        self.clock, self.extra_info = clock, dict[str, Any]()
+
+    def pedantic(self, run: Callable[[], Any], setup: Callable[[], None], rounds: int) -> None:
+        data = []
+        for _ in range(rounds):
+            setup()
+            first = self.clock.stamp()
+            run()
+            data.append(self.clock.stamp() - first)
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=data))
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profiler takes a second to start, and has tests of its own; so does a collection of all of pytest."""
+    monkeypatch.setattr(turns, "peak_bytes", lambda _: 7)
+    monkeypatch.setattr(turns, "free", lambda: None)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path / "cpu" / "toys.json")
+
+
+def timed(results: Results, rounds: int | None = 3, case: Any = Case(), **seconds: Any) -> tuple[dict[str, Any], str]:
+    """The record of providers that take so long, or raise that; and the order in which they ran."""
+    clock, order = Ticks(), list[str]()
+
+    def make(name: str) -> Callable[[], None]:
+        if isinstance(seconds[name], Exception):
+            raise seconds[name]
+
+        def run() -> None:
+            order.append(name)
+            clock.now += seconds[name]
+
+        return run
+
+    makers = {name: lambda name=name: make(name) for name in seconds}
+    prepared = Prepared(makers, extra=lambda runs, samples: {"ran": sorted(runs), "sampled": sorted(samples)})
+    try:
+        measure(Benchmark(clock), results, case, prepared, clock, rounds)
+    finally:
+        saved = json.loads(results.path.read_text())["cases"][str(case)]
+    return saved, "".join(order)
+
+
+def test_providers_take_turns(results: Results) -> None:
+    record, order = timed(results, 30, ours=1.0, b=2.0, c=4.0)
+    assert record["seconds"] == {name: quartiles([each]) for name, each in (("ours", 1.0), ("b", 2.0), ("c", 4.0))}
+    assert record["ours_over"] == {"b": quartiles([0.5]), "c": quartiles([0.25])}
+    assert (record["name"], record["rounds"], record["not_timed"]) == ("one", 30, {})
+    assert (record["ran"], record["sampled"]) == (["b", "c", "ours"], ["b", "c", "ours"])
+    assert record["peak_bytes"].keys() == {"ours", "b", "c"}
+    # Every round has all; nobody always comes behind the same.
+    played = order[-30 * len("oursbc") :].replace("ours", "a")
+    assert {"".join(sorted(played[i : i + 3])) for i in range(0, 90, 3)} == {"abc"}
+    assert {played[i : i + 2] for i in range(89)} >= {"ab", "ac", "ba", "bc", "ca", "cb"}
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    # The machine is ten times slower in the second round, for both.
+    found = turns.over({"ours": [1.0, 10.0, 1.0], "other": [2.0, 20.0, 2.0], "slow": [4.0, 40.0, 8.0]}, "ours")
+    assert found["other"] == {"median": 0.5, "q1": 0.5, "q3": 0.5}
+    assert found["slow"]["median"] == 0.25
+
+
+def test_rounds_go_by_the_time_they_take(results: Results) -> None:
+    assert timed(results, None, ours=0.01, b=0.01)[0]["rounds"] == 50
+    assert timed(results, None, ours=9.0)[0]["rounds"] == turns.LEAST_ROUNDS
+    assert timed(results, None, ours=1e-9)[0]["rounds"] == turns.MOST_ROUNDS
+
+
+def test_who_fails_leaves_the_others_their_turn(results: Results) -> None:
+    record, _ = timed(results, ours=1.0, b=ValueError("wrong\nand more"), c=2.0)
+    assert record["seconds"].keys() == {"ours", "c"}
+    assert record["not_timed"] == {"b": "ValueError: wrong"}
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(ValueError("off"), pytest.fail.Exception), (NotServed("no kernel"), pytest.skip.Exception)]
+)
+def test_ours_that_fails_is_written_down(error: Exception, outcome: Any, results: Results) -> None:
+    with pytest.raises(outcome, match=f"not timed: {type(error).__name__}: {error}"):
+        timed(results, ours=error, b=2.0)
+    assert json.loads(results.path.read_text())["cases"]["one"]["not_timed"].keys() == {"ours"}
+
+
+def test_who_has_no_room_beside_the_others_is_left_out(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, peaks = Ticks(), iter([1, 9, 5])
+    monkeypatch.setattr(turns, "peak_bytes", lambda _: next(peaks))
+    calls = dict.fromkeys(("ours", "b", "c"), 0)
+
+    def run(name: str) -> None:
+        calls[name] += 1
+        if name == "c" and calls["c"] > 1 and calls["b"] < 50 and not full.done:
+            full.done = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        clock.now += 1.0
+
+    full = SimpleNamespace(done=False)
+    makers = {name: lambda name=name: lambda: run(name) for name in calls}
+    measure(Benchmark(clock), results, Case(), Prepared(makers), clock, 2)
+    record = results.cases["one"]
+    assert record["seconds"].keys() == {"ours", "c"}
+    assert record["not_timed"] == {"b": "beside the others: OutOfMemoryError: CUDA out of memory"}
+
+
+def test_a_gpu_that_answers_no_more_ends_the_process(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(turns, "free", broken)
+    with pytest.raises(pytest.exit.Exception, match="answered no more") as stopped:
+        timed(results, ours=MemoryError("full"), b=1.0)
+    assert stopped.value.returncode == LOST
+    refused = results.cases["one"]["not_timed"]
+    assert refused["ours"] == "MemoryError: full"
+    assert refused["b"].startswith("the GPU answered no more: AcceleratorError: CUDA error")
+
+
+def test_what_the_file_has_is_kept(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
+    timed(results, case=Case("old"), ours=1.0)
+    kept = Results(results.path, keep=True)
+    with pytest.raises(pytest.skip.Exception, match="the file has it"):
+        kept.begin(Case("old"))
+    kept.begin(Case("new"), ["ours"])  # and what ends the process here is not begun again
+    assert json.loads(results.path.read_text())["cases"]["new"]["not_timed"] == {"ours": ENDED}
+    with pytest.raises(pytest.skip.Exception):
+        Results(results.path, keep=True).begin(Case("new"))
+    again = Results(results.path)
+    again.begin(Case("old"))
+    assert again.cases["old"]["rounds"] == 3  # until it is measured anew
+    # Others' are dropped: of other versions, otherwise made, or cut short.
+    text = results.path.read_text()
+    assert Results(results.path, freed_memory_is_kept=True).cases == {}
+    results.path.write_text(text.replace('"torch": "', '"torch": "0.'))
+    assert Results(results.path, keep=True).cases == {}
+    results.path.write_text(text[: len(text) // 2])
+    assert Results(results.path, keep=True).cases == {}
+    assert "made anew: " in capsys.readouterr().out
+
+
+def test_no_case_is_begun_that_would_not_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Long(Case):
+        least_seconds = 240.0
+
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    found = Results(tmp_path / "toys.json", end=1100.0)
+    found.begin(Case("short"))
+    with pytest.raises(pytest.skip.Exception, match=LATE):
+        found.begin(Long("long"))
+    found.end = 1000.0
+    with pytest.raises(pytest.skip.Exception, match=LATE):
+        found.begin(Case("late"))
+    assert found.cases.keys() == {"short"}
+
+
+def test_a_wall_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, queued = [0.0], [100.0]  # what was begun before is not in it
+
+    def synchronize(_: Any) -> None:
+        now[0] += queued[0]
+        queued[0] = 0.0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = WallClock(torch.device("cuda"))
+    first = clock.stamp()
+    now[0] += 2.0  # Python's time
+    queued[0] += 3.0  # the GPU's
+    assert clock.stamp() - first == 5.0
+
+
+def test_quartiles() -> None:
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
+    assert quartiles([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0}
