@@ -7,6 +7,8 @@ Source: He et al., "Deep Residual Learning", https://arxiv.org/abs/1512.03385; t
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,20 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .registry import ALL, Attention, Factory, look_up, sites_of
-from .weights import Weights, load_torchvision, load_weights
+from .weights import Weights, load_torchvision, load_weights, present_keys
 
 
 class Attended(nn.Module):
     """What every residual block does once its branch is computed: attend, add the shortcut, ReLU, attend to that."""
 
-    attention: nn.Module | None
-    outplanes: int
-    takes_shortcut: bool
-    after: nn.ModuleDict | None
-
     def attend(self, channels: int, attention: Factory | None) -> None:
-        self.outplanes, self.after = channels, None
+        self.outplanes = channels
         self.attention = None if attention is None else attention(channels)
+        self.after: nn.Module | None = None
         # A block that takes the shortcut does the rest in the same pass over memory.
         self.takes_shortcut = (
             self.attention is not None and "shortcut" in inspect.signature(self.attention.forward).parameters
@@ -36,18 +34,19 @@ class Attended(nn.Module):
 
     def attend_after(self, attention: Factory) -> None:
         """Have attention behind the last ReLU; its keys have the part ``attention`` as all of attention's."""
-        self.after = nn.ModuleDict({"attention": attention(self.outplanes)})
+        self.after = site(attention=attention(self.outplanes))
 
     def tail(self, branch: Tensor, shortcut: Tensor) -> Tensor:
-        y = self._added(branch, shortcut)
-        return y if self.after is None else self.after["attention"](y)
-
-    def _added(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        # As torch.jit.script takes it: nested, since what follows a return is compiled even where nothing gets there.
         if self.attention is None:
-            return F.relu(branch + shortcut, inplace=True)
-        if self.takes_shortcut:
-            return self.attention(branch, shortcut=shortcut)
-        return F.relu(self.attention(branch) + shortcut)
+            y = F.relu(branch + shortcut, inplace=True)
+        elif self.takes_shortcut:
+            y = self.attention(branch, shortcut=shortcut)
+        else:
+            y = F.relu(self.attention(branch) + shortcut)
+        if self.after is not None:
+            y = self.after(y)
+        return y
 
 
 class BasicBlock(Attended):
@@ -109,6 +108,10 @@ class Bottleneck(Attended):
         return self.tail(self.bn3(self.conv3(out)), shortcut)
 
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+PAPER = {"layer2": 2, "layer3": 3}
+"""How many places of a stage the non-local networks attend behind, at most."""
+
 ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -121,12 +124,21 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, i
 class ResNet(nn.Module):
     """A ResNet whose sites may hold attention: after the stem, after each stage, and in every residual block.
 
+    Attention is a child where it runs: behind the stem's ReLU, as a stage's last child, inside of a residual block. So
+    who takes the network apart, child by child, takes the attention with it, and a stage's output is the attended one.
+
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
         layers: how many of them in each of the four stages.
         num_classes: the width of the last layer.
         attention: from site (``"stem"``, ``"layer1"`` … ``"layer4"``, ``"paper"``, ``"block"``) to
             ``channels -> nn.Module``.
+
+    Attributes:
+        inplanes: the channels of the last map, by torchvision's name for them.
+        num_features: the same, by timm's.
+        feature_info: of the five maps of :meth:`features`, by timm's names: ``num_chs`` channels, ``reduction`` of
+            height and width, and the ``module`` that the map comes out of.
     """
 
     def __init__(
@@ -138,41 +150,97 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         attention = dict(attention or {})
-        within, paper = attention.pop("block", None), attention.pop("paper", None)
+        within = attention.pop("block", None)
         depth1, depth2, depth3, depth4 = layers
+        widths = [(64 << i) * block.expansion for i in range(4)]
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
+        self.attention: nn.Module | None
+        self.register_module("attention", None)  # whose place among the children is here
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, 64, 64, depth1, 1, within)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, depth2, 2, within)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, depth3, 2, within)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, depth4, 2, within)
+        self.layer2 = _stage(block, widths[0], 128, depth2, 2, within)
+        self.layer3 = _stage(block, widths[1], 256, depth3, 2, within)
+        self.layer4 = _stage(block, widths[2], 512, depth4, 2, within)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
-        if paper is not None:
-            for stage, most in ((self.layer2, 2), (self.layer3, 3)):
-                for place in (stage[i] for i in paper_places(len(stage), most)):
-                    assert isinstance(place, Attended)
-                    place.attend_after(paper)
-        channels = {"stem": 64} | {f"layer{i + 1}": (64 << i) * block.expansion for i in range(4)}
-        self.attention = nn.ModuleDict({site: make(channels[site]) for site, make in attention.items()})
+        self.fc = nn.Linear(widths[3], num_classes)
+        self.inplanes = self.num_features = widths[3]
+        self._attend(attention, dict(zip(STAGES, widths, strict=True)))
+        modules = "relu" if self.attention is None else "attention", *STAGES
+        self.feature_info = [
+            {"num_chs": channels, "reduction": 2 << i, "module": module}
+            for i, (channels, module) in enumerate(zip([64, *widths], modules, strict=True))
+        ]
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and "attention" not in name.split("."):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.register_load_state_dict_pre_hook(_read_earlier_keys)
+
+    def _attend(self, attention: dict[str, Factory], widths: Mapping[str, int]) -> None:
+        """Put attention at its sites. What else has weights is made by then: a seed gives it the same ones as ever."""
+        paper = attention.pop("paper", None)
+        if paper is not None:
+            for name, most in PAPER.items():
+                stage = getattr(self, name)
+                for place in paper_places(len(stage), most):
+                    stage[place].attend_after(paper)
+        for where, make in attention.items():
+            if where == "stem":
+                self.attention = site(stem=make(64))
+            else:
+                getattr(self, where).add_module("attention", make(widths[where]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
-        x = self._attend("stem", self.relu(self.bn1(self.conv1(x))))
-        x = self.maxpool(x)
-        x = self._attend("layer1", self.layer1(x))
-        x = self._attend("layer2", self.layer2(x))
-        x = self._attend("layer3", self.layer3(x))
-        x = self._attend("layer4", self.layer4(x))
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to the last map ``(N, num_features, H / 32, W / 32)``, behind its attention."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(self.forward_stem(x))))))
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to the stem's map ``(N, 64, H / 2, W / 2)``, behind its attention."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        if self.attention is not None:
+            x = self.attention(x)
+        return x
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last map to logits."""
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
-    def _attend(self, site: str, x: Tensor) -> Tensor:
-        return self.attention[site](x) if site in self.attention else x
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Images ``(N, 3, H, W)`` to the maps behind the stem and every stage, and the attention there.
+
+        They have 1/2, 1/4 … 1/32 of the image's height and width.
+        """
+        stem = self.forward_stem(x)
+        layer1 = self.layer1(self.maxpool(stem))
+        layer2 = self.layer2(layer1)
+        layer3 = self.layer3(layer2)
+        return [stem, layer1, layer2, layer3, self.layer4(layer3)]
+
+    def sites(self) -> dict[str, nn.Module]:
+        """The attention outside of the residual blocks, by site: ``"stem"``, ``"layer1"`` … ``"layer4"``."""
+        found = {} if self.attention is None else dict(self.attention.named_children())
+        for stage in STAGES:
+            own = dict(getattr(self, stage).named_children())
+            found |= {stage: own["attention"]} if "attention" in own else {}
+        return found
+
+
+def site(**module: nn.Module) -> nn.Sequential:
+    """One module, under the name that its keys have there."""
+    return nn.Sequential(OrderedDict(module))
+
+
+def _read_earlier_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state dict is loaded, in place: keys that earlier versions had."""
+    own = itertools.chain(module.named_parameters(), module.named_buffers())
+    found = present_keys(state, {prefix + name for name, _ in own})
+    state.clear()
+    state.update(found)
 
 
 def paper_places(depth: int, most: int) -> list[int]:
@@ -251,8 +319,11 @@ class ResNetWithAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)`` to logits ``(N, 1000)``."""
+        return self.base_model.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to the last map ``(N, 2048, H / 32, W / 32)``, behind its attention."""
         base = self.base_model
         x = self.attention_layer1(base.relu(base.bn1(base.conv1(x))))
         x = base.layer4(base.layer3(base.layer2(base.layer1(base.maxpool(x)))))
-        x = self.attention_layer2(x)
-        return base.fc(torch.flatten(base.avgpool(x), 1))
+        return self.attention_layer2(x)

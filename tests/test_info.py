@@ -157,14 +157,14 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     model = card.build()
     save_model(tmp_path / "best.safetensors", model.state_dict(), card)
     text = said(capsys, str(tmp_path))
-    attention: nn.Module = model.attention
+    attention = nn.ModuleDict(model.sites())
     sizes = [sum(p.numel() for p in each.parameters()) for each in (model, attention)]
     assert f"{sizes[0]:,}, of these {sizes[1]:,} in attention" in row(text, "parameters")
     assert row(text, "attention").endswith("se at stem, gate at layer1")
     assert row(text, "classes").endswith("3: a, b, ç")
     assert row(text, "trained").endswith("7 epochs, 90.00 % of held-out images right")
     assert "SEBlock" in row(text, "attention.stem")
-    assert "AttentionGate" in row(text, "attention.layer1")
+    assert "AttentionGate" in row(text, "layer1.attention")
     report = json.loads(said(capsys, str(tmp_path), "--json"))["checkpoint"]
     assert (report["model"], report["attention_parameters"], len(report["sites"])) == ("resnet18", sizes[1], 2)
 

@@ -50,7 +50,7 @@ def test_constructors_build_their_depth(name):
 def test_named_attention_is_the_fast_block(attention):
     with torch.device("meta"):
         model = resnet18(attention, where=("stem", "block"))
-    for block in (model.attention["stem"], model.layer1[0].attention, model.layer4[1].attention):
+    for block in (model.sites()["stem"], model.layer1[0].attention, model.layer4[1].attention):
         assert type(block) is BLOCKS[attention]
         assert type(block).__module__.startswith("triton_attn.blocks.")
     assert model.layer1[0].takes_shortcut
@@ -199,7 +199,7 @@ def test_wrong_images_reach_torch_and_wrong_maps_the_block():
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 4, 32, 32))
     with pytest.raises(ValueError, match="x must have 64 channels"):
-        model.attention["stem"](torch.zeros(1, 3, 8, 8))
+        model.sites()["stem"](torch.zeros(1, 3, 8, 8))
 
 
 # The tutorial's model.

@@ -66,7 +66,7 @@ def test_a_tuned_network_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest
     model = triton_attn.resnet18({"layer2": "se", "layer3": "nonlocal"}).cuda().to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)
     seen: list[torch.Tensor] = []
-    block = model.attention["layer2"]
+    block = model.sites()["layer2"]
     # Of the first call alone: tuning calls the block as well, in ways of its own.
     noting = block.register_forward_hook(lambda _, given, y: seen.extend([given[0].clone(), y.clone()]))
     model.eval()

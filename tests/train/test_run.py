@@ -63,7 +63,7 @@ def test_what_a_run_leaves(trained: Path, shared_pictures: Path) -> None:
     assert (card.model, card.attention, card.where, card.epoch) == ("resnet18", "se", ("layer4",), 2)
     assert (card.classes, card.image_size, card.mean) == (("cat", "dog"), 16, (0.485, 0.456, 0.406))
     assert card.val_accuracy == float(rows[1]["val_accuracy"])
-    assert isinstance(model.attention["layer4"], triton_attn.SEBlock)
+    assert isinstance(model.sites()["layer4"], triton_attn.SEBlock)
     state = load_file(trained / "last" / "model.safetensors")
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 

@@ -16,6 +16,7 @@ from .. import resnet
 from ..files import check_name, write_bytes
 from ..reference.registry import look_up
 from ..reference.resnet import ARCHITECTURES
+from ..reference.weights import present_keys
 from . import foreign
 from .config import MODES, MOST_PIXELS, NETWORK, RECIPE
 from .errors import UserError, as_user_error
@@ -169,7 +170,9 @@ def load_model(path: Path | str) -> tuple[nn.Module, Card]:
     with as_user_error(ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, prefix=f"{file}: "):
         model = card.build()
     with as_user_error(ValueError, prefix=f"{file}: its weights do not fit the {card.model} that it describes: "):
-        check_tensors(state, model.state_dict())
+        own = model.state_dict()
+        state = present_keys(state, own)
+        check_tensors(state, own)
     model.load_state_dict(state)
     return model.eval(), card
 

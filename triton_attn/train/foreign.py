@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..fuse_command import find
 from ..insertion import Attention, insert
 from ..reference.registry import look_up
-from ..reference.weights import read_file
+from ..reference.weights import read_file, without_prefix
 from ..registry import ALL, create_attention
 from .tensors import check_values
 
@@ -75,7 +75,8 @@ def load(model: nn.Module, weights: str) -> str | None:
     """
     if not Path(weights).exists():
         raise ValueError("expected a .safetensors or .pth file: timm's own weights are not downloaded")
-    state, own = dict(read_file(Path(weights))), model.state_dict()
+    own = model.state_dict()
+    state = dict(without_prefix(read_file(Path(weights)), own))
     for key in first_of(model):
         state = fit_channels(state, key, own)
     heads = classifier_of(model)

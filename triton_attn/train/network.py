@@ -9,7 +9,7 @@ from torch import nn
 
 from ..fusion import fuse
 from ..reference.resnet import ResNet
-from ..reference.weights import load_weights, read_weights
+from ..reference.weights import by_keys_of, load_weights, read_weights
 from ..registry import ALL
 from . import foreign
 from .checkpoint import Card
@@ -65,7 +65,7 @@ def build_network(card: Card, weights: str | None = None) -> tuple[nn.Module, st
         if not isinstance(model, ResNet):
             note = foreign.load(model, weights)
             return model, note and f"--weights {weights}: {note}"
-        state = read_weights(weights, card.model)
+        state = by_keys_of(model.state_dict(), read_weights(weights, card.model))
         rows = len(state["fc.weight"]) if "fc.weight" in state else card.num_classes
         state = foreign.fit_channels(state, "conv1.weight", model.state_dict())
         fresh = model.fc

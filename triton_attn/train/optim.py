@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..reference.weights import present_keys
 from .config import Config
 from .tensors import check_tensors
 
@@ -39,6 +40,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str,
         ValueError: there are others, of other shapes or kinds, or with values that are not finite; they are named.
     """
     kinds = ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("step", "exp_avg", "exp_avg_sq")
+    tensors = present_keys(tensors, {f"{kind}/{name}" for kind in kinds for name, _ in model.named_parameters()})
     state, own = dict[Tensor, dict[str, Tensor]](), dict[str, Tensor]()
     for name, parameter in model.named_parameters():
         if any(f"{kind}/{name}" in tensors for kind in kinds):

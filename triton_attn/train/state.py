@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..files import read_text
+from ..reference.weights import present_keys
 from .atomic import new_folder
 from .errors import UserError
 from .optim import load_optimizer, optimizer_tensors
@@ -90,8 +91,9 @@ class State:
 
 
 def _weights(module: nn.Module, file: Path) -> dict[str, Tensor]:
-    found = read_tensors(file)[0]
-    check_tensors(found, module.state_dict())
+    own = module.state_dict()
+    found = present_keys(read_tensors(file)[0], own)
+    check_tensors(found, own)
     return found
 
 
