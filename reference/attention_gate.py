@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .activations import ONE_AT_ZERO
 from .channel_gate import activate
@@ -19,9 +20,10 @@ from .common import (
     check_pointwise_weight,
     hidden_width,
     positive,
-    weight_and_bias,
 )
 from .identity import last_convolution
+from .layers import POINTWISE, expects, plain_weights
+from .tracing import node
 
 
 def spatial_gate(
@@ -36,10 +38,8 @@ def spatial_gate(
     activation: str = "sigmoid",
 ) -> Tensor:
     """``σ(psi(relu(conv1(x) + conv2(gating))))`` of ``x`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
-    signal = F.conv2d(x if gating is None else gating, weight2, bias2)
-    if signal.shape[2:] != x.shape[2:]:
-        # A 1×1 convolution and a bilinear resize commute, and this order resizes fewer channels.
-        signal = F.interpolate(signal, size=x.shape[2:], mode="bilinear", align_corners=False)
+    # A 1×1 convolution and a bilinear resize commute, and this order resizes fewer channels.
+    signal = resized(F.conv2d(x if gating is None else gating, weight2, bias2), x)
     return activate(F.conv2d(F.relu(F.conv2d(x, weight1, bias1) + signal), psi_weight, psi_bias), activation)
 
 
@@ -58,6 +58,22 @@ def attention_gate(
     return add_shortcut(x * spatial_gate(x, weight1, bias1, weight2, bias2, psi_weight, psi_bias, gating), shortcut)
 
 
+def resized(signal: Tensor, x: Tensor) -> Tensor:
+    """A signal of any height and width, brought to those of ``x`` bilinearly."""
+    if isinstance(signal, Proxy):
+        return node(resized, signal, x)
+    if signal.shape[2:] == x.shape[2:]:
+        return signal
+    return F.interpolate(signal, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def gating_or(x: Tensor, gating: Tensor | None) -> Tensor:
+    """What gates ``x``: itself, where there is no signal."""
+    if isinstance(gating, Proxy):
+        return node(gating_or, x, gating)
+    return x if gating is None else gating
+
+
 def check_gate_network(
     weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, psi_weight: Tensor, psi_bias: Tensor
 ) -> None:
@@ -71,8 +87,12 @@ def check_gate_network(
         check_parameter(name, value, (size,), weight1, beside)
 
 
-def check_gating(x: Tensor, gating: Tensor | None, weight2: Tensor) -> None:
+def check_gating(x: Tensor, gating: Tensor | None, weight2: Tensor | None) -> None:
     """Raise where ``gating`` does not fit ``x`` or ``weight2`` ``(m, its channels, 1, 1)``."""
+    if isinstance(x, Proxy):
+        return  # a trace has no numbers
+    if weight2 is None or weight2.dim() != 4:
+        return  # nobody can tell
     channels = weight2.shape[1]
     if gating is None:
         if channels != x.shape[1]:
@@ -122,20 +142,28 @@ class AttentionGate(AttentionBlock):
         Raises:
             ValueError: ``gating`` has another batch size or channel count, or is missing where its channels differ.
         """
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        check_gating(x, gating, self.conv2.weight)
+        check_map(x, *expects(self.conv1), shortcut)
+        check_gating(x, gating, expects(self.conv2)[1])
         return add_shortcut(x * self.spatial_gate(x, gating), shortcut)
 
     def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
         """The gate, ``(N, 1, H, W)``."""
-        return spatial_gate(x, *self.weights(), gating, self.activation)
+        return activate(self.spatial_logits(x, gating), self.activation)
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The gate network's parameters, in the order the functions take them."""
-        return *weight_and_bias(self, "conv1"), *weight_and_bias(self, "conv2"), *weight_and_bias(self, "psi")
+    def spatial_logits(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
+        """The gate before its activation, ``(N, 1, H, W)``."""
+        signal = resized(self.conv2(gating_or(x, gating)), x)
+        return self.psi(F.relu(self.conv1(x) + signal))
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+        """The gate network's parameters, in the order the functions take them.
+
+        None if the three layers do more than these say, and are to be called.
+        """
+        return plain_weights(self, ("conv1", POINTWISE), ("conv2", POINTWISE), ("psi", POINTWISE))
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The gate where the map gates itself."""
-        check_map(x, self.conv1.in_channels, self.conv1.weight)
-        check_gating(x, None, self.conv2.weight)
+        check_map(x, *expects(self.conv1))
+        check_gating(x, None, expects(self.conv2)[1])
         return {"spatial": self.spatial_gate(x)}

@@ -5,21 +5,29 @@ Source: Woo et al., "CBAM: Convolutional Block Attention Module", https://arxiv.
 
 from __future__ import annotations
 
+from typing import Any, TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.modules.module import _has_any_global_hook
 
 from .activations import ONE_AT_ZERO
 from .channel_gate import activate, channel_gate
-from .common import AttentionBlock, add_shortcut, check_map, weight_and_bias
+from .common import AttentionBlock, add_shortcut, check_map
 from .identity import ZeroLayer
+from .layers import expects, is_touched, plain_weights, same_size
 from .se import SEBlock
+
+SPATIAL = same_size(7, 7)
 
 
 def pooled_channels(u: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the maximum over channels, ``(N, 1, H, W)`` each. Of tied maxima the first has the gradient."""
-    # Where there is none, amax is the same, several times as fast on a CPU.
-    differentiable = torch.is_grad_enabled() and u.requires_grad
+    # Where there is none, amax is the same, several times as fast on a CPU. A trace runs in whatever mode it is called.
+    traced = isinstance(u, Proxy) or torch.jit.is_tracing()
+    differentiable = traced or (torch.is_grad_enabled() and u.requires_grad)
     top = u.max(dim=1, keepdim=True).values if differentiable else u.amax(dim=1, keepdim=True)
     return u.mean(1, keepdim=True), top
 
@@ -45,6 +53,23 @@ def cbam(
     """CBAM as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.cbam`."""
     u = channel_gate(x, weight1, bias1, weight2, bias2, activation=activation)
     return add_shortcut(u * spatial_gate(u, conv_weight, conv_bias, activation), shortcut)
+
+
+def se_weights(gate: nn.Module, activation: str) -> tuple[Tensor, Any, Tensor, Any] | None:
+    """The parameters of a channel gate that stands in another block; None if it does more than these say."""
+    if not is_gate(gate) or (gate.hidden_activation, gate.activation) != ("relu", activation):
+        return None
+    return gate.weights()
+
+
+def expected_by(gate: nn.Module) -> tuple[int | None, Tensor | None]:
+    """:func:`.layers.expects` of a channel gate in another block."""
+    return expects(gate.fc1) if isinstance(gate, SEBlock) else (None, None)
+
+
+def is_gate(gate: nn.Module) -> TypeGuard[SEBlock]:
+    """Whether a channel gate in another block is an SE block and nothing more, whose call is its network's."""
+    return type(gate) is SEBlock and not is_touched(gate) and not _has_any_global_hook()
 
 
 def check_spatial_gate(conv_weight: Tensor, conv_bias: Tensor, weight1: Tensor) -> None:
@@ -92,17 +117,26 @@ class CBAM(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
+        check_map(x, expected_by(self.channel_attention)[0], expects(self.spatial_attention)[1], shortcut)
         u = self.channel_attention(x)
         return add_shortcut(u * self.spatial_gate(u), shortcut)
 
     def spatial_gate(self, u: Tensor) -> Tensor:
         """The spatial gate of the channel-gated map ``u``, ``(N, 1, H, W)``."""
-        return spatial_gate(u, *self.spatial_weights(), self.activation)
+        return self.spatial_network(*pooled_channels(u))
 
-    def spatial_weights(self) -> tuple[Tensor, Tensor]:
-        """The spatial gate's parameters, in the order the functions take them."""
-        return weight_and_bias(self, "spatial_attention")
+    def spatial_network(self, mean: Tensor, top: Tensor) -> Tensor:
+        """The spatial gate from the mean and the maximum over channels, all ``(N, 1, H, W)``."""
+        return activate(self.spatial_attention(torch.cat([mean, top], dim=1)), self.activation)
+
+    def weights(self) -> tuple[tuple[Tensor, Any, Tensor, Any], tuple[Tensor, Tensor]] | None:
+        """The channel gate's parameters and the convolution's, two tuples, in the order the functions take them.
+
+        None if there is a layer that does more than these say, so that each is to be called.
+        """
+        channel = se_weights(self.channel_attention, self.activation)
+        spatial = plain_weights(self, ("spatial_attention", SPATIAL))
+        return None if channel is None or spatial is None else (channel, spatial)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         channel = self.channel_attention.attention_maps(x)["channel"]

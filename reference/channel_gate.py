@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import Proxy
 
 from .activations import GATES, HIDDEN
 from .common import add_shortcut
@@ -87,6 +88,8 @@ def check_gate(gate: object, x: Tensor) -> None:
         TypeError: it is no tensor.
         ValueError: it is of another shape.
     """
+    if isinstance(gate, Proxy):
+        return  # a trace has no numbers
     if not isinstance(gate, Tensor):
         raise TypeError(f"network must return a tensor of gates, got {type(gate).__name__}")
     wanted = (*x.shape[:2], 1, 1)

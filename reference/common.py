@@ -7,14 +7,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
+
+from .tracing import as_leaf, node
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class AttentionBlock(nn.Module):
-    """An attention block: takes ``(N, C, H, W)``, returns the same shape, dtype and layout."""
+    """An attention block: takes ``(N, C, H, W)``, returns the same shape, dtype and layout.
+
+    Whoever traces a network by ``torch.fx`` finds it as one node, whatever its class.
+    """
 
     identity = False  # whether it was built to change nothing at first
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in cls.__dict__:
+            cls.forward = as_leaf(cls.forward)
 
     def extra_repr(self) -> str:
         return "identity=True" if self.identity else ""
@@ -26,19 +37,6 @@ class AttentionBlock(nn.Module):
         A block may have several kinds (CBAM) or none of these (non-local, which has ``attention_from``).
         """
         raise TypeError(f"{type(self).__name__} does not define attention_maps")
-
-
-def weight_and_bias(module: nn.Module, name: str) -> tuple[Tensor, Any]:
-    """Those of a module's layer ``name``, None for no bias.
-
-    A small part of what looking at two attributes after two others costs.
-    """
-    layer = module._modules[name]
-    assert layer is not None
-    own = layer._parameters
-    if "weight" in own and "bias" in own:
-        return own["weight"], own["bias"]  # type: ignore[return-value]
-    return layer.weight, layer.bias  # type: ignore[return-value]  # parametrised, pruned, and the like
 
 
 def hidden_width(channels: int, reduction: int, given: int | None = None) -> int:
@@ -96,6 +94,8 @@ def check_map(
         TypeError: not a tensor, not a floating-point one, or not of the parameters' dtype.
         ValueError: wrong number of dimensions, channel count, device, or shape of the shortcut.
     """
+    if isinstance(x, Proxy):
+        return  # a trace has no numbers
     expected = f"(N, {'C' if channels is None else channels}, H, W)"
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape {expected}, got {type(x).__name__}")
@@ -146,4 +146,6 @@ def check_parameter(name: str, value: Tensor, shape: tuple[int, ...], first: Ten
 
 def add_shortcut(y: Tensor, shortcut: Tensor | None) -> Tensor:
     """``relu(y + shortcut)``, the tail of a residual block, or ``y`` itself without a shortcut."""
+    if isinstance(shortcut, Proxy):
+        return node(add_shortcut, y, shortcut)
     return y if shortcut is None else F.relu(y + shortcut)

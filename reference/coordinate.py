@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from .channel_gate import channel_gate, dense_gate
-from .common import AttentionBlock, check_map, hidden_width, weight_and_bias
+from .channel_gate import dense_gate
+from .common import AttentionBlock, add_shortcut, check_map, hidden_width
 from .identity import ZeroLayer
+from .layers import POINTWISE, expects, plain_weights
 
 LINEAR: dict[str, Any] = {"pool": "both", "hidden_activation": "none", "activation": "none"}
 
@@ -53,18 +55,32 @@ class CoordinateAttention(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
-        return channel_gate(x, *self.weights(), shortcut, **LINEAR)
+        check_map(x, *expects(self.fc), shortcut)
+        return add_shortcut(x * self.channel_gate(x), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        check_map(x, self.fc.in_channels, self.fc.weight)
-        return {"channel": dense_gate(x, *self.weights(), **LINEAR)}
+        check_map(x, *expects(self.fc))
+        return {"channel": self.channel_gate(x)}
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gate network's parameters as matrices and vectors, in the order the functions take them."""
-        weight1, bias1, weight2, bias2 = self.parameters_as_they_are()
-        return weight1.flatten(1), bias1, weight2.flatten(1), bias2
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """The gate of the map ``x``, ``(N, C, 1, 1)``."""
+        weights = None if isinstance(x, Proxy) else self.weights()  # a trace keeps layers, not matrices made of them
+        if weights is not None:  # on vectors, a product is several times as fast as a convolution
+            return dense_gate(x, *weights, **LINEAR)
+        return self.network(x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
 
-    def parameters_as_they_are(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def network(self, mean: Tensor, peak: Tensor) -> Tensor:
+        """The gate from the means and the maxima over positions, all ``(N, C, 1, 1)``."""
+        return self.fc_out(self.fc(mean)) + self.fc_out(self.fc(peak))
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The gate network's parameters as matrices and vectors, in the order the functions take them.
+
+        None if the two layers do more than these say, and are to be called.
+        """
+        found = self.parameters_as_they_are()
+        return found and (found[0].flatten(1), found[1], found[2].flatten(1), found[3])
+
+    def parameters_as_they_are(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """The same with weights of four dimensions, as 1×1 convolutions have them."""
-        return *weight_and_bias(self, "fc"), *weight_and_bias(self, "fc_out")
+        return plain_weights(self, ("fc", POINTWISE), ("fc_out", POINTWISE))

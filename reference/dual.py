@@ -5,12 +5,15 @@ The published DANet (Fu et al., https://arxiv.org/abs/1809.02983) is another blo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .cbam import CBAM, cbam
+from .cbam import CBAM, cbam, expected_by, se_weights
 from .channel_gate import channel_gate
 from .common import AttentionBlock, check_map
+from .layers import is_touched
 from .se import SEBlock
 
 
@@ -64,8 +67,25 @@ class DualAttentionBlock(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.channel_attention.fc1.in_features, self.channel_attention.fc1.weight, shortcut)
+        check_map(x, *expected_by(self.channel_attention), shortcut)
         return self.spatial_attention(self.channel_attention(x), shortcut)
+
+    def weights(
+        self,
+    ) -> tuple[tuple[Tensor, Any, Tensor, Any], tuple[Tensor, Any, Tensor, Any], tuple[Tensor, Tensor]] | None:
+        """The parameters of the three gates, three tuples, in the order the functions take them.
+
+        None if there is a layer that does more than these say, so that each is to be called.
+        """
+        second = self.spatial_attention
+        if not self.has_plain_cbam():
+            return None
+        first, rest = se_weights(self.channel_attention, second.activation), second.weights()
+        return None if first is None or rest is None else (first, *rest)
+
+    def has_plain_cbam(self) -> bool:
+        """Whether the second half is a CBAM and nothing more, whose call is that of its layers."""
+        return type(self.spatial_attention) is CBAM and not is_touched(self.spatial_attention)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """``"channel"`` is the product of the two channel gates, ``"spatial"`` CBAM's gate."""

@@ -6,14 +6,16 @@ Source: Wang et al., "ECA-Net", https://arxiv.org/abs/1910.03151
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .activations import ONE_AT_ZERO
-from .channel_gate import eca, neighbours_gate
-from .common import AttentionBlock, check_map, odd, positive
+from .channel_gate import activate
+from .common import AttentionBlock, add_shortcut, check_map, odd, positive
 from .identity import ZeroLayer
+from .layers import expects, plain_weights, same_size
 
 
 def adaptive_kernel_size(channels: int) -> int:
@@ -59,10 +61,22 @@ class ECABlock(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        weight = self.conv.weight
-        check_map(x, self.channels, weight, shortcut)
-        return eca(x, weight, shortcut, activation=self.activation)
+        check_map(x, self.channels, expects(self.conv)[1], shortcut)
+        return add_shortcut(x * self.network(x.mean((2, 3), keepdim=True)), shortcut)
+
+    def network(self, mean: Tensor) -> Tensor:
+        """The gate from the means over positions, all ``(N, C, 1, 1)``."""
+        # On a CPU a convolution of the pooled map's own strides is half as fast again as one of rows.
+        logits = self.conv(mean.squeeze(-1).transpose(1, 2))
+        return activate(logits, self.activation).transpose(1, 2).unsqueeze(-1)
+
+    def weights(self) -> Any:
+        """The convolution's weight and None, its bias; None if it does more than the weight says."""
+        taps = expects(self.conv)[1]
+        if taps is None or taps.shape[-1] % 2 == 0:
+            return None
+        return plain_weights(self, ("conv", same_size(taps.shape[-1])))
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        check_map(x, self.channels, self.conv.weight)
-        return {"channel": neighbours_gate(x, self.conv.weight, activation=self.activation)}
+        check_map(x, self.channels, expects(self.conv)[1])
+        return {"channel": self.network(x.mean((2, 3), keepdim=True))}

@@ -6,17 +6,21 @@ Source: Wang et al., "Non-local Neural Networks", https://arxiv.org/abs/1711.079
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import attention_by_rows
 from .attention_by_rows import AttentionByRows
 from .channel_gate import check_choice
-from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_width, weight_and_bias
+from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_width
 from .identity import last_convolution
+from .layers import POINTWISE, expects, plain_weights
+from .tracing import node
 
 # Up to this many positions the (HW × HW) matrix of an image is small (4 MB in float32), and building it is the
 # faster way; above it the matrix is never in memory.
@@ -71,7 +75,7 @@ def attend_dot(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """
     (_, length, width), (_, source, value_width) = q.shape, v.shape
     nothing = q.new_zeros((1, 1, 1))
-    in_order = length * source * (width + value_width) < (length + source) * width * value_width
+    in_order = not is_exported() and length * source * (width + value_width) < (length + source) * width * value_width
     if in_order and length * source <= EXPLICIT_POSITIONS**2:
         scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=scale / source)
         return scores @ v
@@ -80,10 +84,22 @@ def attend_dot(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
 
 def nonlocal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mode: str = "softmax") -> Tensor:
     """:func:`triton_attn.functional.nonlocal_attention` in plain PyTorch."""
+    if isinstance(q, Proxy):
+        return node(nonlocal_attention, q, k, v, scale, mode)
     if mode == "dot":
         return attend_dot(q, k, v, scale)
+    if is_exported():
+        return attend_tiled(q, k, v, scale)
     small = q.shape[1] * k.shape[1] <= EXPLICIT_POSITIONS**2
     return attend_explicit(q, k, v, scale) if small else attend_linear(q, k, v, scale)
+
+
+def is_exported() -> bool:
+    """Whether ``torch.export`` is at work, whose program may see maps of every size: no size decides on its course.
+
+    Not ``torch.compiler.is_exporting()``, which on PyTorch 2.11 is true in every compilation.
+    """
+    return torch.compiler._is_exporting_flag
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mode: str) -> None:
@@ -129,6 +145,24 @@ def check_returned(x: Tensor) -> None:
         )
 
 
+def attended(
+    x: Tensor, q: Tensor, k: Tensor, v: Tensor, shortcut: Tensor | None = None, return_attention: bool = False
+) -> Any:
+    """The new map from the map and its projections, or also the matrix; arguments as of :class:`NonLocalBlock`."""
+    if isinstance(x, Proxy):
+        return node(attended, x, q, k, v, shortcut, return_attention)
+    if return_attention:
+        check_returned(x)
+        matrix = attention_matrix(q, k)
+        return added(matrix.to(v.dtype) @ v, x, shortcut), matrix
+    return added(nonlocal_attention(q, k, v), x, shortcut)
+
+
+def added(y: Tensor, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """The map and what every position attends to, ``y`` ``(N, HW, C)``; or ``relu(… + shortcut)``."""
+    return add_shortcut(x + y.transpose(1, 2).reshape(x.shape), shortcut)
+
+
 class NonLocalBlock(AttentionBlock):
     """``x + v Aᵀ`` with ``A = softmax over keys of qᵀk``; q, k, v are 1×1 convolutions of x to C // 2, C // 2 and C.
 
@@ -157,7 +191,7 @@ class NonLocalBlock(AttentionBlock):
         self.value_conv = last_convolution(in_channels, in_channels, identity, device=device, dtype=dtype)
 
     def forward(
-        self, x: Tensor, shortcut: Tensor | None = None, *, return_attention: bool = False
+        self, x: Tensor, shortcut: Tensor | None = None, return_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the new map, or ``relu(new + shortcut)``.
 
@@ -170,40 +204,30 @@ class NonLocalBlock(AttentionBlock):
         Raises:
             ValueError: the matrix of a map of more than 4096 positions was asked for.
         """
-        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
-        if return_attention:
-            check_returned(x)
-            q, k, v = self.project(x)
-            matrix = attention_matrix(q, k)
-            return self._add(matrix.to(v.dtype) @ v, x, shortcut), matrix
-        attend = attend_explicit if x.shape[2] * x.shape[3] <= EXPLICIT_POSITIONS else attend_linear
-        return self._attend(attend, x, shortcut)
+        check_map(x, *expects(self.query_conv), shortcut)
+        return attended(x, *self.project(x), shortcut, return_attention)
 
     def forward_explicit(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """The same numbers by the explicit (HW × HW) softmax, whatever the size: the oracle."""
-        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
-        return self._attend(attend_explicit, x, shortcut)
-
-    def _attend(self, attend: Callable[..., Tensor], x: Tensor, shortcut: Tensor | None) -> Tensor:
-        return self._add(attend(*self.project(x)), x, shortcut)
-
-    def _add(self, attended: Tensor, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        return add_shortcut(x + attended.transpose(1, 2).reshape(x.shape), shortcut)
+        check_map(x, *expects(self.query_conv), shortcut)
+        return added(attend_explicit(*self.project(x)), x, shortcut)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k ``(N, HW, C // 2)`` and v ``(N, HW, C)`` of the map."""
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
-        if x.shape[2] * x.shape[3] == 0:  # of which a convolution makes nothing
+        if not isinstance(x, Proxy) and x.shape[2] * x.shape[3] == 0:  # of which a convolution makes nothing
             rows = x.flatten(2).transpose(1, 2)
             q, k, v = (F.linear(rows, conv.weight.flatten(1), conv.bias) for conv in convolutions)
         else:
             q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in convolutions)
         return q, k, v
 
-    def weights(self) -> tuple[Tensor, ...]:
-        """The parameters: weight and bias of the queries', the keys' and the values' convolution."""
-        names = "query_conv", "key_conv", "value_conv"
-        return tuple(t for name in names for t in weight_and_bias(self, name))
+    def weights(self) -> Any:
+        """The parameters: weight and bias of the queries', the keys' and the values' convolution.
+
+        None if one of these does more than they say, so that each is to be called.
+        """
+        return plain_weights(self, ("query_conv", POINTWISE), ("key_conv", POINTWISE), ("value_conv", POINTWISE))
 
     def attention_from(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
         """Where the chosen positions look: their rows of the attention matrix, as ``(N, len(positions), H, W)``.
@@ -215,7 +239,7 @@ class NonLocalBlock(AttentionBlock):
         Raises:
             ValueError: a position lies outside the map.
         """
-        check_map(x, self.query_conv.in_channels, self.query_conv.weight)
+        check_map(x, *expects(self.query_conv))
         height, width = x.shape[2:]
         for row, column in positions:
             if not (0 <= row < height and 0 <= column < width):

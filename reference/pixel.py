@@ -15,9 +15,9 @@ from .common import (
     check_parameter,
     check_pointwise_weight,
     hidden_width,
-    weight_and_bias,
 )
 from .identity import last_convolution
+from .layers import POINTWISE, expects, plain_weights
 
 
 def pixel_gate(
@@ -72,13 +72,20 @@ class AttentionModule(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        return add_shortcut(x * pixel_gate(x, *self.weights(), self.activation), shortcut)
+        check_map(x, *expects(self.conv1), shortcut)
+        return add_shortcut(x * activate(self.logits(x), self.activation), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        check_map(x, self.conv1.in_channels, self.conv1.weight)
-        return {"pixel": pixel_gate(x, *self.weights(), self.activation)}
+        check_map(x, *expects(self.conv1))
+        return {"pixel": activate(self.logits(x), self.activation)}
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gate network's parameters, in the order the functions take them."""
-        return *weight_and_bias(self, "conv1"), *weight_and_bias(self, "conv2")
+    def logits(self, x: Tensor) -> Tensor:
+        """The gate before its activation, ``(N, C, H, W)``."""
+        return self.conv2(F.relu(self.conv1(x)))
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The gate network's parameters, in the order the functions take them.
+
+        None if the two layers do more than these say, and are to be called.
+        """
+        return plain_weights(self, ("conv1", POINTWISE), ("conv2", POINTWISE))

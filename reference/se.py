@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .activations import CHOICES, HIDDEN, ONE_AT_ZERO
-from .channel_gate import channel_gate, check_choice, dense_gate
-from .common import AttentionBlock, check_map, hidden_width, weight_and_bias
+from .channel_gate import activate, check_choice
+from .common import AttentionBlock, add_shortcut, check_map, hidden_width
 from .identity import last_linear
+from .layers import DENSE, expects, plain_weights
 
 
 class SEBlock(AttentionBlock):
@@ -58,21 +59,28 @@ class SEBlock(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        weights = self.weights()
-        check_map(x, weights[0].shape[1], weights[0], shortcut)
-        return channel_gate(x, *weights, shortcut, hidden_activation=self.hidden_activation, activation=self.activation)
+        check_map(x, *expects(self.fc1), shortcut)
+        return add_shortcut(x * self.channel_gate(x), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        check_map(x, self.fc1.in_features, self.fc1.weight)
+        check_map(x, *expects(self.fc1))
         return {"channel": self.channel_gate(x)}
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """The gate of the map ``x``, ``(N, C, 1, 1)``."""
-        return dense_gate(x, *self.weights(), hidden_activation=self.hidden_activation, activation=self.activation)
+        return self.network(x.mean((2, 3), keepdim=True))
 
-    def weights(self) -> tuple[Tensor, Any, Tensor, Any]:
-        """The gate network's parameters, in the order the functions take them; None for a bias that there is not."""
-        return *weight_and_bias(self, "fc1"), *weight_and_bias(self, "fc2")
+    def network(self, mean: Tensor) -> Tensor:
+        """The gate from the means over positions, all ``(N, C, 1, 1)``."""
+        logits = self.fc2(HIDDEN[self.hidden_activation](self.fc1(mean.flatten(1))))
+        return activate(logits, self.activation).unsqueeze(-1).unsqueeze(-1)
+
+    def weights(self) -> tuple[Tensor, Any, Tensor, Any] | None:
+        """The gate network's parameters, in the order the functions take them, None for a bias that there is not.
+
+        None if the two layers do more than these say, and are to be called.
+        """
+        return plain_weights(self, ("fc1", DENSE), ("fc2", DENSE))
 
     def extra_repr(self) -> str:
         options = f"hidden_activation={self.hidden_activation!r}, gate={self.activation!r}"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from . import sites
 from .reference.registry import look_up
+from .reference.tracing import leaf
 from .registry import ALL, create_attention
-from .tracing import leaf
 
 CHILD = "attention"
 Attention = str | Callable[[int], nn.Module]

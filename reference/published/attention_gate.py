@@ -10,12 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..activations import ONE_AT_ZERO
-from ..attention_gate import check_gating
+from ..attention_gate import check_gating, gating_or, resized
 from ..channel_gate import activate
 from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, positive
 from ..identity import last_norm
+from ..layers import expects
 
 
 class AttentionGate(AttentionBlock):
@@ -65,15 +67,13 @@ class AttentionGate(AttentionBlock):
         Raises:
             ValueError: ``gating`` has another batch size or channel count, or is missing where its channels differ.
         """
-        check_map(x, self.x_conv.in_channels, self.x_conv.weight, shortcut)
-        check_gating(x, gating, self.g_conv.weight)
+        check_map(x, *expects(self.x_conv), shortcut)
+        check_gating(x, gating, expects(self.g_conv)[1])
         return add_shortcut(x * self.spatial_gate(x, gating), shortcut)
 
     def spatial_logits(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
         """The gate before its sigmoid, ``(N, 1, H, W)``."""
-        signal = self.g_norm(self.g_conv(x if gating is None else gating))
-        if signal.shape[2:] != x.shape[2:]:
-            signal = F.interpolate(signal, size=x.shape[2:], mode="bilinear", align_corners=False)
+        signal = resized(self.g_norm(self.g_conv(gating_or(x, gating))), x)
         return self.psi_norm(self.psi(F.relu(self.x_norm(self.x_conv(x)) + signal)))
 
     def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
@@ -82,8 +82,8 @@ class AttentionGate(AttentionBlock):
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The gate where the map gates itself."""
-        check_map(x, self.x_conv.in_channels, self.x_conv.weight)
-        check_gating(x, None, self.g_conv.weight)
+        check_map(x, *expects(self.x_conv))
+        check_gating(x, None, expects(self.g_conv)[1])
         return {"spatial": self.spatial_gate(x)}
 
 
@@ -140,17 +140,13 @@ class GridAttentionGate(AttentionBlock):
 
     def check(self, x: Tensor, gating: Tensor | None, shortcut: Tensor | None) -> None:
         """Raise a ValueError or TypeError that names the argument unless these fit together."""
-        check_map(x, self.theta.in_channels, self.theta.weight, shortcut)
-        check_gating(x, gating, self.phi.weight)
-        if min(x.shape[2:]) < self.stride:
+        check_map(x, *expects(self.theta), shortcut)
+        check_gating(x, gating, expects(self.phi)[1])
+        if not isinstance(x, Proxy) and min(x.shape[2:]) < self.stride:
             raise ValueError(f"x must be at least {self.stride} high and wide, the stride, got shape {tuple(x.shape)}")
 
     def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
         """The gate ``a``, ``(N, 1, H, W)``."""
-        theta, phi = self.theta(x), self.phi(x if gating is None else gating)
-        hidden = F.relu(theta + _resized(phi, theta.shape[2:]))
-        return _resized(torch.sigmoid(self.psi(hidden)), x.shape[2:])
-
-
-def _resized(t: Tensor, size: torch.Size) -> Tensor:
-    return t if t.shape[2:] == size else F.interpolate(t, size=size, mode="bilinear", align_corners=False)
+        theta, phi = self.theta(x), self.phi(gating_or(x, gating))
+        hidden = F.relu(theta + resized(phi, theta))
+        return resized(torch.sigmoid(self.psi(hidden)), x)

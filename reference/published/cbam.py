@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..activations import ONE_AT_ZERO
 from ..cbam import pooled_channels
-from ..channel_gate import activate, dense_gate
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, odd, weight_and_bias
+from ..channel_gate import activate
+from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, odd
 from ..identity import last_linear, last_norm
+from ..layers import expects
 
 
 class CBAM(AttentionBlock):
@@ -62,36 +63,29 @@ class CBAM(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
+        check_map(x, *expects(self.fc1), shortcut)
         u = x * self.channel_gate(x)
         return add_shortcut(u * self.spatial_gate(u), shortcut)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """The channel gate of ``x``, ``(N, C, 1, 1)``."""
-        return dense_gate(x, *self.weights(), pool="both", activation=self.activation)
+        return self.channel_network(x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
 
     def channel_network(self, mean: Tensor, peak: Tensor) -> Tensor:
         """The channel gate from the means and the maxima over positions, all ``(N, C, 1, 1)``."""
-        weight1, bias1, weight2, bias2 = self.weights()
-        hidden = (F.relu(F.linear(each.flatten(1), weight1, bias1)) for each in (mean, peak))
-        logits = [F.linear(each, weight2, bias2) for each in hidden]
+        logits = [self.fc2(F.relu(self.fc1(each.flatten(1)))) for each in (mean, peak)]
         return activate(logits[0] + logits[1], self.activation)[:, :, None, None]
 
     def spatial_network(self, mean: Tensor, top: Tensor) -> Tensor:
         """The spatial gate from the mean and the maximum over channels, all ``(N, 1, H, W)``."""
         pooled = torch.cat([top, mean], dim=1)
-        logits = self.norm(F.conv2d(pooled, self.conv.weight, padding=self.conv.kernel_size[0] // 2))
-        return activate(logits, self.activation)
+        return activate(self.norm(self.conv(pooled)), self.activation)
 
     def spatial_gate(self, u: Tensor) -> Tensor:
         """The spatial gate of the channel-gated map ``u``, ``(N, 1, H, W)``."""
         return self.spatial_network(*pooled_channels(u))
 
-    def weights(self) -> tuple[Tensor, Any, Tensor, Any]:
-        """The channel gate's parameters, in the order the functions take them; None for a bias that there is not."""
-        return *weight_and_bias(self, "fc1"), *weight_and_bias(self, "fc2")
-
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        check_map(x, self.fc1.in_features, self.fc1.weight)
+        check_map(x, *expects(self.fc1))
         channel = self.channel_gate(x)
         return {"channel": channel, "spatial": self.spatial_gate(x * channel)}

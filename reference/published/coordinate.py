@@ -15,6 +15,7 @@ from ..activations import ONE_AT_ZERO
 from ..channel_gate import activate
 from ..common import AttentionBlock, add_shortcut, check_map, positive
 from ..identity import last_convolution
+from ..layers import expects
 
 
 class CoordinateAttention(AttentionBlock):
@@ -60,7 +61,7 @@ class CoordinateAttention(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
+        check_map(x, *expects(self.conv1), shortcut)
         rows, columns = self.gates(x)
         return add_shortcut(x * rows * columns, shortcut)
 
@@ -80,6 +81,6 @@ class CoordinateAttention(AttentionBlock):
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """``"pixel"`` is the product of the two gates."""
-        check_map(x, self.conv1.in_channels, self.conv1.weight)
+        check_map(x, *expects(self.conv1))
         rows, columns = self.gates(x)
         return {"pixel": rows * columns}

@@ -6,6 +6,7 @@ and its code differ (the sign of the channels' scores), this is the code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, positive
 from ..identity import last_convolution
+from ..layers import POINTWISE, expects, plain_weights
 from ..non_local import nonlocal_attention
 
 
@@ -53,11 +55,19 @@ class PositionAttention(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the new map, or ``relu(new + shortcut)``."""
-        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
+        check_map(x, *expects(self.query_conv), shortcut)
+        return add_shortcut(x + self.attended(x, nonlocal_attention), shortcut)
+
+    def attended(self, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """What is added to ``x``, with ``attend`` as :func:`triton_attn.functional.nonlocal_attention`."""
         convolutions = self.query_conv, self.key_conv, self.value_conv
         q, k, v = (convolution(x).flatten(2).transpose(1, 2) for convolution in convolutions)
-        attended = nonlocal_attention(q, k, v).transpose(1, 2).unflatten(2, x.shape[2:])
-        return add_shortcut(x + self.gamma.to(attended.dtype) * attended, shortcut)
+        attended = attend(q, k, v).transpose(1, 2).unflatten(2, x.shape[2:])
+        return self.gamma.to(attended.dtype) * attended
+
+    def weights(self) -> Any:
+        """Weight and bias of the queries', the keys' and the values' convolution; None if they are to be called."""
+        return plain_weights(self, ("query_conv", POINTWISE), ("key_conv", POINTWISE), ("value_conv", POINTWISE))
 
 
 class ChannelAttention(AttentionBlock):

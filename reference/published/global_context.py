@@ -16,6 +16,7 @@ from ..activations import ONE_AT_ZERO
 from ..channel_gate import activate
 from ..common import AttentionBlock, add_shortcut, check_map, hidden_width
 from ..identity import last_linear
+from ..layers import expects
 
 
 class GlobalContext(AttentionBlock):
@@ -54,7 +55,7 @@ class GlobalContext(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.conv.in_channels, self.conv.weight, shortcut)
+        check_map(x, *expects(self.conv), shortcut)
         return add_shortcut(x * self.channel_gate(x), shortcut)
 
     def context(self, x: Tensor) -> Tensor:
@@ -72,5 +73,5 @@ class GlobalContext(AttentionBlock):
         return self.network(self.context(x))
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        check_map(x, self.conv.in_channels, self.conv.weight)
+        check_map(x, *expects(self.conv))
         return {"channel": self.channel_gate(x)}

@@ -11,14 +11,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..channel_gate import check_choice
 from ..common import AttentionBlock, add_shortcut, check_map, hidden_width
 from ..identity import last_convolution, last_norm
+from ..layers import expects
 from ..non_local import is_finite, nonlocal_attention
+from ..tracing import node
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product")
 Attend = Callable[..., Tensor]
+
+
+def pooled(t: Tensor) -> Tensor:
+    """Maxima of 2×2 positions; of a single row there is nothing to pool."""
+    if isinstance(t, Proxy):
+        return node(pooled, t)
+    height, width = t.shape[2:]
+    return F.max_pool2d(t, (min(2, height), min(2, width)))
 
 
 class NonLocal(AttentionBlock):
@@ -80,7 +91,7 @@ class NonLocal(AttentionBlock):
 
         Memory grows with H·W: no matrix of positions × positions is built on a large map.
         """
-        check_map(x, self.g.in_channels, self.g.weight, shortcut)
+        check_map(x, *expects(self.g), shortcut)
         return add_shortcut(x + self.attended(x, nonlocal_attention), shortcut)
 
     def attended(self, x: Tensor, attend: Attend) -> Tensor:
@@ -93,12 +104,7 @@ class NonLocal(AttentionBlock):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The queries ``(N, HW, m)``, the keys and the values ``(N, S, m)`` of the map."""
         theta, phi = (x, x) if self.mode == "gaussian" else (self.theta(x), self.phi(x))
-        maps = theta, self._pooled(phi), self._pooled(self.g(x))
+        g = self.g(x)
+        maps = (theta, pooled(phi), pooled(g)) if self.subsample else (theta, phi, g)
         q, k, v = (each.flatten(2).transpose(1, 2) for each in maps)
         return q, k, v
-
-    def _pooled(self, t: Tensor) -> Tensor:
-        if not self.subsample:
-            return t
-        height, width = t.shape[2:]
-        return F.max_pool2d(t, (min(2, height), min(2, width)))  # of a single row there is nothing to pool

@@ -12,6 +12,7 @@ from ..activations import ONE_AT_ZERO
 from ..channel_gate import activate
 from ..common import AttentionBlock, add_shortcut, check_map, positive
 from ..identity import last_convolution
+from ..layers import expects
 
 
 class PixelAttention(AttentionBlock):
@@ -42,9 +43,9 @@ class PixelAttention(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.in_channels, self.conv.weight, shortcut)
+        check_map(x, self.in_channels, expects(self.conv)[1], shortcut)
         return add_shortcut(x * activate(self.conv(x), self.activation), shortcut)
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        check_map(x, self.in_channels, self.conv.weight)
+        check_map(x, self.in_channels, expects(self.conv)[1])
         return {"pixel": activate(self.conv(x), self.activation)}

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, weight_and_bias
+from ..common import AttentionBlock, add_shortcut, check_map, hidden_width
 from ..identity import last_convolution, last_linear
+from ..layers import expects
 
 
 class SCSE(AttentionBlock):
@@ -50,7 +51,7 @@ class SCSE(AttentionBlock):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
-        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
+        check_map(x, *expects(self.fc1), shortcut)
         return add_shortcut(x * (self.channel_gate(x) + torch.sigmoid(self.conv(x))), shortcut)
 
     def channel_gate(self, x: Tensor) -> Tensor:
@@ -59,15 +60,9 @@ class SCSE(AttentionBlock):
 
     def channel_network(self, mean: Tensor) -> Tensor:
         """The gate of the channels from their means, both ``(N, C, 1, 1)``."""
-        weight1, bias1, weight2, bias2 = self.weights()
-        hidden = F.relu(F.linear(mean.flatten(1), weight1, bias1))
-        return torch.sigmoid(F.linear(hidden, weight2, bias2))[:, :, None, None]
-
-    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The channel gate's parameters, in the order the functions take them."""
-        return *weight_and_bias(self, "fc1"), *weight_and_bias(self, "fc2")
+        return torch.sigmoid(self.fc2(F.relu(self.fc1(mean.flatten(1)))))[:, :, None, None]
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """``"channel"`` and ``"spatial"``, which are added."""
-        check_map(x, self.fc1.in_features, self.fc1.weight)
+        check_map(x, *expects(self.fc1))
         return {"channel": self.channel_gate(x), "spatial": torch.sigmoid(self.conv(x))}

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..common import AttentionBlock, add_shortcut, check_map, positive
+from ..tracing import node
 
 
 class SimAM(AttentionBlock):
@@ -65,6 +67,8 @@ def simam(x: Tensor, gamma: Tensor | None = None, *, e_lambda: float = 1e-4) -> 
 
 def simam_gate(x: Tensor, gamma: Tensor | None, e_lambda: float) -> Tensor:
     """The gate, ``(N, C, H, W)``; with ``gamma`` ``(1,)`` it is ``1 + gamma (gate − 1)``."""
+    if isinstance(x, Proxy):
+        return node(simam_gate, x, gamma, e_lambda)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of 16 bits overflow
     squares = (wide - wide.mean((2, 3), keepdim=True)).square()
     others = max(x.shape[2] * x.shape[3] - 1, 1)  # a position alone has no variance

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import backend, ops, reference
+from ..ops.map_gate import map_gate
 from ..reference.attention_gate import check_gating
 from ..reference.common import check_map
+from ..reference.layers import expects, fit
 
 
 class AttentionGate(reference.AttentionGate):
@@ -16,13 +18,15 @@ class AttentionGate(reference.AttentionGate):
         if backend.is_plain(x):
             return super().forward(x, gating, shortcut)
         weights = self.weights()
-        if gating is None:
+        if weights and gating is None:
             weight1, bias1, weight2, bias2, *psi = weights
             given = weight1, bias1, *psi, weight2, bias2, None, shortcut, self.activation
             if (y := ops.POSITION_GATE.again(x, *given)) is not None:
                 return y
-        if not backend.use_triton(x, *weights, gating, shortcut):
+        if not backend.use_triton(x, *self.parameters(), gating, shortcut):
             return super().forward(x, gating, shortcut)
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        check_gating(x, gating, self.conv2.weight)
-        return ops.attention_gate(x, *weights, gating, shortcut, self.activation)
+        check_map(x, *expects(self.conv1), shortcut)
+        check_gating(x, gating, expects(self.conv2)[1])
+        if not (weights and fit(weights, "mc", "mg", "1m")):
+            return map_gate(x, self.spatial_logits(x, gating), shortcut, self.activation)
+        return ops.attention_gate(x, *weights, gating=gating, shortcut=shortcut, activation=self.activation)

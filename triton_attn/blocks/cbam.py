@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import backend, ops, reference
+from ..ops.cbam_by import cbam_by
+from ..reference.cbam import expected_by, is_gate
 from ..reference.common import check_map
+from ..reference.layers import expects, fit
 
 
 class CBAM(reference.CBAM):
@@ -14,10 +18,22 @@ class CBAM(reference.CBAM):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        channel, spatial = self.channel_attention.weights(), self.spatial_weights()
-        if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut, self.activation)) is not None:
-            return y
-        if not backend.use_triton(x, *channel, *spatial, shortcut):
+        weights = self.weights()
+        if weights:
+            channel, spatial = weights
+            if (y := ops.CBAM.again(x, *channel, *(None,) * 4, *spatial, shortcut, self.activation)) is not None:
+                return y
+        if not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.channel_attention.fc1.in_features, self.spatial_attention.weight, shortcut)
-        return ops.cbam(x, channel, None, *spatial, shortcut, activation=self.activation)
+        check_map(x, expected_by(self.channel_attention)[0], expects(self.spatial_attention)[1], shortcut)
+        if weights and fit(channel, "mc", "cm") and fit(spatial, "12"):
+            return ops.cbam(x, channel, None, *spatial, shortcut=shortcut, activation=self.activation)
+        return by_layers(self, x, shortcut)
+
+
+def by_layers(block: reference.CBAM, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """``block(x, shortcut)`` with every layer called, and what passes over the map fused where that can be."""
+    gate = block.channel_attention
+    if torch.compiler.is_compiling() or not is_gate(gate):  # no op can call, and hooks on the gate want whole maps
+        return reference.CBAM.forward(block, x, shortcut)
+    return cbam_by(x, lambda mean, _: gate.network(mean), block.spatial_network, shortcut)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, ops, reference
+from .. import backend, functional, ops, reference
 from ..reference.common import check_map
 from ..reference.coordinate import LINEAR
+from ..reference.layers import expects, fit
 
 
 class CoordinateAttention(reference.CoordinateAttention):
@@ -16,9 +17,11 @@ class CoordinateAttention(reference.CoordinateAttention):
         if backend.is_plain(x):
             return super().forward(x, shortcut)
         weights = self.parameters_as_they_are()
-        if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *LINEAR.values())) is not None:
+        if weights and (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *LINEAR.values())) is not None:
             return y
+        check_map(x, *expects(self.fc), shortcut)
+        if not (weights and fit(weights, "mc", "cm", biases=False)):
+            return functional.gate_by(x, self.network, shortcut, pool="both")
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.fc.in_channels, self.fc.weight, shortcut)
-        return ops.channel_gate(x, *weights, shortcut, **LINEAR)
+        return ops.channel_gate(x, *weights, shortcut=shortcut, **LINEAR)

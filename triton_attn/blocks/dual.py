@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, ops, reference
+from .. import backend, functional, ops, reference
+from ..reference.cbam import expected_by, is_gate
 from ..reference.common import check_map
+from ..reference.layers import fit
+from .cbam import by_layers
 
 
 class DualAttentionBlock(reference.DualAttentionBlock):
@@ -14,11 +17,17 @@ class DualAttentionBlock(reference.DualAttentionBlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        first, second = self.channel_attention.weights(), self.spatial_attention.channel_attention.weights()
-        spatial, activation = self.spatial_attention.spatial_weights(), self.spatial_attention.activation
-        if (y := ops.CBAM.again(x, *first, *second, *spatial, shortcut, activation)) is not None:
-            return y
-        if not backend.use_triton(x, *first, *second, *spatial, shortcut):
+        weights = self.weights()
+        if weights:
+            activation = self.spatial_attention.activation
+            first, second, spatial = weights
+            if (y := ops.CBAM.again(x, *first, *second, *spatial, shortcut, activation)) is not None:
+                return y
+        if not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.channel_attention.fc1.in_features, self.channel_attention.fc1.weight, shortcut)
-        return ops.cbam(x, first, second, *spatial, shortcut, activation=activation)
+        check_map(x, *expected_by(self.channel_attention), shortcut)
+        if weights and fit((*first, *second), "mc", "cm", "mc", "cm") and fit(spatial, "12"):
+            return ops.cbam(x, first, second, *spatial, shortcut=shortcut, activation=activation)
+        gate, rest = self.channel_attention, self.spatial_attention
+        u = functional.gate_by(x, gate.network) if is_gate(gate) else gate(x)
+        return by_layers(rest, u, shortcut) if self.has_plain_cbam() else rest(u, shortcut)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, ops, reference
+from .. import backend, functional, ops, reference
 from ..reference.common import check_map
+from ..reference.layers import expects, fit
 
 
 class ECABlock(reference.ECABlock):
@@ -14,10 +15,12 @@ class ECABlock(reference.ECABlock):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        activation = "double_sigmoid" if self.identity else "sigmoid"
-        if (y := ops.ECA.again(x, self.conv.weight, shortcut, "mean", activation)) is not None:
+        weights = self.weights()
+        if weights and (y := ops.ECA.again(x, weights[0], shortcut, "mean", self.activation)) is not None:
             return y
-        if not backend.use_triton(x, self.conv.weight, shortcut):
+        check_map(x, self.channels, expects(self.conv)[1], shortcut)
+        if not (weights and weights[1] is None and fit(weights, "11", biases=False)):
+            return functional.gate_by(x, self.network, shortcut)
+        if not backend.use_triton(x, weights[0], shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.channels, self.conv.weight, shortcut)
-        return ops.eca(x, self.conv.weight, shortcut, activation=activation)
+        return ops.eca(x, weights[0], shortcut, activation=self.activation)

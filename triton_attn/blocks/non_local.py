@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, ops, reference
+from .. import backend, functional, ops, reference
 from ..reference.common import check_map
-from ..reference.non_local import attention_matrix, check_returned
+from ..reference.layers import expects, fit
+from ..reference.non_local import added, attention_matrix, check_returned
 
 
 class NonLocalBlock(reference.NonLocalBlock):
     __doc__ = reference.NonLocalBlock.__doc__
 
     def forward(
-        self, x: Tensor, shortcut: Tensor | None = None, *, return_attention: bool = False
+        self, x: Tensor, shortcut: Tensor | None = None, return_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if backend.is_plain(x):
+        if not isinstance(x, Tensor) or backend.is_plain(x):
             return super().forward(x, shortcut, return_attention=return_attention)
         weights = self.weights()
-        y = ops.NON_LOCAL_BLOCK.again(x, *weights, shortcut) if not return_attention else None
+        y = ops.NON_LOCAL_BLOCK.again(x, *weights, shortcut) if weights and not return_attention else None
         if y is not None:
             return y
-        if not backend.use_triton(x, *weights, shortcut):
+        if not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut, return_attention=return_attention)
-        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
-        if not return_attention:
+        check_map(x, *expects(self.query_conv), shortcut)
+        if return_attention:
+            check_returned(x)
+        is_one_op = weights and fit(weights, "mc", "mc", "cc")
+        if is_one_op and not return_attention:
             return ops.non_local_block(x, weights, shortcut)
-        check_returned(x)
-        q, k, _ = self.project(x)
-        return ops.non_local_block(x, weights, shortcut), attention_matrix(q, k)
+        q, k, v = self.project(x)
+        if is_one_op:
+            return ops.non_local_block(x, weights, shortcut), attention_matrix(q, k)
+        y = added(functional.nonlocal_attention(q, k, v), x, shortcut)
+        return (y, attention_matrix(q, k)) if return_attention else y

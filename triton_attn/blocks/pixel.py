@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import backend, ops, reference
+from ..ops.map_gate import map_gate
 from ..reference.common import check_map
+from ..reference.layers import expects, fit
 
 
 class AttentionModule(reference.AttentionModule):
@@ -15,9 +17,12 @@ class AttentionModule(reference.AttentionModule):
         if backend.is_plain(x):
             return super().forward(x, shortcut)
         weights = self.weights()
-        if (y := ops.POSITION_GATE.again(x, *weights, None, None, None, shortcut, self.activation)) is not None:
+        kinds = None, None, None, shortcut, self.activation
+        if weights and (y := ops.POSITION_GATE.again(x, *weights, *kinds)) is not None:
             return y
-        if not backend.use_triton(x, *weights, shortcut):
+        if not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
-        return ops.pixel_attention(x, *weights, shortcut, self.activation)
+        check_map(x, *expects(self.conv1), shortcut)
+        if not (weights and fit(weights, "mc", "cm")):
+            return map_gate(x, self.logits(x), shortcut, self.activation)
+        return ops.pixel_attention(x, *weights, shortcut=shortcut, activation=self.activation)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend, ops, reference
+from .. import backend, functional, ops, reference
 from ..reference.common import check_map
+from ..reference.layers import expects, fit
 
 
 class SEBlock(reference.SEBlock):
@@ -15,9 +16,11 @@ class SEBlock(reference.SEBlock):
         if backend.is_plain(x):
             return super().forward(x, shortcut)
         weights, kinds = self.weights(), (self.hidden_activation, self.activation)
-        if (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, "mean", *kinds)) is not None:
+        if weights and (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, "mean", *kinds)) is not None:
             return y
+        check_map(x, *expects(self.fc1), shortcut)
+        if not (weights and fit(weights, "mc", "cm", biases=False)):
+            return functional.gate_by(x, self.network, shortcut)
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
-        return ops.channel_gate(x, *weights, shortcut, hidden_activation=kinds[0], activation=kinds[1])
+        return ops.channel_gate(x, *weights, shortcut=shortcut, hidden_activation=kinds[0], activation=kinds[1])

@@ -11,7 +11,7 @@ from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backend
-from ..tracing import leaf
+from ..reference.tracing import leaf
 
 
 class Recipe(Protocol):

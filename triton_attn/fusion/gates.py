@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .. import backend, functional, ops
 from ..ops.library import Op
 from ..reference import channel_gate as plain
-from .layers import GATES, HIDDEN, is_dense, is_touched, unknown
+from ..reference.layers import is_touched
+from .layers import GATES, HIDDEN, is_dense, unknown
 
 Network = Callable[..., Tensor]
 Call = tuple[Op, tuple[Tensor | None, ...], tuple[str, ...]]

@@ -29,22 +29,6 @@ def unknown(_: nn.Module) -> None:
     """What a layer is called that none of these is."""
 
 
-def is_touched(layer: nn.Module) -> bool:
-    """Whether something listens to or replaces the layer's calls, which therefore must be made.
-
-    Hooks are how ``prune``, the old ``weight_norm`` and ``spectral_norm``, sharding and observers work. What changes a
-    layer's class (parametrizations, LoRA, quantisation) is seen by the class.
-    """
-    own = layer.__dict__
-    return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-    )
-
-
 def is_dense(layer: nn.Module) -> bool:
     """Whether this is a plain layer from vectors to vectors: a linear one, or a 1×1 convolution."""
     kind = type(layer)

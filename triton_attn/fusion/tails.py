@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..reference.layers import is_touched
 from .fused import Fused
 from .gates import ChannelGate
-from .layers import DROPS, is_touched
+from .layers import DROPS
 from .maps import MapGate
 from .strips import StripGate
 

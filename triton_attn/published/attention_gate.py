@@ -9,6 +9,7 @@ from ..ops.map_gate import map_gate
 from ..reference import published
 from ..reference.attention_gate import check_gating
 from ..reference.common import add_shortcut, check_map
+from ..reference.layers import expects
 
 
 class AttentionGate(published.AttentionGate):
@@ -17,8 +18,8 @@ class AttentionGate(published.AttentionGate):
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), gating, shortcut):
             return super().forward(x, gating, shortcut)
-        check_map(x, self.x_conv.in_channels, self.x_conv.weight, shortcut)
-        check_gating(x, gating, self.g_conv.weight)
+        check_map(x, *expects(self.x_conv), shortcut)
+        check_gating(x, gating, expects(self.g_conv)[1])
         return map_gate(x, self.spatial_logits(x, gating), shortcut, self.activation)
 
 

@@ -9,6 +9,7 @@ from .. import backend
 from ..ops.cbam_by import cbam_by
 from ..reference import published
 from ..reference.common import check_map
+from ..reference.layers import expects
 
 
 class CBAM(published.CBAM):
@@ -19,5 +20,5 @@ class CBAM(published.CBAM):
             return super().forward(x, shortcut)
         if torch.compiler.is_compiling():  # an op cannot call the networks: a compiler fuses the formula around them
             return super().forward(x, shortcut)
-        check_map(x, self.fc1.in_features, self.fc1.weight, shortcut)
+        check_map(x, *expects(self.fc1), shortcut)
         return cbam_by(x, self.channel_network, self.spatial_network, shortcut)

@@ -9,6 +9,7 @@ from .. import backend
 from ..ops.strips import gate_rows_and_columns
 from ..reference import published
 from ..reference.common import check_map
+from ..reference.layers import expects
 
 
 class CoordinateAttention(published.CoordinateAttention):
@@ -19,5 +20,5 @@ class CoordinateAttention(published.CoordinateAttention):
             return super().forward(x, shortcut)
         if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
             return super().forward(x, shortcut)
-        check_map(x, self.conv1.in_channels, self.conv1.weight, shortcut)
+        check_map(x, *expects(self.conv1), shortcut)
         return gate_rows_and_columns(x, self.network, shortcut)

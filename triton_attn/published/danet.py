@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backend, ops
+from .. import backend, functional, ops
 from ..ops.channel_attention import channel_attention
 from ..reference import published
-from ..reference.common import add_shortcut, check_map, weight_and_bias
+from ..reference.common import add_shortcut, check_map
+from ..reference.layers import expects, fit, is_touched
 
 
 def attend_positions(block: published.PositionAttention, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
     """``block(x, shortcut)`` as one op with a non-local block: γ scales the values' weights, which are small."""
-    value = (block.gamma * each for each in weight_and_bias(block, "value_conv"))
-    weights = *weight_and_bias(block, "query_conv"), *weight_and_bias(block, "key_conv"), *value
+    found = block.weights()
+    if found is None or not fit(found, "mc", "mc", "cc"):  # layers that are to be called
+        return add_shortcut(x + block.attended(x, functional.nonlocal_attention), shortcut)
+    weights = *found[:4], *(block.gamma * each for each in found[4:])
     y = ops.NON_LOCAL_BLOCK.again(x, *weights, shortcut)
     return ops.non_local_block(x, weights, shortcut) if y is None else y
 
@@ -25,7 +28,7 @@ class PositionAttention(published.PositionAttention):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.query_conv.in_channels, self.query_conv.weight, shortcut)
+        check_map(x, *expects(self.query_conv), shortcut)
         return attend_positions(self, x, shortcut)
 
 
@@ -49,7 +52,9 @@ class DualAttention(published.DualAttention):
         if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.in_channels, self.channel.gamma, shortcut)
-        position = self.position_out(attend_positions(self.position, self.position_in(x)))
+        inner, y = self.position, self.position_in(x)
+        is_plain = type(inner) is published.PositionAttention and not is_touched(inner)
+        position = self.position_out(attend_positions(inner, y) if is_plain else inner(y))
         channel = self.channel_out(self.channel(self.channel_in(x)))
         y = self.conv_out(self.dropout(position + channel))
         return add_shortcut(x + y if self.identity else y, shortcut)

@@ -8,16 +8,23 @@ from torch import Tensor
 from .. import backend
 from ..ops.context_by import context_by
 from ..reference import published
-from ..reference.common import check_map, weight_and_bias
+from ..reference.common import check_map
+from ..reference.layers import CHANGED, POINTWISE, expects, fit, plain_weights
 
 
 class GlobalContext(published.GlobalContext):
     __doc__ = published.GlobalContext.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
+        if backend.is_plain(x):
+            return super().forward(x, shortcut)
+        weights = plain_weights(self, ("conv", POINTWISE))
+        if weights is None or not fit(weights, "1c"):
+            backend.refuse(CHANGED)
+            return super().forward(x, shortcut)
+        if not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
         if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
             return super().forward(x, shortcut)
-        check_map(x, self.conv.in_channels, self.conv.weight, shortcut)
-        return context_by(x, *weight_and_bias(self, "conv"), lambda mean: self.network(mean.flatten(1)), shortcut)
+        check_map(x, *expects(self.conv), shortcut)
+        return context_by(x, *weights, lambda mean: self.network(mean.flatten(1)), shortcut)

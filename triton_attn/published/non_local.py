@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import backend, functional
 from ..reference import published
 from ..reference.common import add_shortcut, check_map
+from ..reference.layers import expects
 
 
 class NonLocal(published.NonLocal):
@@ -20,5 +21,5 @@ class NonLocal(published.NonLocal):
             return super().forward(x, shortcut)
         if not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.g.in_channels, self.g.weight, shortcut)
+        check_map(x, *expects(self.g), shortcut)
         return add_shortcut(x + self.attended(x, functional.nonlocal_attention), shortcut)

@@ -8,6 +8,7 @@ from .. import backend
 from ..ops.map_gate import map_gate
 from ..reference import published
 from ..reference.common import check_map
+from ..reference.layers import expects
 
 
 class PixelAttention(published.PixelAttention):
@@ -16,5 +17,5 @@ class PixelAttention(published.PixelAttention):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
             return super().forward(x, shortcut)
-        check_map(x, self.in_channels, self.conv.weight, shortcut)
+        check_map(x, self.in_channels, expects(self.conv)[1], shortcut)
         return map_gate(x, self.conv(x), shortcut, self.activation)

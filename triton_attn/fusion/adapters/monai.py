@@ -9,9 +9,9 @@ from monai.networks.blocks.squeeze_and_excitation import ChannelSELayer, Residua
 from monai.networks.nets.attentionunet import AttentionBlock
 from torch import Tensor, nn
 
+from ...reference.layers import is_touched
 from ..fused import Fused
 from ..gates import Call, ChannelGate, dense_layers
-from ..layers import is_touched
 from ..maps import MapGate, as_images
 from ..swap import register_adapter
 

@@ -6,9 +6,9 @@ from torch import nn
 from torchvision.models.quantization.mobilenetv3 import QuantizableSqueezeExcitation
 from torchvision.ops import SqueezeExcitation
 
+from ...reference.layers import is_touched
 from ..fused import Fused
 from ..gates import Chain
-from ..layers import is_touched
 from ..recipes import TORCHVISION_LAYERS, TORCHVISION_SE
 from ..swap import register_adapter
 
