@@ -36,7 +36,7 @@ class ChannelAttention(published.ChannelAttention):
     __doc__ = published.ChannelAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if backend.is_plain(x):
+        if not isinstance(x, Tensor) or backend.is_plain(x):
             return super().forward(x, shortcut)
         backend.refuse("attention between channels is products of the library alone")
         check_map(x, self.channels, self.gamma, shortcut)

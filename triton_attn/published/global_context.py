@@ -27,4 +27,5 @@ class GlobalContext(published.GlobalContext):
         if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
             return super().forward(x, shortcut)
         check_map(x, *expects(self.conv), shortcut)
-        return context_by(x, *weights, lambda mean: self.network(mean.flatten(1)), shortcut)
+        weight, bias = weights
+        return context_by(x, weight, bias, lambda mean: self.network(mean.flatten(1)), shortcut)
