@@ -8,13 +8,14 @@ import pickle
 import sys
 import urllib.error
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import nn
 
 from triton_attn.reference import ResNetWithAttention, SEBlock, build_resnet
+from triton_attn.reference.weights import check_keys, read_weights
 
 torchvision = pytest.importorskip("torchvision")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -34,6 +35,16 @@ def state() -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+@pytest.fixture(scope="module")
+def small(state) -> dict[str, torch.Tensor]:
+    """The small ones of them, for what is about files."""
+    return {key: value for key, value in state.items() if value.numel() < 1000}
+
+
+def read(weights) -> Mapping[str, torch.Tensor]:
+    return read_weights(weights, "resnet18")
+
+
 def build(weights, attention=None, **kwargs) -> nn.Module:
     return build_resnet("resnet18", attention, weights=weights, num_classes=kwargs.pop("num_classes", 7), **kwargs)
 
@@ -48,26 +59,25 @@ def assert_loaded(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 
 def test_a_state_dict(state):
-    assert_loaded(build(state), state)
-    assert_loaded(build(OrderedDict(state)), state)
-    copied = build(state)
+    copied = build(OrderedDict(state))
+    assert_loaded(copied, state)
     copied.conv1.weight.data.zero_()
     assert state["conv1.weight"].any(), "the model must hold copies"
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ""])
-@pytest.mark.parametrize("kind", [str, Path])
-def test_a_pickled_file(state, tmp_path, suffix, kind):
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", "", ".safetensors"])
+def test_a_file(small, tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
-    torch.save(state, path)
-    assert_loaded(build(kind(path)), state)
+    (safetensors_torch.save_file if suffix == ".safetensors" else torch.save)(small, path)
+    for given in (path, str(path)):
+        found = read(given)
+        assert found.keys() == small.keys()
+        assert all(torch.equal(found[key], value) for key, value in small.items())
 
 
-@pytest.mark.parametrize("kind", [str, Path])
-def test_a_safetensors_file(state, tmp_path, kind):
-    path = tmp_path / "weights.safetensors"
-    safetensors_torch.save_file(state, path)
-    assert_loaded(build(kind(path)), state)
+def test_a_file_into_a_network(state, tmp_path):
+    safetensors_torch.save_file(state, tmp_path / "weights.safetensors")
+    assert_loaded(build(tmp_path / "weights.safetensors"), state)
 
 
 @pytest.fixture
@@ -94,7 +104,7 @@ def no_download(monkeypatch, state):
     ids=str,
 )
 def test_a_torchvision_enum_or_its_name(state, no_download, weights, expected):
-    assert_loaded(build(weights), state)
+    assert read(weights) is state
     assert no_download == [expected]
 
 
@@ -104,10 +114,9 @@ def test_files_older_than_the_batch_counters_load(state, tmp_path):
     assert len(old) == 102
     torchvision.models.resnet18(num_classes=7).load_state_dict(old)
     torch.save(old, tmp_path / "old.pth")
-    for weights in (old, tmp_path / "old.pth"):
-        model = build(weights)
-        assert_loaded(model, old)
-        assert all(v == 0 for k, v in model.state_dict().items() if k.endswith("num_batches_tracked"))
+    model = build(tmp_path / "old.pth")
+    assert_loaded(model, old)
+    assert all(v == 0 for k, v in model.state_dict().items() if k.endswith("num_batches_tracked"))
 
 
 # Keys.
@@ -142,34 +151,39 @@ def test_some_attention_may_be_there_and_some_not(state, caplog):
     model = build(partial, {"stem": "se", "layer4": "se"})
     assert_loaded(model, partial)
     assert "4 attention keys" in caplog.text
-    assert "attention.layer4.fc1.weight" in caplog.text
+    assert "layer4.attention.fc1.weight" in caplog.text
     assert "attention.stem" not in caplog.text
 
 
 def test_every_other_difference_is_an_error_that_names_the_keys(state):
+    plain, stem = (build_resnet("resnet18", each, where="stem", num_classes=7).state_dict() for each in (None, "se"))
     lacking = {key: value for key, value in state.items() if key != "layer2.0.bn1.running_var"}
-    with pytest.raises(ValueError, match=r"weights do not fit the model\. missing: layer2\.0\.bn1\.running_var$"):
-        build(lacking)
-    with pytest.raises(ValueError, match=r"not of this model: surplus\.weight$"):
-        build(state | {"surplus.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"not of this model: attention\.stem\.fc1\.weight, .*bias$"):
-        build(build(state, "se", where="stem").state_dict())
     reshaped = state | {"conv1.weight": torch.zeros(64, 1, 7, 7)}
-    with pytest.raises(ValueError, match=r"of another shape: conv1\.weight \(64, 1, 7, 7\), expected \(64, 3, 7, 7\)$"):
-        build(reshaped)
-    with pytest.raises(
-        ValueError, match=r"of another shape: attention\.stem\.fc1\.weight \(4, 64\), expected \(8, 64\)"
+    wider = stem | {"attention.stem.fc1.weight": torch.zeros(8, 64)}
+    for own, given, message in (
+        (plain, lacking, r"weights do not fit the model\. missing: layer2\.0\.bn1\.running_var$"),
+        (plain, state | {"surplus.weight": torch.zeros(1)}, r"not of this model: surplus\.weight$"),
+        (plain, stem, r"not of this model: attention\.stem\.fc1\.weight, .*bias$"),
+        (plain, reshaped, r"of another shape: conv1\.weight \(64, 1, 7, 7\), expected \(64, 3, 7, 7\)$"),
+        (wider, stem, r"of another shape: attention\.stem\.fc1\.weight \(4, 64\), expected \(8, 64\)"),
+        (
+            plain,
+            lacking | {"surplus": torch.zeros(1)},
+            r"missing: layer2\.0\.bn1\.running_var\. not of this model: surplus",
+        ),
+        (plain, {}, r"missing: conv1\.weight, .* and \d+ more"),
     ):
-        build(build(state, "se", where="stem").state_dict(), "se", where="stem", attention_kwargs={"reduction": 8})
-    both = lacking | {"surplus": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"missing: layer2\.0\.bn1\.running_var\. not of this model: surplus"):
-        build(both)
-    with pytest.raises(ValueError, match=r"missing: conv1\.weight, .* and \d+ more"):
+        with pytest.raises(ValueError, match=message):
+            check_keys(own, given)
+    with pytest.raises(ValueError, match="missing: conv1"):
         build({})
 
 
 def test_a_failed_load_names_another_architecture(state):
-    with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv3\.weight, .* of another shape: layer1\.0\.conv1"):
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=r"missing: layer1\.0\.conv3\.weight, .* of another shape: layer1\.0\.conv1"),
+    ):
         build_resnet("resnet50", weights=state, num_classes=7)
 
 
@@ -179,9 +193,6 @@ def test_another_number_of_classes_says_what_to_do(state):
     ) as error:
         build(state, num_classes=10)
     assert "build with the weights' num_classes and then replace model.fc" in str(error.value)
-    model = build(state)
-    model.fc = nn.Linear(model.fc.in_features, 10)
-    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 # Files that are none.
@@ -190,18 +201,17 @@ def test_another_number_of_classes_says_what_to_do(state):
 def test_missing_files(tmp_path):
     for name in ("none.pth", "none.pt", "none.safetensors"):
         with pytest.raises(FileNotFoundError, match=rf"weights: no file at .*{name}"):
-            build(str(tmp_path / name))
+            read(str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match="weights: no file at"):
-        build(tmp_path / "none")
+        read(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="weights: no file at"):
-        build(tmp_path)
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("kept", [0, 5, 1000, -1])
-def test_truncated_files(state, tmp_path, suffix, kept):
+@pytest.mark.parametrize("kept", [0, 1000, -1])
+def test_truncated_files(small, tmp_path, suffix, kept):
     path = tmp_path / f"cut{suffix}"
-    small = {key: value for key, value in state.items() if value.numel() < 1000}
     if suffix == ".pth":
         torch.save(small, path)
     else:
@@ -209,7 +219,7 @@ def test_truncated_files(state, tmp_path, suffix, kept):
     whole = path.read_bytes()
     path.write_bytes(whole[:kept])
     with pytest.raises(ValueError, match=rf"weights: .*cut\{suffix} cannot be read \(\w+: "):
-        build(path)
+        read(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".txt"])
@@ -217,7 +227,7 @@ def test_foreign_files(tmp_path, suffix):
     path = tmp_path / f"foreign{suffix}"
     path.write_text("These are not weights, but a paragraph of text that someone gave a misleading name.\n" * 9)
     with pytest.raises(ValueError, match=r"weights: .*foreign.* cannot be read \("):
-        build(str(path))
+        read(str(path))
 
 
 class Malicious:
@@ -237,14 +247,14 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, pickler):
     else:
         path.write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(ValueError, match=r"weights: .*code\.pth cannot be read \(UnpicklingError"):
-        build(path)
+        read(path)
     assert not hasattr(triton_attn, "pwned")
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(ValueError, match=r"module\.pth cannot be read"):
-        build(tmp_path / "module.pth")
+        read(tmp_path / "module.pth")
 
 
 @pytest.mark.parametrize(
@@ -261,14 +271,14 @@ def test_files_without_a_state_dict(tmp_path, content, got):
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(ValueError, match=rf"other\.pth must be a state dict \(a mapping .*\), got {got}"):
-        build(path)
+        read(path)
 
 
 def test_mappings_that_are_no_state_dict():
     with pytest.raises(ValueError, match=r"weights must be a state dict .* got 'conv1.weight': list"):
-        build({"conv1.weight": [1.0]})
+        read({"conv1.weight": [1.0]})
     with pytest.raises(ValueError, match=r"weights must be a state dict .* got 5: Tensor"):
-        build({5: torch.zeros(1)})
+        read({5: torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -276,7 +286,7 @@ def test_mappings_that_are_no_state_dict():
 )
 def test_wrong_types(wrong):
     with pytest.raises(TypeError, match=rf"weights must be a path, .*; got {type(wrong).__name__}"):
-        build(wrong)
+        read(wrong)
 
 
 # torchvision: unknown names, no network, not installed.
@@ -289,7 +299,7 @@ def test_unknown_names(name, no_download):
     with pytest.raises(
         ValueError, match=rf"weights='{name}' is neither a file nor .* resnet18 \(IMAGENET1K_V1, DEFAULT\)"
     ):
-        build(name)
+        read(name)
     assert not no_download
 
 
@@ -309,14 +319,17 @@ def test_no_network():
     with pytest.raises(
         RuntimeError, match=r"could not be downloaded from https://.*Name or service not known"
     ) as error:
-        build("IMAGENET1K_V1", num_classes=1000)
+        read("IMAGENET1K_V1")
     assert "pass the path of a file as weights=" in str(error.value)
     assert isinstance(error.value.__cause__, urllib.error.URLError)
 
 
 @pytest.mark.usefixtures("no_network")
 def test_the_tutorial_model_without_a_network():
-    with pytest.raises(RuntimeError, match=r"ResNet50_Weights\..* could not be downloaded") as error:
+    with (
+        torch.device("meta"),
+        pytest.raises(RuntimeError, match=r"ResNet50_Weights\..* could not be downloaded") as error,
+    ):
         ResNetWithAttention(SEBlock)
     assert "pretrained=False" in str(error.value)
     assert "path of a file" in str(error.value)
@@ -343,15 +356,16 @@ def test_without_torchvision(monkeypatch, weights):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ModuleNotFoundError, match=r"which is not installed: pip install torchvision, or pass the path"):
-        build(weights)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install torchvision"):
-        ResNetWithAttention(SEBlock)
-    ResNetWithAttention(SEBlock, pretrained=False)
+        read(weights)
+    with torch.device("meta"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install torchvision"):
+            ResNetWithAttention(SEBlock)
+        ResNetWithAttention(SEBlock, pretrained=False)
 
 
-def test_without_safetensors(monkeypatch, state, tmp_path):
-    safetensors_torch.save_file(state, tmp_path / "weights.safetensors")
+def test_without_safetensors(monkeypatch, small, tmp_path):
+    safetensors_torch.save_file(small, tmp_path / "weights.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ModuleNotFoundError, match=r"needs safetensors: pip install safetensors"):
-        build(tmp_path / "weights.safetensors")
+        read(tmp_path / "weights.safetensors")
