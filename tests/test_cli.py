@@ -18,7 +18,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
-    for command in ("train", "eval", "show", "info"):
+    for command in ("train", "eval", "predict", "show", "export", "info"):
         assert f"    {command} " in text
 
 
@@ -49,9 +49,9 @@ def test_help_needs_no_extra_packages() -> None:
     assert "train" in done.stdout
 
 
-@pytest.mark.parametrize("missing", ["torchvision", "accelerate", "matplotlib"])
+@pytest.mark.parametrize(("missing", "extra"), [("torchvision", "train"), ("onnxruntime", "export")])
 def test_missing_extras_say_what_to_install(
-    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    missing: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def without(_: str) -> object:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
@@ -60,7 +60,7 @@ def test_missing_extras_say_what_to_install(
     assert cli.main(["train"]) == 2
     line = capsys.readouterr().err
     assert missing in line
-    assert 'pip install "triton_attn[train]"' in line
+    assert f'pip install "triton_attn[{extra}]"' in line
     assert line.count("\n") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,29 @@ def test_it_counts_what_the_network_gets_right(checkpoint: Path, pictures: Path,
     assert "top-5" not in out, "of two classes five are no news"
     assert "on all 30 images" in out
     assert Image.open(checkpoint.with_name("confusion.png")).width > 300
+
+
+def test_json_has_every_class(tmp_path: Path, triton_attn_main: Main) -> None:
+    torch.manual_seed(0)
+    data = make_folder(tmp_path / "data", {"ape": 4, "bee": 5, "cow": 6})
+    card = dataclasses.replace(CARD, num_classes=4, classes=("none", "cow", "bee", "ape"))
+    save_model(tmp_path / "best.safetensors", card.build().state_dict(), card)
+    words = ("eval", tmp_path / "best.safetensors", "--data", data, "--split", "all", "--json")
+    status, out, error = triton_attn_main(*words)
+    assert status == 0, error
+    found = json.loads(out)
+    counts = torch.tensor(found["confusion"])
+    assert counts.sum(1).tolist() == [0, 6, 5, 4]
+    assert found["top_1"] == pytest.approx((counts.diagonal().sum() / 15).item())
+    assert (found["images"], found["split"], found["epoch"]) == (15, "all", 3)
+    assert [each["name"] for each in found["classes"]] == ["none", "cow", "bee", "ape"]
+    for index, each in enumerate(found["classes"]):
+        right, said, there = counts[index, index].item(), counts[:, index].sum().item(), counts[index].sum().item()
+        assert each["images"] == there
+        assert each["precision"] == pytest.approx(right / said if said else 0)
+        assert each["recall"] == pytest.approx(right / there if there else 0)
+        assert each["f1"] == pytest.approx(2 * right / (said + there) if said + there else 0)
+    assert counts.diagonal().sum() > 0, "else all of these are zero"
 
 
 def test_classes_go_by_name(checkpoint: Path, tmp_path: Path, triton_attn_main: Main) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from triton_attn.cli import parse
-from triton_attn.train.config import Config, load_config
+from triton_attn.train.config import RECIPE, Config, load_config
 from triton_attn.train.errors import UserError
 from triton_attn.train.options import resolve
 
@@ -32,6 +32,12 @@ def test_defaults() -> None:
     assert config_of("--optimizer", "adamw").weight_decay == 0.01
     assert config_of("--epochs", "1").warmup_epochs == 0.2
     assert config_of("--data", "somewhere").image_size == 224
+    assert config_of("--image-size", "64").eval_image_size == 64
+    off = ("none", 0.0, None, False, 1, 1.0)
+    names = [name for name in RECIPE if name not in ("in_channels", "eval_image_size")]
+    assert all(getattr(config, name) in off for name in names), "a recipe is off unless said"
+    assert config_of("--ema").ema == 0.999
+    assert config_of("--ema", "0.9").ema == 0.9
 
 
 def test_attention_is_a_name_none_or_a_mapping() -> None:
@@ -68,7 +74,23 @@ def test_attention_kwargs_are_typed() -> None:
         (["--attention", "se", "--where", "layer5"], ["site 'layer5'", "did you mean 'layer"]),
         (["--model", "resnet19"], ["model 'resnet19'", "did you mean 'resnet1"]),
         (["--attention", "se", "--attention-kwargs", "reduction=1000"], ["reduction=1000"]),
-        (["--attention", "se", "--attention-kwargs", "ratio=8"], ["ratio"]),
+        (
+            ["--attention", "se", "--attention-kwargs", "ratio=8"],
+            ["--attention-kwargs: se has no argument 'ratio'", "(it has reduction, "],
+        ),
+        (
+            ["--attention", "stem=se,block=eca", "--attention-kwargs", "reduction=8"],
+            ["--attention-kwargs: eca has no argument 'reduction'"],
+        ),
+        (["--where", "layer4"], ["--where: there is no attention; expected --attention beside it"]),
+        (["--attention", "none", "--attention-kwargs", "a=1"], ["--attention-kwargs: there is no attention"]),
+        (["--attention-lr", "0.1"], ["--attention-lr: there is no attention"]),
+        (["--freeze", "backbone"], ["--freeze", "expected --weights"]),
+        (["--in-channels", "2"], ["--in-channels", "2"]),
+        (["--in-channels", "4", "--auto-augment", "augmix"], ["--auto-augment", "--in-channels 1 or 3", "got 4"]),
+        (["--grad-checkpointing", "--compile"], ["--grad-checkpointing", "--compile"]),
+        (["--ema", "1"], ["--ema", "below 1", "'1'"]),
+        (["--label-smoothing", "1"], ["--label-smoothing", "below 1"]),
         (["--weights", "nowhere.pth"], ["--weights nowhere.pth"]),
         (["--amp", "fp16"], ["--amp", "fp16", "GPU"]),
     ],

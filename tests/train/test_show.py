@@ -363,6 +363,7 @@ def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("{good} digits:x", "IMAGE: expected digits:INDEX"),
         ("{good} digits:1 --at 32,0", "--at: 32,0 lies outside of the image, which is 32×32"),
         ("{good} digits:1 --at here", "--at: expected Y,X"),
+        ("{good} digits:1 --at -40,5", "--at: -40,5 lies outside of the image"),
         ("{good} digits:1 --site layer9", "--site: site 'layer9' is not in this model (its sites: stem, layer4)"),
         ("{good} digits:1 --channels -1", "--channels: expected 0 or more, got -1"),
         ("{good} digits:1 --output {tmp}/none/sheet.png", "--output: {tmp}/none/sheet.png: there is no folder"),

@@ -32,8 +32,9 @@ HOSTS = ["layer3.0", "layer4.0"]
 def test_it_trains_and_comes_back(pictures: Path, tmp_path: Path, triton_attn_main: Main) -> None:
     output = tmp_path / "run"
     words = ("train", "--data", pictures, "--output", output, *NETWORK, *SMALL)
-    status, _, said = triton_attn_main(*words)
+    status, out, said = triton_attn_main(*words)
     assert status == 0, said
+    assert "of its own attention: 0 of 0 fused" in out
     model, card = load_model(output)
     assert card.model == "timm/test_resnet"
     assert type(model) is timm.models.resnet.ResNet
@@ -102,3 +103,22 @@ def test_what_is_refused(
     assert status == 2
     assert says in said
     assert said.count("\n") == 1
+
+
+def test_its_own_attention_is_served_and_its_last_layer_learns(
+    pictures: Path, tmp_path: Path, triton_attn_main: Main
+) -> None:
+    source = foreign.build("timm/test_byobnet", None, (), {}, 5, 32)
+    weights = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in source.state_dict().items()}, weights)
+    words = ("--model", "timm/test_byobnet", "--weights", weights, "--freeze", "backbone", "--in-channels", 1)
+    status, out, said = triton_attn_main(
+        "train", "--data", pictures, "--output", tmp_path / "run", *words, *SMALL, "--grad-checkpointing"
+    )
+    assert status == 0, said
+    assert "of its own attention: 4 of 4 fused: 4 SEModule" in out
+    assert "the last layer starts fresh" in out
+    before, after = source.state_dict(), load_model(tmp_path / "run" / "last.safetensors")[0].state_dict()
+    first = "stem.conv.weight"
+    torch.testing.assert_close(after[first], before[first].sum(1, keepdim=True))
+    assert all(torch.equal(after[key], before[key]) for key in before if not key.startswith("head.") and key != first)

@@ -177,6 +177,19 @@ def load_model(path: Path | str) -> tuple[nn.Module, Card]:
     return model.eval(), card
 
 
+def open_checkpoint(word: str) -> tuple[Path, nn.Module, Card]:
+    """The file that a command line's CHECKPOINT stands for, and what :func:`load_model` reads of it.
+
+    Raises:
+        UserError: as of that, which begins with the argument.
+    """
+    try:
+        file = find_weights(word)
+        return file, *load_model(file)
+    except UserError as error:
+        raise UserError(f"CHECKPOINT: {error}") from error
+
+
 def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], Card]:
     """The tensors and the card of a ``.safetensors`` file; errors as for :func:`load_model`."""
     with as_user_error(

@@ -18,7 +18,7 @@ from torchmetrics.classification import (
 )
 
 from .atomic import check_writable
-from .checkpoint import Card, find_weights, load_model
+from .checkpoint import Card, open_checkpoint
 from .config import FILE, OPTIONS, Config, load_config
 from .data import ImageSet, Sample, load_images, val_loader
 from .describe import describe_left_out
@@ -83,8 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate as the command line says; returns the exit status."""
     check_paths(arguments)
     check_amp(arguments.amp)
-    file = find_weights(arguments.checkpoint)
-    model, card = load_model(file)
+    file, model, card = open_checkpoint(arguments.checkpoint)
     picture = picture_path(arguments.output, file)
     check_writable(picture.parent)
     trained = load_config(file.parent)[0] if (file.parent / FILE).is_file() else Config()

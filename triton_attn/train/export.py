@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .. import backend
 from ..files import new_file
 from .atomic import check_writable
-from .checkpoint import KEY, Card, find_weights, load_model
-from .errors import UserError, as_user_error
+from .checkpoint import KEY, Card, open_checkpoint
+from .errors import UserError
 from .values import check_paths
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
@@ -52,9 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             is written then.
     """
     check_paths(arguments)
-    with as_user_error(UserError, prefix="CHECKPOINT: "):
-        file = find_weights(arguments.checkpoint)
-        model, card = load_model(file)
+    file, model, card = open_checkpoint(arguments.checkpoint)
     output = output_path(arguments.output, file, SUFFIXES[arguments.format])
     check_writable(output.parent)
     write, load = (write_onnx, load_onnx) if arguments.format == "onnx" else (write_pt2, load_pt2)

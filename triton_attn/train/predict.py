@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..files import write_bytes
 from .atomic import check_writable
-from .checkpoint import Card, find_weights, load_model
+from .checkpoint import Card, open_checkpoint
 from .data import ImageSet, val_loader
 from .errors import UserError, as_user_error
 from .folder import KINDS, find_broken
@@ -62,9 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if os.path.isdir(output):
         raise UserError(f"--output: {output} is a folder; expected the name of a .csv file")
     check_writable(output.parent)
-    with as_user_error(UserError, prefix="CHECKPOINT: "):
-        file = find_weights(arguments.checkpoint)
-        model, card = load_model(file)
+    file, model, card = open_checkpoint(arguments.checkpoint)
     named = list(find_images(arguments.images))
     accelerator = start(arguments.amp)
     main = accelerator.is_main_process

@@ -81,15 +81,11 @@ def run(args: argparse.Namespace) -> int:
     if args.channels < 0:
         raise UserError(f"--channels: expected 0 or more, got {args.channels}")
     output = _output(args.output)
-    from .checkpoint import find_weights, load_model
+    from .checkpoint import open_checkpoint
     from .sheet import save_sheet
     from .transforms import eval_transform
 
-    try:
-        file = find_weights(args.checkpoint)
-        model, card = load_model(file)
-    except UserError as error:
-        raise UserError(f"CHECKPOINT: {error}") from error
+    file, model, card = open_checkpoint(args.checkpoint)
     size = card.eval_image_size
     points = parse_points(args.at, (size, size)) if args.at else None
     known = sorted(attention_sites(model), key=_in_network)
