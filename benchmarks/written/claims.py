@@ -195,88 +195,41 @@ def promise(name: str) -> str:
 
 
 COUNTED = ("traffic.json", "compile/report.json")
-TAX = "less than eager PyTorch's, torch.compile's and timm's"
-RIVALS = "ahead of scaled_dot_product_attention, FlexAttention, eager and compiled"
+FASTER, TAX = "1.3 times as fast as eager PyTorch and torch.compile", "less than eager's, torch.compile's and timm's"
+COPY, RIVALS = "85% of what a copy moves in the same time", "ahead of SDPA, FlexAttention, eager and compiled"
+CALL, RULE = "no longer than eager PyTorch's, by the clock on the wall", "within 10% of the tuned config on every shape"
 HOST = f"at most {host_time.GOAL} of the plain block's, every block, both directions"
-ON_CPU = "at most 1.05 times the time of {}"
+MATRIX, ON_CPU, SPILLS = "no more than the matrix", "at most 1.05 times its time", "none (non-local: 16 bits, sm_90 up)"
 BLOCK, NETWORK = "{block}, {site}, {layout}, {direction}", "{attention}, {where}, {mode}"
+FORMULA, TIMM = partial(on_cpu, "formula"), partial(on_cpu, "timm")
+AWAY = partial(on_cpu, "eager", "{positions} positions, {direction}")
+BLOCKS, NETWORKS, NONLOCAL = "cpu/blocks.json", "cpu/models.json", "cpu/nonlocal.json"
+WAYS, MODES = (cases.FORWARD, cases.BACKWARD), (cases.TRAINING, cases.INFERENCE)
+POINTS, PASSES = "points beside another's", "of them"
+TAXED = list(product(("se", "eca", "cbam"), MODES))
+
+# Name, goal, file, where in it, and what bounds it.
 CLAIMS = [
-    *(
-        Claim(
-            f"{block}, forward + backward",
-            "1.3 times as fast as eager PyTorch and torch.compile",
-            "<GPU>/blocks.json",
-            partial(blocks, block),
-            least=1.3,
-        )
-        for block in cases.GOAL_BLOCKS
-    ),
-    Claim(
-        "apply kernels",
-        "85% of what a copy on the device moves in the same time",
-        "<GPU>/blocks.json",
-        copies,
-        least=0.85,
-        unit="of a copy",
-    ),
-    *(
-        Claim(
-            f"a call at batch 1 and 16, {words}",
-            "no longer than eager PyTorch's, by the clock on the wall",
-            "<GPU>/calls.json",
-            partial(calls, way),
-            most=1.0,
-        )
-        for way, words in ((cases.FORWARD, "inference"), (cases.TRAINING, "training"))
-    ),
+    *(Claim(f"{n}, both ways", FASTER, "<GPU>/blocks.json", partial(blocks, n), least=1.3) for n in cases.GOAL_BLOCKS),
+    Claim("apply kernels", COPY, "<GPU>/blocks.json", copies, least=0.85, unit="of a copy"),
+    Claim("inference at batch 1 and 16", CALL, "<GPU>/calls.json", partial(calls, cases.FORWARD), most=1.0),
+    Claim("training at batch 1 and 16", CALL, "<GPU>/calls.json", partial(calls, cases.TRAINING), most=1.0),
     Claim("a call's host time", HOST, "<GPU>/host_time.json", host, most=host_time.GOAL),
+    *(Claim(f"non-local, {way}", RIVALS, "<GPU>/nonlocal.json", partial(nonlocals, way), least=1.0) for way in WAYS),
     *(
-        Claim(f"non-local attention, {way}", RIVALS, "<GPU>/nonlocal.json", partial(nonlocals, way), least=1.0)
-        for way in (cases.FORWARD, cases.BACKWARD)
+        Claim(f"tax of {n} in every block, {mode}", TAX, "<GPU>/models.json", partial(taxes, n, mode), 0.0, unit=POINTS)
+        for n, mode in TAXED
     ),
-    *(
-        Claim(
-            f"the tax of {name} in every block, {mode}",
-            TAX,
-            "<GPU>/models.json",
-            partial(taxes, name, mode),
-            most=0.0,
-            unit="points beside another's",
-        )
-        for name, mode in product(("se", "eca", "cbam"), (cases.TRAINING, cases.INFERENCE))
-    ),
-    Claim(
-        "configs by rule",
-        "within 10% of the tuned config on every shape",
-        "<GPU>/tuning.json",
-        tuned,
-        most=1.10,
-        unit="times its time",
-    ),
+    Claim("configs by rule", RULE, "<GPU>/tuning.json", tuned, most=1.10, unit="times its time"),
     Claim("a call's host time, no GPU", HOST, "cpu/host_time.json", host, most=host_time.GOAL),
-    *(
-        Claim(f"{what} on a CPU against {words}", ON_CPU.format(words), file, partial(on_cpu, rival, where), most=1.05)
-        for what, file, where, rival, words in (
-            ("blocks", "cpu/blocks.json", BLOCK, "formula", "the tutorial's plain formula"),
-            ("blocks", "cpu/blocks.json", BLOCK, "timm", "timm's counterpart"),
-            ("ResNet-50", "cpu/models.json", NETWORK, "formula", "the same network with the plain formula"),
-            ("ResNet-50", "cpu/models.json", NETWORK, "timm", "timm's network"),
-            ("non-local attention", "cpu/nonlocal.json", "{positions} positions, {direction}", "eager", "the matrix"),
-        )
-    ),
-    Claim("non-local attention on a CPU, memory", "no more than the matrix", "cpu/nonlocal.json", memory, most=1.0),
-    *(
-        Claim(f"{name}, traffic", promise(name), COUNTED[0], partial(traffic, name), most=ALLOWED, unit="of them")
-        for name in CEILINGS
-    ),
-    Claim(
-        "registers",
-        "no spills (non-local in 16 bits on sm_90 and sm_100)",
-        COUNTED[1],
-        spills,
-        most=0.0,
-        unit="spilled",
-    ),
+    Claim("blocks on a CPU, the tutorial's formula", ON_CPU, BLOCKS, partial(FORMULA, BLOCK), most=1.05),
+    Claim("blocks on a CPU, timm's counterpart", ON_CPU, BLOCKS, partial(TIMM, BLOCK), most=1.05),
+    Claim("ResNet-50 on a CPU, with the formula", ON_CPU, NETWORKS, partial(FORMULA, NETWORK), most=1.05),
+    Claim("ResNet-50 on a CPU, timm's network", ON_CPU, NETWORKS, partial(TIMM, NETWORK), most=1.05),
+    Claim("non-local on a CPU, the explicit matrix", ON_CPU, NONLOCAL, AWAY, most=1.05),
+    Claim("non-local on a CPU, memory", MATRIX, NONLOCAL, memory, most=1.0),
+    *(Claim(f"{n}, traffic", promise(n), COUNTED[0], partial(traffic, n), ALLOWED, unit=PASSES) for n in CEILINGS),
+    Claim("registers", SPILLS, COUNTED[1], spills, most=0.0, unit="spilled"),
 ]
 
 

@@ -52,9 +52,8 @@ def performance(results: Path) -> Page:
     if not folders:
         page.add("**No time on a GPU has been measured**: `make gpu` on a machine with one does.")
     page.add("## Counted")
-    for file, section in (("traffic.json", sections.traffic), ("compile/report.json", sections.machine_code)):
-        if (results / file).exists():
-            section(page, load(results / file))
+    if (results / "traffic.json").exists():
+        sections.traffic(page, load(results / "traffic.json"))
     page.add(
         "## On a CPU",
         "",

@@ -119,28 +119,6 @@ def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
     return draw
 
 
-def ratios(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
-    """Ours over others, with quartiles: ``data[rival][what]``, the worst on top."""
-
-    def draw(figure: Any) -> None:
-        all_axes = figure.subplots(1, len(data), squeeze=False)[0]
-        for axes, (rival, found) in zip(all_axes, data.items(), strict=True):
-            names = sorted(found, key=lambda name: found[name]["median"])
-            for y, name in enumerate(names):
-                each = found[name]
-                shade = "#D55E00" if each["median"] > 1.05 else "#0072B2"
-                axes.plot([each["q1"], each["q3"]], [y, y], color=shade, linewidth=1.2)
-                axes.plot(each["median"], y, "o", color=shade, markersize=4)
-            axes.axvline(1.0, color="#000000", linewidth=0.8)
-            axes.set_yticks(range(len(names)), names, fontsize=7)
-            axes.set_ylim(-1, len(names))
-            axes.set_xlim(0, min(max(each["q3"] for each in found.values()) * 1.05, 3.0))
-            axes.set_xlabel(f"time of ours over that of {words(rival)}")
-            axes.grid(axis="x", color="#dddddd")
-
-    return draw
-
-
 def growth(times: Mapping[str, Mapping[int, float]], memory: Mapping[str, Mapping[int, float]], title: str) -> Draw:
     """Milliseconds and megabytes against the positions of the map, both logarithmic."""
 

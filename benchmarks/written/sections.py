@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.counted.traffic import held
 from benchmarks.files import load
 from benchmarks.written import plots
 from benchmarks.written.claims import SHORT, judge, records, side
@@ -136,15 +135,9 @@ def models(page: Page, file: str, content: Content) -> None:
 
 
 def blocks(page: Page, file: str, content: Content) -> None:
-    page.add("### Blocks", "", "Ours beside others, the worst ratio on top; in the picture by block and direction.")
-    data: dict[str, dict[str, Mapping[str, float]]] = {}
+    page.add("### Blocks", "", "Ours beside others, the worst ratio on top.")
     rows = []
     for case in sorted(records(content), key=lambda case: -worst(case)):
-        for label, ratio in others(case).items():
-            # timm's own formula is its counterpart, too.
-            found = data.setdefault(label.partition(" ")[0], {})
-            name = f"{case['block']}, {case['direction']}"
-            found[name] = max(found.get(name, ratio), ratio, key=_median)
         peak = case["peak_bytes"].get("ours")
         rows.append(
             [
@@ -154,16 +147,8 @@ def blocks(page: Page, file: str, content: Content) -> None:
                 "; ".join([*(f"{words(who)} {times(q)}" for who, q in others(case).items()), *refusals(case)]),
             ]
         )
-    note, name = page.source(file, content), f"{Path(file).parent.name}-blocks"
-    if data:
-        size = (4.5 * len(data), 1.2 + 0.16 * max(map(len, data.values())))
-        page.picture(name, "blocks beside others", plots.ratios(data), data, size, note)
     page.table("case | ours, µs | ours, MB at most | our time over others' (quartiles)", rows)
-    page.add(f"*{note}. In bold: ours is slower.*")
-
-
-def _median(ratio: Mapping[str, float]) -> float:
-    return ratio["median"]
+    page.add(f"*{page.source(file, content)}. In bold: ours is slower.*")
 
 
 def calls(page: Page, file: str, content: Content) -> None:
@@ -288,37 +273,4 @@ def traffic(page: Page, content: Content) -> None:
     note = page.source("traffic.json", content)
     about = f"with shortcut and ReLU, channels_last, {content['dtype']}; {note}"
     page.picture("traffic", "traffic by block", plots.traffic(data), data, (9.0, 3.6), about)
-    page.add(
-        "### Kept for the backward",
-        "",
-        "What autograd saves in a block's forward, in T: every storage once, x among them, parameters left out. An "
-        "output that is saved costs nothing more where the layer behind keeps it too, as a convolution does.",
-    )
-    kept: dict[str, list[str]] = {}
-    for row in content["rows"]:
-        if row["layout"] == "channels_last" and row["ours"]:  # without the tail, then with it
-            kept.setdefault(row["case"], []).extend(held(row[who]["kept"]) for who in ("ours", "eager"))
-    head = "block | ours, T | eager PyTorch, T | with shortcut and ReLU: ours, T | eager PyTorch, T"
-    page.table(head, [[case, *cells] for case, cells in kept.items()])
-    page.add(f"*channels_last, {content['dtype']}; {note}*")
-
-
-def machine_code(page: Page, content: Content) -> None:
-    page.add("### Machine code", "", "The worst of every block's kernels, compiled with no GPU at hand:")
-    targets: dict[str, list[Mapping[str, Any]]] = {}
-    for row in content["rows"]:
-        targets.setdefault(row["target"], []).append(row)
-    table = []
-    for target, rows in targets.items():
-        most = (str(max(row[key] for row in rows)) for key in ("registers", "shared"))
-        kernels = {row["kernel"].partition("_kernel")[0] for row in rows}
-        spilling = sum(row["spilled"] > 0 for row in rows)
-        table.append([target, f"{len(kernels)}", f"{sum(row['programs'] for row in rows)}", *most, f"{spilling}"])
-    head = "target | kernels | programs | registers, up to | shared bytes, up to | programs' kinds that spill"
-    page.table(head, table)
-    found = [row for row in content["rows"] if row["spilled"]]
-    where = sorted({f"{row['target']} in {row['dtype']}" for row in found})
-    names = ", ".join(sorted({block for row in found for block in row["blocks"].split(", ")}))
-    spills = f"What spills registers are kernels of {names}: {'; '.join(where)}. The blocks' pages say why."
-    said = spills if found else "Nothing spills registers."
-    page.add(f"*{page.source('compile/report.json', content)}. {said}*")
+    page.add("What every block keeps for its backward is on its own page.")

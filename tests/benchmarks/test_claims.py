@@ -74,15 +74,15 @@ def test_without_results_everything_is_open(tmp_path: Path) -> None:
     ],
 )
 def test_a_claim_passes_by_all_that_it_names(change: Any, verdict: str, found: str, tmp_path: Path) -> None:
-    about = judged(tmp_path, "blocks", se(change))["se, forward + backward"]
+    about = judged(tmp_path, "blocks", se(change))["se, both ways"]
     assert (about.verdict, found in about.found) == (verdict, True), about
 
 
 def test_every_gpu_is_judged_and_the_interpreter_is_none(tmp_path: Path) -> None:
-    assert judged(tmp_path, "blocks", se(), "interpreter")["se, forward + backward"].verdict == OPEN
+    assert judged(tmp_path, "blocks", se(), "interpreter")["se, both ways"].verdict == OPEN
     judged(tmp_path, "blocks", se(), "one")
     judged(tmp_path, "blocks", se(eager=0.9), "two")
-    found = {each.source: each.verdict for each in judge(tmp_path) if each.name == "se, forward + backward"}
+    found = {each.source: each.verdict for each in judge(tmp_path) if each.name == "se, both ways"}
     assert found == {"one/blocks.json": PASS, "two/blocks.json": SHORT}
 
 
@@ -94,8 +94,8 @@ def test_other_claims_about_a_gpu(tmp_path: Path) -> None:
     for suite, ratio in (("calls", 0.9), ("nonlocal", 0.7)):
         records = [case(each, dict.fromkeys(cases.RIVALS, ratio)) for each in cases.SUITES[suite]("goal")]
         found = judged(tmp_path, suite, records)
-    assert found["a call at batch 1 and 16, training"].verdict == PASS
-    assert found["non-local attention, backward"].verdict == PASS
+    assert found["training at batch 1 and 16"].verdict == PASS
+    assert found["non-local, backward"].verdict == PASS
     seconds = {"rule": 1.2, "table": 1.0}
     assert judged(tmp_path, "tuning", [{"seconds": seconds}])["configs by rule"].verdict == SHORT
 
@@ -106,7 +106,7 @@ def test_a_tax_is_less_than_each_others(tmp_path: Path) -> None:
         paid = {who.replace("_", "-"): {"median": each} for who, each in tax.items()}
         return case(fields, dict.fromkeys(paid, 0.9), tax=paid)
 
-    name = "the tax of se in every block, training"
+    name = "tax of se in every block, training"
     eager = network(False, ours=0.05, eager=0.2, timm=0.18)
     found = judged(tmp_path, "models", [eager])[name]
     assert (found.verdict, found.found[:46]) == (SO_FAR, "at most -13.00 points beside another's (timm),")
@@ -119,14 +119,14 @@ def test_a_cpu(tmp_path: Path) -> None:
     block = next(iter(cases.blocks("small")))
     record = case(block, {"formula": 1.04, "timm (its own formula)": 1.16})
     found = judged(tmp_path, "blocks", [record], "cpu")
-    assert found["blocks on a CPU against the tutorial's plain formula"].verdict == PASS
-    against = found["blocks on a CPU against timm's counterpart"]
+    assert found["blocks on a CPU, the tutorial's formula"].verdict == PASS
+    against = found["blocks on a CPU, timm's counterpart"]
     assert (against.verdict, against.found[:17]) == (SHORT, "at most 1.16 time")
     attention = next(iter(cases.nonlocals("small")))
     refused = {"eager": "RuntimeError: not enough memory"}
     records = [case(attention, {"eager": 1.0}, positions=49, peak_bytes={"ours": 1, "eager": 2})]
     records += [case(attention, {"sdpa": 1.0}, refused, positions=49, peak_bytes={"ours": 9})]
-    assert judged(tmp_path, "nonlocal", records, "cpu")["non-local attention on a CPU, memory"].verdict == PASS
+    assert judged(tmp_path, "nonlocal", records, "cpu")["non-local on a CPU, memory"].verdict == PASS
 
 
 def test_what_is_counted(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_ceilings(
     assert backward.total <= backward_ceiling * size
     assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
     assert forward.map_launches.total() == backward.map_launches.total() == 2
-    assert forward.launches.total() == 4
-    assert backward.launches.total() == 5
+    assert forward.launches.total() == 3  # the gate network of few channels is one
+    assert backward.launches.total() == 4
     # The mask is bits: one per element, written once and read twice.
     bits = shape[0] * shape[1] * shape[2] * shape[3] // 8
     if with_shortcut:
