@@ -1,4 +1,4 @@
-"""The plain blocks against the formulas: state-dict keys, values written out a second time, gradients, layouts."""
+"""The plain blocks against the formulas: state-dict keys, values written out a second time, gradients."""
 
 from __future__ import annotations
 
@@ -228,56 +228,6 @@ def test_gradients_of_inputs_and_parameters(name, with_shortcut):
         assert torch.autograd.gradcheck(lambda s: block(fixed, shortcut=s), (shortcut,), fast_mode=True)
 
 
-# What goes in comes out.
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("with_shortcut", [False, True])
-def test_dtype_and_layout_are_kept(name, dtype, layout, with_shortcut):
-    block = make(name, 16, dtype)
-    x = draw(2, 16, 5, 6).to(dtype).contiguous(memory_format=layout)
-    shortcut = x.flip(0).contiguous(memory_format=layout) if with_shortcut else None
-    y = block(x, shortcut=shortcut)
-    assert y.dtype == dtype
-    assert y.shape == x.shape
-    assert y.is_contiguous(memory_format=layout)
-    exact = make(name, 16).requires_grad_(False)
-    exact.load_state_dict(block.state_dict())
-    expected = exact(x.double(), shortcut=None if shortcut is None else shortcut.double())
-    tolerance = {torch.float16: 6e-3, torch.bfloat16: 5e-2, torch.float32: 2e-6, torch.float64: 1e-12}[dtype]
-    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_other_strides_give_the_same(name):
-    block = make(name, 16)
-    x = draw(2, 16, 6, 5)
-    wide = draw(2, 32, 12, 5)
-    wide[:, ::2, ::2] = x
-    torch.testing.assert_close(block(wide[:, ::2, ::2]), block(x), rtol=1e-12, atol=1e-12)
-    flipped = x.transpose(2, 3).contiguous().transpose(2, 3)
-    torch.testing.assert_close(block(flipped), block(x), rtol=1e-12, atol=1e-12)
-    expanded = draw(1, 16, 1, 1).expand(2, 16, 3, 3)
-    torch.testing.assert_close(block(expanded), block(expanded.contiguous()), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(0, 16, 4, 4), (1, 16, 1, 1), (1, 17, 1, 9), (2, 63, 7, 3)], ids=str)
-def test_small_and_odd_sizes(name, shape):
-    block, x = make(name, shape[1], torch.float32), draw(*shape, dtype=torch.float32).requires_grad_()
-    y = block(x, shortcut=x.detach())
-    assert y.shape == x.shape
-    y.sum().backward()
-    for each in (x, *block.parameters()):
-        assert each.grad is not None
-        assert each.grad.shape == each.shape
-        assert each.grad.isfinite().all()
-    if shape[0] == 0:
-        assert all((p.grad == 0).all() for p in block.parameters())
-
-
 def test_one_channel_where_the_formula_allows_it():
     for name in ("eca", "se", "cbam", "coordinate", "dual"):
         kwargs = {} if name == "eca" else {"reduction": 1}
@@ -285,99 +235,6 @@ def test_one_channel_where_the_formula_allows_it():
         torch.testing.assert_close(block(x), FORMULAS[name](x, block.state_dict()), rtol=1e-12, atol=1e-12)
     gate = reference.AttentionGate(2, gating_channels=1)
     assert gate(torch.ones(1, 2, 3, 3), torch.ones(1, 1, 3, 3)).shape == (1, 2, 3, 3)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_takes_float32_parameters(name, x_dtype):
-    block = make(name, 16, torch.float32)
-    x = draw(2, 16, 6, 6).to(x_dtype).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = block(x, shortcut=x.detach())
-    assert y.dtype == x_dtype
-    exact = make(name, 16).double()
-    exact.load_state_dict(block.state_dict())
-    torch.testing.assert_close(y.double(), exact(x.double(), shortcut=x.double()), rtol=5e-2, atol=5e-2)
-    y.float().sum().backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in block.parameters())
-    assert x.grad.dtype == x_dtype
-
-
-def test_constructors_take_device_and_dtype():
-    for name in NAMES:
-        block = BLOCKS[name](16, device="meta", dtype=torch.float16)
-        for value in block.state_dict().values():
-            assert (value.device.type, value.dtype) == ("meta", torch.float16), name
-        assert block(torch.empty(2, 16, 3, 3, device="meta", dtype=torch.float16)).shape == (2, 16, 3, 3)
-
-
-# Errors: before any arithmetic, naming the argument.
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_wrong_input_is_refused(name):
-    block = make(name, 16, torch.float32)
-    x = torch.zeros(2, 16, 4, 5)
-    with pytest.raises(ValueError, match=r"x must be 4-D, \(N, 16, H, W\), got shape \(16, 4, 5\)"):
-        block(x[0])
-    with pytest.raises(ValueError, match=r"x must have 16 channels.* got shape \(2, 17, 4, 5\)"):
-        block(torch.zeros(2, 17, 4, 5))
-    for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
-        with pytest.raises(TypeError, match=f"x must be float16, .*got {dtype}"):
-            block(x.to(dtype))
-    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor.*got ndarray"):
-        block(x.numpy())
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        with pytest.raises(TypeError, match=rf"x is {dtype}, but the block's parameters are torch\.float32"):
-            block(x.to(dtype))
-    with pytest.raises(ValueError, match="x is on meta, but the block's parameters are on cpu"):
-        block(x.to("meta"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_wrong_shortcut_is_refused(name):
-    block = make(name, 16, torch.float32)
-    x = torch.zeros(2, 16, 4, 5)
-    for shape in ((2, 16, 4, 1), (1, 16, 4, 5), (16, 4, 5), (2, 8, 4, 5)):
-        with pytest.raises(ValueError, match=r"shortcut must have x's shape \(2, 16, 4, 5\), got \("):
-            block(x, shortcut=torch.zeros(shape))
-    with pytest.raises(TypeError, match=r"shortcut must be a torch\.Tensor.*got float"):
-        block(x, shortcut=1.0)
-    with pytest.raises(TypeError, match=r"shortcut must be float16, .*got torch\.int64"):
-        block(x, shortcut=x.long())
-    with pytest.raises(ValueError, match="shortcut is on meta, but x is on cpu"):
-        block(x, shortcut=x.to("meta"))
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "nonlocal"])
-def test_wrong_input_of_attention_maps_is_refused(name):
-    block = make(name, 16, torch.float32)
-    with pytest.raises(ValueError, match=r"x must be 4-D"):
-        block.attention_maps(torch.zeros(16, 4, 5))
-    with pytest.raises(TypeError, match=r"x must be float16"):
-        block.attention_maps(torch.zeros(2, 16, 4, 5, dtype=torch.int64))
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if LEAST[name] > 1])
-def test_a_reduction_that_leaves_no_hidden_channel_is_refused(name):
-    BLOCKS[name](LEAST[name])
-    with pytest.raises(ValueError, match=rf"leaves no hidden channel: {LEAST[name] - 1} channels // {LEAST[name]} = 0"):
-        BLOCKS[name](LEAST[name] - 1)
-
-
-@pytest.mark.parametrize("wrong", [0, -4, 2.0, True, "16", None])
-def test_counts_must_be_positive_integers(wrong):
-    for name in NAMES:
-        with pytest.raises(ValueError, match=rf"channels must be a positive integer, got {wrong!r}"):
-            BLOCKS[name](wrong)
-    for name in ("cbam", "coordinate", "dual", "se"):
-        with pytest.raises(ValueError, match=rf"reduction must be a positive integer, got {wrong!r}"):
-            BLOCKS[name](16, reduction=wrong)
-    if wrong is not None:
-        with pytest.raises(ValueError, match=rf"kernel_size must be a positive integer, got {wrong!r}"):
-            reference.ECABlock(16, kernel_size=wrong)
-        with pytest.raises(ValueError, match=rf"gating_channels must be a positive integer, got {wrong!r}"):
-            reference.AttentionGate(16, gating_channels=wrong)
 
 
 # Maxima that tie.
@@ -488,33 +345,6 @@ def test_gate_refuses_a_wrong_signal():
         block(x, torch.zeros(2, 10, 4, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"gating is on meta"):
         block(x, torch.zeros(2, 10, 4, 4, device="meta"))
-
-
-# The maps to look at.
-
-
-@pytest.mark.parametrize(
-    ("name", "kinds"),
-    [
-        ("cbam", {"channel", "spatial"}),
-        ("coordinate", {"channel"}),
-        ("dual", {"channel", "spatial"}),
-        ("eca", {"channel"}),
-        ("gate", {"spatial"}),
-        ("pixel", {"pixel"}),
-        ("se", {"channel"}),
-    ],
-)
-def test_attention_maps_reproduce_the_forward(name, kinds):
-    block, x = make(name, 16), draw(2, 16, 5, 7)
-    maps = block.attention_maps(x)
-    assert maps.keys() == kinds
-    shapes = {"channel": (2, 16, 1, 1), "spatial": (2, 1, 5, 7), "pixel": (2, 16, 5, 7)}
-    product = x
-    for kind, gate in maps.items():
-        assert gate.shape == shapes[kind]
-        product = product * gate
-    torch.testing.assert_close(product, block(x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_block_without_maps_says_so():

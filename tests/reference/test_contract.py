@@ -1,4 +1,4 @@
-"""What every published twin keeps: dtype, layout, the shortcut, autocast, clear errors, any strides and sizes."""
+"""What every plain twin keeps, the tutorial's and the published: dtype, layout, shortcut, autocast, strides, errors."""
 
 from __future__ import annotations
 
@@ -7,18 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from triton_attn.reference import published
-from triton_attn.reference.registry import PUBLISHED
+from triton_attn.reference.registry import ALL, BLOCKS
 
-NAMES = sorted(PUBLISHED)
-LEAST = {"cbam": 16, "danet": 32, "gate": 2, "global_context": 8, "grid_gate": 2, "nonlocal": 2, "position": 8}
-LEAST |= {"scse": 16, "se": 16}
+NAMES = sorted(ALL)
+LEAST = {"cbam": 16, "coordinate": 16, "dual": 16, "gate": 2, "nonlocal": 2, "pixel": 16, "se": 16}
+LEAST |= {
+    f"published.{name}": least
+    for name, least in {
+        "cbam": 16,
+        "danet": 32,
+        "gate": 2,
+        "global_context": 8,
+        "grid_gate": 2,
+        "nonlocal": 2,
+        "position": 8,
+        "scse": 16,
+        "se": 16,
+    }.items()
+}
 NO_PARAMETERS = "published.simam"
 
 
 def make(name: str, dtype: torch.dtype = torch.float64, channels: int = 32, **options: object) -> nn.Module:
     """In evaluation, and with gates of some size where the published start is the identity."""
     torch.manual_seed(0)
-    block = PUBLISHED[name](channels, **options, dtype=dtype).eval()
+    block = ALL[name](channels, **options, dtype=dtype).eval()
     with torch.no_grad():
         for key, parameter in block.named_parameters():
             if key.endswith("gamma") or key == "norm.weight":
@@ -30,11 +43,19 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tens
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
+# Not all sixteen: a dtype, a layout and a shortcut do not know of each other. Each is there with each value of another.
+KINDS = {
+    "float16, channels_last, shortcut": (torch.float16, torch.channels_last, True),
+    "bfloat16, contiguous": (torch.bfloat16, torch.contiguous_format, False),
+    "float32, contiguous, shortcut": (torch.float32, torch.contiguous_format, True),
+    "float64, channels_last": (torch.float64, torch.channels_last, False),
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("with_shortcut", [False, True])
-def test_dtype_and_layout_are_kept(name, dtype, layout, with_shortcut):
+@pytest.mark.parametrize("kind", KINDS)
+def test_dtype_and_layout_are_kept(name, kind):
+    dtype, layout, with_shortcut = KINDS[kind]
     block = make(name, dtype)
     x = (draw(2, 32, 5, 6) / 2).to(dtype).contiguous(memory_format=layout)
     shortcut = x.flip(0).contiguous(memory_format=layout) if with_shortcut else None
@@ -45,7 +66,8 @@ def test_dtype_and_layout_are_kept(name, dtype, layout, with_shortcut):
     exact = make(name)
     exact.load_state_dict(block.state_dict())
     expected = exact(x.double(), shortcut=None if shortcut is None else shortcut.double())
-    tolerance = {torch.float16: 1e-2, torch.bfloat16: 8e-2, torch.float32: 4e-6, torch.float64: 1e-12}[dtype]
+    least = {torch.float16: 6e-3, torch.bfloat16: 5e-2, torch.float32: 2e-6, torch.float64: 1e-12}[dtype]
+    tolerance = least if name in BLOCKS or dtype == torch.float64 else 1.6 * least  # batch norms and more layers
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
     if with_shortcut:
         torch.testing.assert_close(expected, torch.relu(exact(x.double()) + shortcut.double()))
@@ -65,8 +87,9 @@ def test_other_strides_give_the_same(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(0, 32, 4, 4), (1, 32, 2, 2), (1, 33, 2, 9), (2, 63, 7, 3)], ids=str)
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "training"), [((0, 32, 4, 4), True), ((1, 33, 2, 9), False), ((2, 63, 7, 3), True)], ids=str
+)
 def test_small_and_odd_sizes(name, shape, training):
     block = make(name, torch.float32, shape[1]).train(training)
     x = draw(*shape, dtype=torch.float32).requires_grad_()
@@ -81,10 +104,10 @@ def test_small_and_odd_sizes(name, shape, training):
         assert all(value.isfinite().all() for value in block.state_dict().values())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "published.grid_gate"])
-def test_one_position(name):
-    block, x = make(name), draw(2, 32, 1, 1)
-    assert block(x).isfinite().all()
+def test_one_position():
+    for name in NAMES:
+        if name != "published.grid_gate":
+            assert make(name)(draw(2, 32, 1, 1)).isfinite().all(), name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,10 +122,11 @@ def test_autocast_takes_float32_parameters(name, x_dtype):
     for module in exact.modules():
         if isinstance(module, nn.Dropout2d):
             module.eval()
+    tolerance = 5e-2 if name in BLOCKS else 1e-1
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = block(x, shortcut=x.detach())
     assert y.dtype == x_dtype
-    torch.testing.assert_close(y.double(), exact(x.double(), shortcut=x.double()), rtol=1e-1, atol=1e-1)
+    torch.testing.assert_close(y.double(), exact(x.double(), shortcut=x.double()), rtol=tolerance, atol=tolerance)
     y.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in block.parameters())
     assert x.grad.dtype == x_dtype
@@ -111,7 +135,7 @@ def test_autocast_takes_float32_parameters(name, x_dtype):
 @pytest.mark.parametrize("identity", [False, True])
 def test_constructors_take_device_and_dtype(identity):
     for name in NAMES:
-        block = PUBLISHED[name](32, identity=identity, device="meta", dtype=torch.float16).eval()
+        block = ALL[name](32, identity=identity, device="meta", dtype=torch.float16).eval()
         for key, value in block.state_dict().items():
             assert value.is_meta, (name, key)
             assert value.dtype == (torch.int64 if key.endswith("tracked") else torch.float16), (name, key)
@@ -134,6 +158,10 @@ def test_wrong_input_is_refused(name):
     for shape in ((2, 32, 4, 1), (1, 32, 4, 5), (32, 4, 5)):
         with pytest.raises(ValueError, match=r"shortcut must have x's shape \(2, 32, 4, 5\), got \("):
             block(x, shortcut=torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"shortcut must be a torch\.Tensor.*got float"):
+        block(x, shortcut=1.0)
+    with pytest.raises(TypeError, match=r"shortcut must be float16, .*got torch\.int64"):
+        block(x, shortcut=x.long())
     with pytest.raises(ValueError, match="shortcut is on meta, but x is on cpu"):
         block(x, shortcut=x.to("meta"))
     if name == NO_PARAMETERS:
@@ -151,12 +179,11 @@ def test_blocks_of_any_channels():
             block(torch.zeros(3, 2))
 
 
-@pytest.mark.parametrize("name", [f"published.{name}" for name in LEAST])
-def test_a_reduction_that_leaves_no_hidden_channel_is_refused(name):
-    least = LEAST[name.removeprefix("published.")]
-    PUBLISHED[name](least)
-    with pytest.raises(ValueError, match=r"leaves no hidden channel: \d+ channels // \d+ = 0"):
-        PUBLISHED[name](least - 1)
+def test_a_reduction_that_leaves_no_hidden_channel_is_refused():
+    for name, least in LEAST.items():
+        ALL[name](least)
+        with pytest.raises(ValueError, match=r"leaves no hidden channel: \d+ channels // \d+ = 0"):
+            ALL[name](least - 1)
 
 
 @pytest.mark.parametrize("wrong", [0, -4, 2.0, True, "16"])
@@ -164,16 +191,20 @@ def test_counts_must_be_positive_integers(wrong):
     message = rf"must be a positive integer, got {wrong!r}"
     for name in NAMES:
         with pytest.raises(ValueError, match=f"channels {message}"):
-            PUBLISHED[name](wrong)
-    for name in ("cbam", "coordinate", "scse", "se", "global_context"):
+            ALL[name](wrong)
+    takes = ("cbam", "coordinate", "scse", "se", "global_context")
+    for name in ("cbam", "coordinate", "dual", "se", *(f"published.{name}" for name in takes)):
         with pytest.raises(ValueError, match=f"reduction {message}"):
-            PUBLISHED[f"published.{name}"](16, reduction=wrong)
+            ALL[name](16, reduction=wrong)
     for name in ("cbam", "coordinate", "danet", "gate", "grid_gate", "nonlocal", "position", "scse", "se"):
         with pytest.raises(ValueError, match=f"hidden_channels {message}"):
-            PUBLISHED[f"published.{name}"](16, hidden_channels=wrong)
-    for name in ("gate", "grid_gate"):
+            ALL[f"published.{name}"](16, hidden_channels=wrong)
+    for name in ("gate", "published.gate", "published.grid_gate"):
         with pytest.raises(ValueError, match=f"gating_channels {message}"):
-            PUBLISHED[f"published.{name}"](16, gating_channels=wrong)
+            ALL[name](16, gating_channels=wrong)
+    for name in ("eca", "published.eca"):
+        with pytest.raises(ValueError, match=f"kernel_size {message}"):
+            ALL[name](16, kernel_size=wrong)
     with pytest.raises(ValueError, match=f"stride {message}"):
         published.GridAttentionGate(16, stride=wrong)
     with pytest.raises(ValueError, match=f"out_channels {message}"):
@@ -192,17 +223,24 @@ def test_choices_of_nonlocal_are_checked():
     ("name", "kinds"),
     [
         ("cbam", {"channel", "spatial"}),
-        ("coordinate", {"pixel"}),
+        ("coordinate", {"channel"}),
+        ("dual", {"channel", "spatial"}),
         ("eca", {"channel"}),
         ("gate", {"spatial"}),
-        ("global_context", {"channel"}),
         ("pixel", {"pixel"}),
         ("se", {"channel"}),
-        ("simam", {"pixel"}),
+        ("published.cbam", {"channel", "spatial"}),
+        ("published.coordinate", {"pixel"}),
+        ("published.eca", {"channel"}),
+        ("published.gate", {"spatial"}),
+        ("published.global_context", {"channel"}),
+        ("published.pixel", {"pixel"}),
+        ("published.se", {"channel"}),
+        ("published.simam", {"pixel"}),
     ],
 )
 def test_attention_maps_reproduce_the_forward(name, kinds):
-    block, x = make(f"published.{name}"), draw(2, 32, 5, 7)
+    block, x = make(name), draw(2, 32, 5, 7)
     maps = block.attention_maps(x)
     assert maps.keys() == kinds
     shapes = {"channel": (2, 32, 1, 1), "spatial": (2, 1, 5, 7), "pixel": (2, 32, 5, 7)}
@@ -213,6 +251,9 @@ def test_attention_maps_reproduce_the_forward(name, kinds):
     torch.testing.assert_close(product, block(x), rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="x must be 4-D"):
         block.attention_maps(x[0])
+    if name in BLOCKS:
+        with pytest.raises(TypeError, match=r"x must be float16"):
+            block.attention_maps(x.long())
 
 
 def test_the_two_gates_of_scse_are_added():
