@@ -28,8 +28,8 @@ def test_without_tails_and_in_short(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_status_says_whether_anything_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["fuse", "timm/resnest14d"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "left: 4 SplitAttn: no adapter for it"
+    assert cli.main(["fuse", "timm/bat_resnext26ts"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("left: 8 BatNonLocalAttn: products of blocks of the map")
     assert cli.main(["fuse", "torchvision/resnet18"]) == 0
     assert capsys.readouterr().out == "no attention that is known here\n"
 

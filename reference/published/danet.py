@@ -6,7 +6,7 @@ and its code differ (the sign of the channels' scores), this is the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, posi
 from ..identity import last_convolution
 from ..layers import POINTWISE, expects, plain_weights
 from ..non_local import nonlocal_attention
+from .seen_from import seen_from
 
 
 class PositionAttention(AttentionBlock):
@@ -68,6 +69,13 @@ class PositionAttention(AttentionBlock):
     def weights(self) -> Any:
         """Weight and bias of the queries', the keys' and the values' convolution; None if they are to be called."""
         return plain_weights(self, ("query_conv", POINTWISE), ("key_conv", POINTWISE), ("value_conv", POINTWISE))
+
+    def attention_from(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
+        """Where the chosen positions ``(y, x)`` look, ``(N, len(positions), H, W)``: :func:`.seen_from.seen_from`."""
+        check_map(x, *expects(self.query_conv))
+        q, k = (conv(x).flatten(2).transpose(1, 2) for conv in (self.query_conv, self.key_conv))
+        size = (x.shape[2], x.shape[3])
+        return seen_from(q, k, positions, size, size)
 
 
 class ChannelAttention(AttentionBlock):
@@ -178,6 +186,11 @@ class DualAttention(AttentionBlock):
         channel = self.channel_out(self.channel(self.channel_in(x)))
         y = self.conv_out(self.dropout(position + channel))
         return add_shortcut(x + y if self.identity else y, shortcut)
+
+    def attention_from(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
+        """Where the chosen positions ``(y, x)`` look in the half that attends positions."""
+        check_map(x, self.in_channels, self.channel.gamma)
+        return self.position.attention_from(self.position_in(x), positions)
 
 
 def _convolution(channels: int, out: int, **where: Any) -> nn.Sequential:

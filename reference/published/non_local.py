@@ -5,7 +5,7 @@ Source: Wang et al., "Non-local Neural Networks", https://arxiv.org/abs/1711.079
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..identity import last_convolution, last_norm
 from ..layers import expects
 from ..non_local import is_finite, nonlocal_attention
 from ..tracing import node
+from .seen_from import seen_from
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product")
 Attend = Callable[..., Tensor]
@@ -108,3 +109,11 @@ class NonLocal(AttentionBlock):
         maps = (theta, pooled(phi), pooled(g)) if self.subsample else (theta, phi, g)
         q, k, v = (each.flatten(2).transpose(1, 2) for each in maps)
         return q, k, v
+
+    def attention_from(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
+        """Where the chosen positions ``(y, x)`` look, ``(N, len(positions), H, W)``: :func:`.seen_from.seen_from`."""
+        check_map(x, *expects(self.g))
+        q, k, _ = self.project(x)
+        height, width = x.shape[2:]
+        keys = (max(height // 2, 1), max(width // 2, 1)) if self.subsample else (height, width)
+        return seen_from(q, k, positions, (height, width), keys, scale=self.scale, dot=self.mode == "dot_product")

@@ -26,6 +26,27 @@ class FusedOwnSE(fusion.Fused, OwnSE, by=fusion.Chain("down", "act", "up", "gate
     pass
 
 
+class OwnSCSE(nn.Module):
+    """Somebody's scSE, as segmentation_models_pytorch has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeeze, excite = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+        self.of_channels = nn.Sequential(nn.AdaptiveAvgPool2d(1), squeeze, nn.ReLU(), excite, nn.Sigmoid())
+        self.of_positions = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.of_channels(x) + x * self.of_positions(x)
+
+
+class FusedOwnSCSE(fusion.Fused, OwnSCSE, by=fusion.SumGate("of_channels", "of_positions")):
+    pass
+
+
+class NobodysSE(OwnSE):
+    """Of which no adapter knows."""
+
+
 class Watched(SEModule):
     """A subclass with a forward of its own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import timm
@@ -88,7 +89,7 @@ def test_a_module_by_itself() -> None:
     [
         (lambda: kinds.Watched(16), "a subclass of SEModule with a forward of its own, which has no adapter"),
         (lambda: kinds.Renamed(16), "a subclass of SEModule, which has no adapter"),
-        (lambda: timm.layers.SplitAttn(16), "no adapter for it"),
+        (lambda: kinds.NobodysSE(16), "no adapter for it"),
     ],
 )
 def test_what_has_no_adapter_is_left(build, reason) -> None:
@@ -145,13 +146,13 @@ def test_a_model_without_attention() -> None:
 
 
 def test_the_report_prints_as_a_table() -> None:
-    model = nn.Sequential(SEModule(16), SEModule(16), timm.layers.SplitAttn(16))
+    model = nn.Sequential(SEModule(16), SEModule(16), kinds.NobodysSE(16))
     report = triton_attn.fuse(model)
     lines = str(report).splitlines()
     assert lines[0].split() == ["module", "class", "how,", "or", "why", "not"]
     assert lines[1].split() == ["0", "SEModule", "fused", "one", "op"]
-    assert lines[3].split() == ["2", "SplitAttn", "left", "no", "adapter", "for", "it"]
-    assert lines[-2:] == ["2 of 3 fused: 2 SEModule", "left: 1 SplitAttn: no adapter for it"]
+    assert lines[3].split() == ["2", "NobodysSE", "left", "no", "adapter", "for", "it"]
+    assert lines[-2:] == ["2 of 3 fused: 2 SEModule", "left: 1 NobodysSE: no adapter for it"]
     assert [entry.path for entry in report.fused] == ["0", "1"]
 
 
@@ -224,3 +225,21 @@ def test_explain_knows_fused_modules() -> None:
         (f"layer{stage}.0", "FusedBasicBlock", "reference") for stage in range(1, 5)
     ]
     assert "cpu" in found[0].reason
+
+
+@pytest.mark.parametrize(
+    ("build", "most"),
+    [(lambda: SEModule(16), 18), (lambda: timm.models.resnet.BasicBlock(16, 16, attn_layer=SEModule), 12)],
+)
+def test_what_the_check_at_every_call_costs(build, most: int) -> None:
+    """In Python calls, which are what it is made of: an attention, and beside that a residual block around it."""
+    module = build()
+    triton_attn.fuse(module)
+    by, calls = module.fused_by, []
+    sys.setprofile(lambda _, event, __: calls.append(event) if event in ("call", "c_call") else None)
+    try:
+        by.obstacle(module)
+        by.one_op(module) if hasattr(by, "one_op") else by._drops(module)
+    finally:
+        sys.setprofile(None)
+    assert 0 < len(calls) <= most

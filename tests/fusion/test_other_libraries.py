@@ -43,6 +43,7 @@ CASES: dict[str, Case] = {
     "smp, senet": (made(f"{SMP}._senet", "SEModule", 16, 4), (MAP,)),
     "smp, senet's bottleneck": (made(f"{SMP}._senet", "SEResNetBottleneck", 16, 4, 1, 4), (MAP,)),
     "smp, mobileone": (made(f"{SMP}.mobileone", "SEBlock", 16, 0.25), (MAP,)),
+    "smp, scse": (made("segmentation_models_pytorch.base.modules", "SCSEModule", 16, 4), (MAP,)),
     "ultralytics, channels": (made(f"{YOLO}.conv", "ChannelAttention", 16), (MAP,)),
     "ultralytics, positions": (made(f"{YOLO}.conv", "SpatialAttention"), (MAP,)),
     "ultralytics, cbam": (made(f"{YOLO}.conv", "CBAM", 16), (MAP,)),

@@ -8,9 +8,19 @@ from functools import partial
 
 import pytest
 import torch
-from timm.layers import GELU, EcaModule, EffectiveSEModule, NonLocalAttn, SEModule
+from timm.layers import (
+    GELU,
+    BatNonLocalAttn,
+    EcaModule,
+    EffectiveSEModule,
+    GlobalContext,
+    NonLocalAttn,
+    SelectiveKernel,
+    SEModule,
+    SplitAttn,
+)
 from timm.layers.cbam import CbamModule, ChannelAttn, LightChannelAttn, LightSpatialAttn, SpatialAttn
-from timm.layers.coord_attn import CoordAttn, EfficientLocalAttn
+from timm.layers.coord_attn import CoordAttn, EfficientLocalAttn, SimpleCoordAttn, StripAttn
 from timm.layers.eca import CecaModule
 from timm.models import hgnet, resnet, senet, tresnet
 from timm.models._efficientnet_blocks import SqueezeExcite
@@ -71,6 +81,25 @@ BY_STRIPS: dict[str, Build] = {
     "timm coordinate": lambda: CoordAttn(16, rd_channels=8),
     "timm local": lambda: EfficientLocalAttn(16),
 }
+BY_SUMS: dict[str, Build] = {
+    "timm split attention": lambda: SplitAttn(16, radix=2),
+    "timm split attention, groups and norms": lambda: SplitAttn(16, groups=2, norm_layer=nn.BatchNorm2d),
+    "timm split attention, one map": lambda: SplitAttn(16, radix=1),
+    "timm selective kernels": lambda: SelectiveKernel(16),
+    "timm selective kernels, of all channels": lambda: SelectiveKernel(16, split_input=False),
+    "timm global context": lambda: global_context(rd_channels=8),
+    "timm global context, of the mean": lambda: GlobalContext(16, rd_channels=8, use_attn=False),
+    "one's own, scSE": lambda: kinds.OwnSCSE(16),
+}
+
+
+def global_context(**options) -> nn.Module:
+    """The bias of its convolution is taken out by the softmax again: its gradient would be rounding alone."""
+    module = GlobalContext(16, **options)
+    module.conv_attn.bias = None
+    return module
+
+
 BLOCKS: dict[str, Build] = {
     "timm resnet, basic": lambda: resnet.BasicBlock(16, 16, attn_layer=SEModule),
     "timm resnet, bottleneck": lambda: resnet.Bottleneck(16, 4, attn_layer=SEModule),
@@ -90,6 +119,7 @@ BLOCKS: dict[str, Build] = {
 def _adapter_of_ones_own(monkeypatch) -> None:
     monkeypatch.setattr(swap, "_fused", {**swap.known()})
     triton_attn.register_adapter(kinds.FusedOwnSE)
+    triton_attn.register_adapter(kinds.FusedOwnSCSE)
 
 
 @pytest.fixture
@@ -193,6 +223,79 @@ def test_a_skip_around_strips() -> None:
     module = CoordAttn(16, has_skip=True)
     (entry,) = triton_attn.fuse(module).left
     assert entry.note == "has_skip: the map is added"
+
+
+@pytest.mark.parametrize("name", BY_SUMS)
+def test_by_sums(name: str) -> None:
+    (entry,) = triton_attn.fuse(BY_SUMS[name]())
+    assert entry.note.startswith("by parts, gates in PyTorch: ")
+    check(lambda: BY_SUMS[name]().eval(), layout="channels_last")
+
+
+@pytest.mark.parametrize("name", ["timm split attention", "timm selective kernels"])
+def test_what_split_attention_saves(name: str, monkeypatch) -> None:
+    """Where the gates are multiplied, passes over the maps are saved; the convolutions in front are the library's."""
+    from benchmarks.counted.meter import count
+
+    plain = BY_SUMS[name]().eval()
+    monkeypatch.setattr(functional, "is_untraced", lambda: True)  # the meter is a mode, but one that changes nothing
+    fused, x = copy.deepcopy(plain), torch.randn(1, 16, 24, 24).requires_grad_()
+    triton_attn.fuse(fused)
+    moved = []
+    for module in (plain, fused):
+        parameters = list(module.parameters())
+        with count(x, parameters) as counted:
+            y = module(x)
+            torch.autograd.grad(y, [x, *parameters], torch.ones_like(y))
+        moved.append(counted.moved["map"] + counted.moved["vector"])
+    assert moved[1] < 0.9 * moved[0]  # the convolutions in front included
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.attn.register_forward_hook(lambda *_: None), "attn has hooks"),
+        (lambda m: setattr(m, "attn", nn.Sequential(m.attn)), "attn has hooks or another forward"),
+    ],
+)
+def test_selective_kernels_with_other_attention(change, reason: str) -> None:
+    module = SelectiveKernel(16)
+    change(module)
+    (entry,) = [each for each in triton_attn.fuse(module) if each.module == "SelectiveKernel"]
+    assert not entry.fused
+    assert reason in entry.note
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (GlobalContext(16, fuse_add=True), "fuse_add"),
+        (GlobalContext(16, fuse_scale=False), "no fuse_scale"),
+        (SimpleCoordAttn(16), "added before their sigmoid"),
+        (StripAttn(16), "added before their sigmoid"),
+        (BatNonLocalAttn(16), "no gate, and no softmax"),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else each,
+)
+def test_left_with_a_reason(module: nn.Module, reason: str) -> None:
+    (entry,) = triton_attn.fuse(module).left
+    assert reason in entry.note
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.of_positions[0].register_forward_hook(lambda *_: None), "of_positions begins with"),
+        (lambda m: m.of_channels.__setitem__(0, nn.AdaptiveMaxPool2d(1)), "of_channels begins with AdaptiveMaxPool2d"),
+        (lambda m: m.of_channels.register_forward_hook(lambda *_: None), "no plain Sequential"),
+    ],
+)
+def test_scse_of_other_layers(change, reason: str) -> None:
+    module, x = kinds.OwnSCSE(16), torch.randn(2, 16, 5, 7)
+    triton_attn.fuse(module)
+    change(module)
+    with triton_attn.use_backend("triton"), pytest.raises(triton_attn.BackendError, match=reason):
+        module(x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

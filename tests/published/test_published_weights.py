@@ -186,12 +186,19 @@ def test_names_that_go_by_the_options(options, layout, expected):
     published.load(published.NonLocal(16, **options), exported, layout)
 
 
-def test_danets_other_heads_are_left_out():
+def test_danets_other_heads_are_left_out_all_or_none():
     _, _, keys, _ = CASES["head, danet"]
     state = weights(keys | layer("conv6.1", 5, 16, 1, 1) | layer("conv7.1", 5, 16, 1, 1))
     block = published.DualAttention(64, 5).double()
     published.load(block, state)
     assert set(published.export(block, "danet")) == set(keys)
+    del state["conv7.1.bias"]
+    with pytest.raises(ValueError, match=r"missing: conv7\.1\.bias$"):
+        published.load(block, state)
+    with pytest.raises(ValueError, match=r"not of this block: conv6\.1\.gamma$"):
+        published.load(block, weights(keys | {"conv6.1.gamma": (1,)}))
+    with pytest.raises(ValueError, match=r"conv6\.1\.weight \(4, 16, 1, 1\), expected \(5, 16, 1, 1\)"):
+        published.load(block, weights(keys | layer("conv6.1", 4, 16, 1, 1) | layer("conv7.1", 5, 16, 1, 1)))
 
 
 def test_weights_within_a_network():

@@ -66,7 +66,7 @@ class ChannelGate:
             op, weights, constants = known
             if (y := op.again(x, *weights, shortcut, *constants)) is not None:
                 return y
-            if not is_as_expected(x, shortcut) or not _fits(x, weights):
+            if not is_as_expected(x, shortcut) or not fits(x, weights):
                 backend.refuse(UNEXPECTED)
                 return None
             if not backend.use_triton(x, *weights, shortcut):
@@ -211,7 +211,7 @@ def is_as_expected(x: Tensor, shortcut: Tensor | None) -> bool:
     return not _autocast(x) or torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)) == x.dtype
 
 
-def _fits(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
+def fits(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
     """Whether weights are made for x's channels, on its device, and of one dtype, which is x's or under autocast."""
     first = weights[0]
     assert first is not None

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .gates import Chain, Neighbours
+from .tails import Tail
 
 
 def timm_pool(module: Any) -> str:
@@ -28,3 +29,9 @@ TIMM_SQUEEZE_EXCITE = Chain("conv_reduce", "act1", "conv_expand", "gate")
 TIMM_ECA = Neighbours(timm_eca, "conv", "gate", "act", "conv2")
 TORCHVISION_LAYERS = ("fc1", "activation", "fc2", "scale_activation")
 TORCHVISION_SE = Chain(*TORCHVISION_LAYERS, squeeze="avgpool")
+
+SENET_LAYERS = ("fc1", "relu", "fc2", "sigmoid")
+SENET_BASIC = Tail("conv1", "bn1", "relu", "conv2", "bn2", "relu", attention="se_module", activation="relu")
+SENET_BOTTLENECK = Tail(
+    *("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3"), attention="se_module", activation="relu"
+)

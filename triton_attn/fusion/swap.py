@@ -18,7 +18,7 @@ from .tails import Tail
 Classes = dict[type[nn.Module], type[Fused]]
 
 ADAPTERS = {
-    "timm": ("timm", "timm_maps", "timm_tails"),
+    "timm": ("timm", "timm_maps", "timm_sums", "timm_tails"),
     "timm.layers.coord_attn": ("timm_strips",),
     "torchvision": ("torchvision",),
     "monai": ("monai",),
@@ -32,6 +32,12 @@ _LOOKS_LIKE_A_GATE = re.compile(
     r"SelectiveKernel$|SplitAttn|EfficientLocal|StripAttn|ChannelAtt|SpatialAtt|SCSE|AttentionGate|^AttentionBlock$"
 )
 NO_ADAPTER = "no adapter for it"
+LEFT = {
+    "BatNonLocalAttn": "products of blocks of the map, between convolutions: no gate, and no softmax over positions",
+    "SimpleCoordAttn": "gates of rows and of columns are added before their sigmoid: no kernel for it",
+    "StripAttn": "gates of rows and of columns are added before their sigmoid: no kernel for it",
+}
+"""What has no adapter for a reason, by the names of classes."""
 _fused: Classes = {}
 
 
@@ -155,7 +161,7 @@ def _why_unknown(module: nn.Module, classes: Classes) -> str | None:
         return f"a subclass of {base.__name__}{own}, which has no adapter"
     if not _LOOKS_LIKE_A_GATE.search(cls.__name__) or cls.__module__.startswith("torch."):
         return None
-    return None if _is_self_attention(module) else NO_ADAPTER
+    return None if _is_self_attention(module) else LEFT.get(cls.__name__, NO_ADAPTER)
 
 
 def _is_self_attention(module: nn.Module) -> bool:

@@ -9,11 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..reference.layers import is_touched
+from .context import ContextGate
 from .fused import Fused
 from .gates import ChannelGate
 from .layers import DROPS
 from .maps import MapGate
 from .strips import StripGate
+from .summed import SumGate
+
+TAKES_A_SHORTCUT = (ChannelGate, ContextGate, MapGate, StripGate, SumGate)
 
 
 class Tail:
@@ -42,7 +46,7 @@ class Tail:
     def obstacle(self, module: nn.Module) -> str | None:
         children = module._modules
         attention, activation = children.get(self.attention), children.get(self.activation)
-        if not isinstance(attention, Fused) or not isinstance(attention.fused_by, (ChannelGate, MapGate, StripGate)):
+        if not isinstance(attention, Fused) or not isinstance(attention.fused_by, TAKES_A_SHORTCUT):
             return "its attention is not fused"
         if is_touched(attention):
             return "its attention has hooks, or a forward of its own"

@@ -27,7 +27,8 @@ class Layout:
         names: from our layers to theirs, of a block; a layer may be a parameter itself.
         pointwise: dense layers of ours that are 1×1 convolutions there.
         flipped: convolutions of ours whose input channels come there in the other order.
-        extra: layers of theirs that the block has not, which are left out.
+        extra: layers of theirs that the block has not, each with one of ours that is shaped like it. All of them may be
+            there, or none; their weights are left out.
         folded: a bias of ours that is not there, in front of a batch norm, and that batch norm.
         obstacle: why the library computes something else than this block, or None.
     """
@@ -37,7 +38,7 @@ class Layout:
     names: Callable[[Any], Names]
     pointwise: tuple[str, ...] = ()
     flipped: tuple[str, ...] = ()
-    extra: tuple[str, ...] = ()
+    extra: tuple[tuple[str, str], ...] = ()
     folded: tuple[str, str] | None = None
     obstacle: Callable[[Any], str | None] = field(default=lambda _: None)
 
@@ -73,6 +74,16 @@ class Layout:
         """The shapes of all that is in their state."""
         own = block.state_dict()
         return {theirs: tuple(self._exported(key, own[key]).shape) for key, theirs in self.keys(block).items()}
+
+    def extras(self, block: nn.Module) -> dict[str, tuple[int, ...]]:
+        """The shapes of what may be in their state beside that."""
+        own = block.state_dict()
+        return {
+            f"{theirs}.{key.rpartition('.')[2]}": tuple(own[key].shape)
+            for theirs, ours in self.extra
+            for key in own
+            if key.startswith(f"{ours}.")
+        }
 
     def _converted(self, key: str, value: Tensor) -> Tensor:
         layer = key.removesuffix(".weight")
@@ -193,7 +204,8 @@ LAYOUTS = (
             channel_out__1="conv52.1",
             conv_out="conv8.1",
         ),
-        extra=("conv6.1", "conv7.1"),  # of the two branches by themselves, for the losses of training
+        # Of the two branches by themselves, for the losses of training.
+        extra=(("conv6.1", "conv_out"), ("conv7.1", "conv_out")),
     ),
     Layout(
         "leejunhyun",

@@ -78,12 +78,13 @@ def _layouts_of(block: nn.Module) -> list[Layout]:
 
 
 def _problems(layout: Layout, block: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    shapes = layout.shapes(block)
-    extra = tuple(f"{name}." for name in layout.extra)
+    shapes, extras = layout.shapes(block), layout.extras(block)
+    if any(key in state for key in extras):
+        shapes |= extras
     return {
         # Older files have no such counters; PyTorch's strict loading lets them lack too.
         "missing": [key for key in shapes if key not in state and not key.endswith(".num_batches_tracked")],
-        "not of this block": [key for key in state if key not in shapes and not (extra and key.startswith(extra))],
+        "not of this block": [key for key in state if key not in shapes],
         "of another shape": [
             f"{key} {tuple(value.shape)}, expected {shapes[key]}"
             for key, value in state.items()

@@ -6,16 +6,18 @@ import contextlib
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..explain import outermost_blocks
-from ..reference import AttentionBlock, AttentionGate, NonLocalBlock
+from ..reference import AttentionBlock, AttentionGate, published
 from .points import Point, cell_of
 
 MOST_SITES = 6  # a network with more sites than this shows a few of them by default
 MOST_CHOSEN = 8
+GATES = (AttentionGate, published.AttentionGate, published.GridAttentionGate)  # by a signal of their own, or not
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,9 @@ def read_block(
     given = dict(zip(("x", "gating"), inputs, strict=False)) | dict(kwargs)
     x = given["x"]
     shape = (x.shape[1], x.shape[2], x.shape[3])
-    if isinstance(block, NonLocalBlock):
+    if hasattr(block, "attention_from"):
         return SiteAttention(site, type(block).__name__, shape, list(_seen_from(block, x, image, points)))
-    if isinstance(block, AttentionGate):
+    if isinstance(block, GATES):
         maps = {"spatial": block.spatial_gate(x, given.get("gating"))}
     else:
         maps = block.attention_maps(x)
@@ -174,7 +176,7 @@ def read_block(
     return SiteAttention(site, type(block).__name__, shape, panels, gates, name, strongest)
 
 
-def _seen_from(block: NonLocalBlock, x: Tensor, image: Sequence[int], points: Sequence[Point]) -> Iterator[Panel]:
+def _seen_from(block: Any, x: Tensor, image: Sequence[int], points: Sequence[Point]) -> Iterator[Panel]:
     """One panel per distinct cell: on a small map, several points may lie in one."""
     height, width = x.shape[2:]
     seen: dict[Point, list[int]] = {}

@@ -1,4 +1,4 @@
-"""segmentation_models_pytorch: its own squeeze-and-excitation in SENet's and MobileOne's encoders."""
+"""segmentation_models_pytorch: scSE in decoders, and its own squeeze-and-excitation in SENet's and MobileOne's."""
 
 from __future__ import annotations
 
@@ -6,38 +6,34 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.base.modules import SCSEModule
 from segmentation_models_pytorch.encoders import _senet, mobileone
 from torch import nn
 
 from ..fused import Fused
 from ..gates import Call, Chain, ChannelGate, dense_layers
+from ..recipes import SENET_BOTTLENECK, SENET_LAYERS
+from ..summed import SumGate
 from ..swap import register_adapter
-from ..tails import Tail
-
-BOTTLENECK = Tail(
-    *("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3"), attention="se_module", activation="relu"
-)
 
 
 @register_adapter
-class FusedSEModule(
-    Fused, _senet.SEModule, by=Chain("fc1", "relu", "fc2", "sigmoid", squeeze="avg_pool"), read="3aa151829a93df0d"
-):
+class FusedSEModule(Fused, _senet.SEModule, by=Chain(*SENET_LAYERS, squeeze="avg_pool"), read="3aa151829a93df0d"):
     __doc__ = _senet.SEModule.__doc__
 
 
 @register_adapter
-class FusedSEBottleneck(Fused, _senet.SEBottleneck, by=BOTTLENECK, read="8f396b2d1218068d"):
+class FusedSEBottleneck(Fused, _senet.SEBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"):
     __doc__ = _senet.SEBottleneck.__doc__
 
 
 @register_adapter
-class FusedSEResNetBottleneck(Fused, _senet.SEResNetBottleneck, by=BOTTLENECK, read="8f396b2d1218068d"):
+class FusedSEResNetBottleneck(Fused, _senet.SEResNetBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"):
     __doc__ = _senet.SEResNetBottleneck.__doc__
 
 
 @register_adapter
-class FusedSEResNeXtBottleneck(Fused, _senet.SEResNeXtBottleneck, by=BOTTLENECK, read="8f396b2d1218068d"):
+class FusedSEResNeXtBottleneck(Fused, _senet.SEResNeXtBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"):
     __doc__ = _senet.SEResNeXtBottleneck.__doc__
 
 
@@ -57,3 +53,8 @@ RELU, SIGMOID = nn.ReLU(), nn.Sigmoid()
 @register_adapter
 class FusedSEBlock(Fused, mobileone.SEBlock, by=WithFunctions(), read="2cb8b2d6ce9df805"):
     __doc__ = mobileone.SEBlock.__doc__
+
+
+@register_adapter
+class FusedSCSEModule(Fused, SCSEModule, by=SumGate("cSE", "sSE"), read="d028394f65e182fd"):
+    __doc__ = SCSEModule.__doc__

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import layers
 from ..fused import Fused
 from ..gates import Chain, ChannelGate
-from ..recipes import TIMM_ECA, TIMM_ESE, TIMM_SE, TIMM_SQUEEZE_EXCITE
+from ..recipes import SENET_LAYERS, TIMM_ECA, TIMM_ESE, TIMM_SE, TIMM_SQUEEZE_EXCITE
 from ..swap import register_adapter
 
 layers.GATES.update(
@@ -51,7 +51,7 @@ class FusedSqueezeExcite(Fused, SqueezeExcite, by=TIMM_SQUEEZE_EXCITE, read="8b1
 
 
 @register_adapter
-class FusedSENetModule(Fused, senet.SEModule, by=Chain("fc1", "relu", "fc2", "sigmoid"), read="3e4da8e93c96698e"):
+class FusedSENetModule(Fused, senet.SEModule, by=Chain(*SENET_LAYERS), read="3e4da8e93c96698e"):
     __doc__ = senet.SEModule.__doc__
 
 

@@ -9,6 +9,7 @@ from timm.models import resnet, senet, tresnet
 
 from .. import layers
 from ..fused import Fused
+from ..recipes import SENET_BASIC, SENET_BOTTLENECK
 from ..swap import register_adapter
 from ..tails import Tail
 
@@ -27,10 +28,6 @@ BOTTLENECK = Tail(
     activation="act3",
     drop="drop_path",
     add=operator.iadd,
-)
-SENET_BASIC = Tail("conv1", "bn1", "relu", "conv2", "bn2", "relu", attention="se_module", activation="relu")
-SENET_BOTTLENECK = Tail(
-    *("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3"), attention="se_module", activation="relu"
 )
 TRESNET_BASIC = Tail("conv1", "conv2", attention="se", activation="act", drop="drop_path")
 
