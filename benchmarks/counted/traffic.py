@@ -26,6 +26,10 @@ from benchmarks.files import today, versions, write
 SHAPE = (2, 64, 28, 28)
 # Partial gradients of parameters are as large as the parameters, per program: little beside a larger map.
 SHAPES = {"gate": (2, 64, 56, 56), "pixel": (2, 64, 56, 56)}
+# Published blocks whose every pass over the map is ours, on the map that their ceilings are named for. (SE and ECA are
+# the tutorial's; what attends positions is counted there.)
+PUBLISHED = tuple(f"published.{name}" for name in ("cbam", "coordinate", "global_context", "pixel", "scse", "simam"))
+SHAPES |= dict.fromkeys(PUBLISHED, (1, 256, 28, 28))
 DTYPE = torch.float16
 
 
@@ -174,8 +178,11 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
 
 
 def measure_all(names: Sequence[str], shape: Sequence[int] | None = None) -> Iterator[Row]:
-    """Every case of these blocks, in both layouts, without and with the tail of a residual block."""
+    """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one."""
     for case in sorted([*map(Case, names), *(each for each in VARIANTS if each.block in names)], key=str):
+        if case.block in PUBLISHED:  # layouts and shortcuts are their tests' affair
+            yield measure(case, True, False, shape)
+            continue
         for channels_last in (False, True):
             for shortcut in (False, True):
                 yield measure(case, channels_last, shortcut, shape)
@@ -258,10 +265,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET must be 1 or unset: kernels are counted under Triton's interpreter")
     import triton_attn
 
-    names = arguments.blocks.split(",") if arguments.blocks else triton_attn.list_attention()
-    unknown = sorted(set(names) - set(triton_attn.list_attention()))
-    if unknown:
-        parser.error(f"--blocks: unknown {', '.join(unknown)}; known are {', '.join(triton_attn.list_attention())}")
+    known = [*triton_attn.list_attention(), *PUBLISHED]
+    names = arguments.blocks.split(",") if arguments.blocks else known
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"--blocks: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     shape = _shape(parser, arguments.shape) if arguments.shape else None
 
     rows = list(measure_all(names, shape))
