@@ -53,18 +53,18 @@ CEILINGS = {
     # The design names no passes for these: x and y, the signal, and its convolution, of half the channels, written and
     # read. Backward: the gradients of them all, and x and the signal once more.
     "gate, own signal": Ceiling(4, 6.5, mask_reads=1, channels=256),
-    # Every block of queries reads all keys and values again, from a cache: what the tiles of the shape that is counted
-    # come to, where the explicit matrix takes three times as much. That memory is linear is held by tests. Three of the
-    # launches are for what is exact about biases: zeros beside the queries', the sum of the values', the keys' zeros.
     # The passes of the published blocks at 256 channels and 28² positions, and beside them what PyTorch's networks on
-    # small tensors move: a plane of values of 4 bytes is a 128th of the map, coordinate's vectors for rows and columns a
-    # 14th. Pixel's convolution is C → C: its weight and that one's gradient are a third of the map each.
+    # small tensors move: a plane of 4 bytes a value is a 128th of the map, coordinate's vectors a 14th.
+    # Pixel's convolution is C → C: its weight and that one's gradient are a third of the map each.
     "published.cbam": Ceiling(4.4, 6, mask_reads=3),
     "published.coordinate": Ceiling(3.6, 4.8, mask_reads=2),
     "published.global_context": Ceiling(4.2, 6.35, mask_reads=2),
     "published.pixel": Ceiling(5.33, 11.65, mask_reads=1),
     "published.scse": Ceiling(3.2, 5.3, mask_reads=2),
     "published.simam": Ceiling(3.04, 5.1, mask_reads=2),
+    # Every block of queries reads all keys and values again, from a cache: what the tiles of the shape that is counted
+    # come to, where the explicit matrix takes three times as much. That memory is linear is held by tests. Three of the
+    # launches are for what is exact about biases: zeros beside the queries', the sum of the values', the keys' zeros.
     "nonlocal": Ceiling(18.5, 40.5, mask_reads=1, launches=(5, 9)),
 }
 
