@@ -1,11 +1,14 @@
 # make demo   install, train a small network with attention on real images, and show what it looks at
 # make test   install, and run lint, types and every lane of tests
+# make test-all  the same with every case of every test (make test leaves out what repeats itself)
 # make bench  measure and count what a machine without a GPU can, and write docs/performance.md
 # make gpu    on a machine with a GPU: test, measure, tune, and judge the claims (QUICK=1 tries that without one)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --lane
+# CASES=--every-case leaves none out: see tests/thinning.py.
+CASES ?=
+LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CASES) --lane
 
 # What the GPU's command runs with: what is there, for it installs nothing.
 HERE := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -17,7 +20,7 @@ QUICK ?=
 BENCH ?=
 ENVIRONMENTS ?= build/compat
 
-.PHONY: demo test lint plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs clean
+.PHONY: demo test test-all lint plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
@@ -40,7 +43,16 @@ demo: $(INSTALLED)
 	  '          $(BIN)/triton-attn train --data PATH/TO/IMAGES --model resnet50 --attention se --where block --output runs/mine' \
 	  '          $(BIN)/triton-attn info'
 
-test: lint gpu-tests guard plain interpreter compile execute
+# What has one process runs side by side; the lanes have two of their own.
+test: $(INSTALLED)
+	$(MAKE) -j 2 lint guard gpu-tests
+	$(MAKE) plain
+	$(MAKE) interpreter
+	$(MAKE) compile
+	$(MAKE) execute
+
+test-all:
+	$(MAKE) test CASES=--every-case
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

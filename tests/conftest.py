@@ -15,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.thinning import kept
+
 LANES = ("plain", "interpreter", "compile", "execute", "gpu")
+# How many values of a test's parameters meet in some case, whatever they are: the slow lanes take any value once, and
+# have their drawn cases and fixed lists beside that. The gpu lane leaves nothing out.
+TOGETHER = {"interpreter": 1, "compile": 1, "gpu": 99}
 
 try:
     import hypothesis
@@ -35,6 +40,7 @@ else:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lane", choices=LANES, default="plain", help="which tests to run")
+    parser.addoption("--every-case", action="store_true", help="and none left out (see tests/thinning.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,8 +73,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         lane = next((lane for lane in LANES if item.get_closest_marker(lane)), "plain")
         (own if lane == wanted else others).append(item)
+    if not config.getoption("--every-case"):
+        own, left_out = _thinned(own, TOGETHER.get(wanted, 2))
+        others += left_out
     items[:] = own
     config.hook.pytest_deselected(items=others)
+
+
+def _thinned(items: list[pytest.Item], together: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """The cases to run, and the others."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    wanted: set[pytest.Item] = set()
+    for cases in tests.values():
+        # A value is given to all of its cases, the same object.
+        values = [tuple(map(id, item.callspec.params.values())) if hasattr(item, "callspec") else () for item in cases]
+        wanted.update([cases[i] for i in kept(values, together)] if len(values[0]) > 1 else cases)
+    return [item for item in items if item in wanted], [item for item in items if item not in wanted]
 
 
 @pytest.hookimpl(wrapper=True)
