@@ -1,1 +1,1 @@
-"""Traffic, machine code and time: what the library claims, counted or measured."""
+"""Three rooms: ``counted`` (no clock), ``timed`` (pytest-benchmark), ``written`` (claims, pages); ``gpu`` runs all."""

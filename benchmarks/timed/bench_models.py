@@ -37,14 +37,8 @@ TIMM: dict[str, tuple[str, dict[str, Any], str]] = {
     "cbam": ("resnet50", {"block_args": {"attn_layer": "cbam"}}, "resnet50"),
 }
 # What a provider's time is held against.
-PLAIN_OF = {
-    "ours": "plain",
-    "eager": "plain",
-    "formula": "plain",
-    "ours-compile": "plain-compile",
-    "compile": "plain-compile",
-    "timm": "timm-plain",
-}
+PLAIN_OF = {**dict.fromkeys(("ours", "eager", "formula"), "plain"), "timm": "timm-plain"}
+PLAIN_OF |= dict.fromkeys(("ours-compile", "compile"), "plain-compile")
 
 
 def providers(case: NetworkCase) -> Iterator[str]:
@@ -73,14 +67,11 @@ def build(case: NetworkCase, provider: str, state: dict[str, Tensor]) -> nn.Modu
         model = timm.create_model(plain) if kind == "timm-plain" else timm.create_model(name, **options)
     else:
         with torch.device("meta"):  # its parameters are drawn once, for all
-            if kind == "plain":
-                model = make()
-            elif kind == "formula":
-                model = make(FORMULAS[case.attention], where=where)
-            elif kind == "ours":
-                model = make(case.attention, where=where)
-            else:
+            if kind in ("eager", "compile"):
                 model = build_resnet(case.network, case.attention, where=where, blocks=PLAIN)
+            else:
+                attention = FORMULAS[case.attention] if kind == "formula" else case.attention
+                model = make() if kind == "plain" else make(attention, where=where)
         own = model.state_dict()
         model.load_state_dict({name: t.clone() for name, t in state.items() if name in own}, assign=True)
     layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
@@ -109,7 +100,8 @@ def prepare(case: NetworkCase) -> Prepared:
         timed = partial(inference, model, images) if case.mode == INFERENCE else partial(train, model, images, labels)
         if provider == "ours-compile" and (on_gpu() or backend.interpreting()):
             timed()
-            check_graphs(graphs, blocks)
+            if (found := sum(map(len, graphs.ops))) < blocks:
+                raise ValueError(f"of {blocks} blocks {found} were compiled with an op of ours, others as their twins")
         return timed
 
     makers: dict[str, Callable[[], Run]] = {provider: partial(make, provider) for provider in providers(case)}
@@ -153,17 +145,6 @@ def check(model: nn.Module, images: Tensor, expected: Tensor) -> None:
     error = (logits.float() - expected).abs().max().item()
     if not error <= bound:
         raise ValueError(f"the logits are off by {error:.3g}, allowed are {bound:.3g}")
-
-
-def check_graphs(graphs: Graphs, blocks: int) -> None:
-    """Hold a compiled network of ours to having an op of ours for every block.
-
-    Raises:
-        ValueError: it runs plain twins.
-    """
-    found = sum(map(len, graphs.ops))
-    if found < blocks:
-        raise ValueError(f"of {blocks} blocks {found} were compiled with an op of ours, the others as plain twins")
 
 
 @pytest.mark.benchmark(timer=Timer(), warmup=False)

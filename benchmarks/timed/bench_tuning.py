@@ -13,7 +13,7 @@ import torch
 
 import triton_attn
 from benchmarks.files import LATE, device
-from benchmarks.timed.cases import TuningCase
+from benchmarks.timed.cases import BlockCase
 from benchmarks.timed.turns import Results
 from triton_attn.tune import Call, tune_calls
 from triton_attn.tuning.keys import Key
@@ -31,7 +31,7 @@ def record(found: Found) -> dict[str, Any]:
     }
 
 
-def test_tuning(results: Results, case: TuningCase) -> None:
+def test_tuning(results: Results, case: BlockCase) -> None:
     left = results.left()
     if left is not None and left <= 0:
         pytest.skip(LATE)

@@ -185,26 +185,10 @@ def models(size: str) -> Iterator[NetworkCase]:
                 yield NetworkCase("resnet50", name, where, 64, 224, "bfloat16", layout, mode, compiled)
 
 
-@dataclass(frozen=True)
-class TuningCase(Case):
-    """A block at a site, whose launches are searched."""
-
-    block: str
-    site: str
-    shape: tuple[int, int, int, int]
-    dtype: str
-    layout: str
-
-
-def tuning(size: str) -> Iterator[TuningCase]:
+def tuning(size: str) -> Iterator[BlockCase]:
     """Blocks whose launches are not another's too: what they share is found once. On a CPU there is nothing to tune."""
-    if size == "tiny":
-        yield TuningCase("eca", *TINY)
-    elif size != "small":
-        few = size == "goal"
-        for layout, dtype, site in product(LAYOUTS[: 2 - few], DTYPES[: 2 - few], GOAL_SITES):
-            for block in ("se", "eca", "coordinate", "cbam", "pixel", "gate", "nonlocal"):
-                yield TuningCase(block, site, SITES[site], dtype, layout)
+    if size != "small":
+        yield from (case for case in blocks(size) if case.direction == TRAINING and case.block != "dual")
 
 
 # By suite; each is a test of that name, and leaves a file of that name.

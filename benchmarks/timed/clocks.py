@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -85,8 +85,7 @@ class Timer:
         return self.clock.stamp()
 
 
-@dataclass(frozen=True)
-class LaunchTime:
+class LaunchTime(NamedTuple):
     """One launch of a run: its kernel, the bytes of the maps it is given, and its seconds."""
 
     kernel: str

@@ -75,16 +75,16 @@ def time_case(
     def time(case: Case, prepare: Callable[[Case], Prepared]) -> None:
         results.begin(case, ("ours",))
         torch._dynamo.reset()  # it compiles a forward for a few shapes only, and then no more
+        Timer.clock = clock
         try:
             prepared = prepare(case)
+            if option("--beside"):
+                wanted = (*option("--beside").split(","), prepared.own)
+                prepared.makers = {name: make for name, make in prepared.makers.items() if name in wanted}
+            measure(benchmark, results, case, prepared, clock, option("--rounds"))
         except Exception as error:
             results.put(case, not_timed={getattr(case, "own", "ours"): words(error)})
             raise
-        if option("--beside"):
-            wanted = (*option("--beside").split(","), prepared.own)
-            prepared.makers = {name: make for name, make in prepared.makers.items() if name in wanted}
-        Timer.clock = clock
-        measure(benchmark, results, case, prepared, clock, option("--rounds"))
 
     yield time
     torch.backends.cudnn.allow_tf32 = allowed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,14 +86,6 @@ def eager(setup: Setup) -> nn.Module:
     return setup.load(PLAIN[setup.case.block](setup.x.shape[1]))
 
 
-def formula(setup: Setup) -> nn.Module:
-    return setup.load(FORMULAS[setup.case.block](setup.x.shape[1]))
-
-
-def compiled(setup: Setup) -> nn.Module:
-    return torch.compile(eager(setup), fullgraph=True, dynamic=False)  # type: ignore[return-value]
-
-
 def timm(setup: Setup) -> nn.Module:
     """timm's block of that name. The same formula gets the same weights."""
     from timm.layers import EcaModule, SEModule
@@ -114,30 +107,22 @@ def timm(setup: Setup) -> nn.Module:
 
 def copy(setup: Setup) -> nn.Module:
     """Read the map and write it: what the memory can do."""
-    y = torch.empty_like(setup.x)
-
-    class Copy(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return y.copy_(x)
-
-    return Copy()
+    found: Any = nn.Identity()
+    found.forward = torch.empty_like(setup.x).copy_
+    return found
 
 
-PROVIDERS: dict[str, Callable[[Setup], nn.Module]] = {
+PROVIDERS: dict[str, Callable[[Setup], Any]] = {
     "ours": ours,
     "eager": eager,
-    "formula": formula,
-    "compile": compiled,
+    "formula": lambda setup: setup.load(FORMULAS[setup.case.block](setup.x.shape[1])),
+    "compile": lambda setup: torch.compile(eager(setup), fullgraph=True, dynamic=False),
     "timm": timm,
     "copy": copy,
 }
 OWN_FORMULA = "timm (its own formula)"
-TIMM = {
-    "se": "timm",
-    "eca": "timm",
-    # Its channel gate takes the maximum too and has no biases, and its spatial gate a batch norm and no bias.
-    "cbam": OWN_FORMULA,
-}
+# CBAM's channel gate takes the maximum too and has no biases, and its spatial gate a batch norm and no bias.
+TIMM = {"se": "timm", "eca": "timm", "cbam": OWN_FORMULA}
 
 
 class WrongResult(Exception):
