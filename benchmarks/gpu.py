@@ -43,6 +43,7 @@ GRACE = 30.0  # seconds behind its limit that the case at work has, and as many 
 ATTEMPTS = 4  # at a stage that crashes: it goes on behind the test or case that did it
 PARTS = 8  # of the lane at most: each holds a few GB of the GPU's memory
 TEXT = 1500  # characters of a failure
+CRASHED = "the process ended while it ran"
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 ENDED = (0, 1, 5)  # pytest's exit statuses: all is well, something failed, nothing was left to run
 LATE, LOST = 6, 3  # of the lane's: its time is over; the GPU answers no more
@@ -177,11 +178,8 @@ def lines(record: Path) -> Iterator[dict[str, Any]]:
 
 def outcome(record: Path) -> dict[str, Any]:
     """How many passed, failed and were skipped, what failed, and why others were skipped."""
-    ended = {line["test"]: line for line in lines(record) if "outcome" in line}
+    ended = {line["test"]: {"outcome": "failed", "text": CRASHED, **line} for line in lines(record)}  # by the last line
     failures = {test: line["text"] for test, line in ended.items() if line["outcome"] == "failed"}
-    for line in lines(record):
-        if line["test"] not in ended:
-            failures[line["test"]] = "the process ended while it ran"
     by = Counter(line["outcome"] for line in ended.values())
     skips = sorted({line["text"] for line in ended.values() if line["outcome"] == "skipped"})
     counts = {"passed": by["passed"], "failed": len(failures), "skipped": by["skipped"]}
@@ -208,8 +206,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         order[item] = seen[function]
         seen[function] += 1
     part, parts = map(int, config.getoption("--shard").split("/"))
-    done = {line["test"] for line in lines(config.getoption("--record"))}
-    own = [each for each in sorted(items, key=order.__getitem__)[part::parts] if each.nodeid not in done]
+    done = {line["test"]: line.get("outcome") != "cut off" for line in lines(config.getoption("--record"))}
+    own = [each for each in sorted(items, key=order.__getitem__)[part::parts] if not done.get(each.nodeid)]
     config.hook.pytest_deselected(items=[each for each in items if each not in own])
     items[:] = own
 
@@ -235,7 +233,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Write a test down; stop where the time is over, or behind what as a rule makes all others fail, too."""
     note(item.config, test=item.nodeid)
-    result = yield
+    try:
+        result = yield
+    except KeyboardInterrupt:  # the next call runs it
+        note(item.config, test=item.nodeid, outcome="cut off")
+        raise
     reports = item.stash.get(REPORTS, [])
     said = next((each for each in reports if each.failed), next((each for each in reports if each.skipped), None))
     how, text = "passed", ""

@@ -82,6 +82,9 @@ def time_case(
                 wanted = (*option("--beside").split(","), prepared.own)
                 prepared.makers = {name: make for name, make in prepared.makers.items() if name in wanted}
             measure(benchmark, results, case, prepared, clock, option("--rounds"))
+        except KeyboardInterrupt:
+            results.drop(case)
+            raise
         except Exception as error:
             results.put(case, not_timed={getattr(case, "own", "ours"): words(error)})
             raise

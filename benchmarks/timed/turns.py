@@ -90,6 +90,12 @@ class Results:
         self.cases[str(case)] = {**asdict(case), "date": date, **nothing, **record}
         self.save()
 
+    def drop(self, case: Any) -> None:
+        """Forget that a case was begun: it was cut off, and another session measures it."""
+        if ENDED in self.cases[str(case)]["not_timed"].values():
+            del self.cases[str(case)]
+            self.save()
+
     def save(self) -> None:
         """Write what there is."""
         write(self.path, json.dumps({**self.head, "cases": dict(sorted(self.cases.items()))}, indent=1) + "\n")

@@ -155,7 +155,9 @@ class Item:
 def test_parts_are_all_and_nothing_twice(tmp_path: Path) -> None:
     record = tmp_path / "tests.jsonl"
     names = [f"test_a[{i}]" for i in range(5)] + [f"test_b[{i}]" for i in range(2)]
-    record.write_text('{"test": "test_a[0]"}\n{"test": "test_')  # the process ended within a line
+    # One ended the process, another was cut off, and the process ended within a line.
+    record.write_text('{"test": "test_a[0]"}\n{"test": "test_a[1]", "outcome": "cut off"}\n{"test": "test_')
+    assert gpu.outcome(record)["failures"] == {"test_a[0]": gpu.CRASHED}
     seen = []
     for part in range(3):
         options = {"--shard": f"{part}/3", "--record": record}

@@ -172,7 +172,12 @@ def test_what_the_file_has_is_kept(results: Results, capsys: pytest.CaptureFixtu
     assert json.loads(results.path.read_text())["cases"]["new"]["not_timed"] == {"ours": ENDED}
     with pytest.raises(pytest.skip.Exception):
         Results(results.path, keep=True).begin(Case("new"))
+    cut_off = Results(results.path, keep=True)
+    cut_off.begin(Case("cut off"), ["ours"])
+    cut_off.drop(Case("cut off"))
+    Results(results.path, keep=True).begin(Case("cut off"))
     again = Results(results.path)
+    again.drop(Case("old"))
     again.begin(Case("old"))
     assert again.cases["old"]["rounds"] == 3  # until it is measured anew
     # Others' are dropped: of other versions, otherwise made, or cut short.
