@@ -18,13 +18,17 @@ class AttentionBlock(nn.Module):
     """An attention block: takes ``(N, C, H, W)``, returns the same shape, dtype and layout.
 
     Whoever traces a network by ``torch.fx`` finds it as one node, whatever its class.
+
+    Args:
+        hands_on: of a subclass, whether its forward gives what it knows nothing of to the one above as it came, so that
+            it need not look for a trace itself.
     """
 
     identity = False  # whether it was built to change nothing at first
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, hands_on: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "forward" in cls.__dict__:
+        if "forward" in cls.__dict__ and not hands_on:
             cls.forward = as_leaf(cls.forward)
 
     def extra_repr(self) -> str:

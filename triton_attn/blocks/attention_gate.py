@@ -11,7 +11,7 @@ from ..reference.common import check_map
 from ..reference.layers import expects, fit
 
 
-class AttentionGate(reference.AttentionGate):
+class AttentionGate(reference.AttentionGate, hands_on=True):
     __doc__ = reference.AttentionGate.__doc__
 
     def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from ..reference.common import check_map
 from ..reference.layers import expects, fit
 
 
-class CBAM(reference.CBAM):
+class CBAM(reference.CBAM, hands_on=True):
     __doc__ = reference.CBAM.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

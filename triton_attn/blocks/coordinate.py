@@ -10,7 +10,7 @@ from ..reference.coordinate import LINEAR
 from ..reference.layers import expects, fit
 
 
-class CoordinateAttention(reference.CoordinateAttention):
+class CoordinateAttention(reference.CoordinateAttention, hands_on=True):
     __doc__ = reference.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

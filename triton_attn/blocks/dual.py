@@ -11,7 +11,7 @@ from ..reference.layers import fit
 from .cbam import by_layers
 
 
-class DualAttentionBlock(reference.DualAttentionBlock):
+class DualAttentionBlock(reference.DualAttentionBlock, hands_on=True):
     __doc__ = reference.DualAttentionBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from ..reference.common import check_map
 from ..reference.layers import expects, fit
 
 
-class ECABlock(reference.ECABlock):
+class ECABlock(reference.ECABlock, hands_on=True):
     __doc__ = reference.ECABlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from ..reference.layers import expects, fit
 from ..reference.non_local import added, attention_matrix, check_returned
 
 
-class NonLocalBlock(reference.NonLocalBlock):
+class NonLocalBlock(reference.NonLocalBlock, hands_on=True):
     __doc__ = reference.NonLocalBlock.__doc__
 
     def forward(

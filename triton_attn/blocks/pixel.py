@@ -10,7 +10,7 @@ from ..reference.common import check_map
 from ..reference.layers import expects, fit
 
 
-class AttentionModule(reference.AttentionModule):
+class AttentionModule(reference.AttentionModule, hands_on=True):
     __doc__ = reference.AttentionModule.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

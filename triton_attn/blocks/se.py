@@ -9,7 +9,7 @@ from ..reference.common import check_map
 from ..reference.layers import expects, fit
 
 
-class SEBlock(reference.SEBlock):
+class SEBlock(reference.SEBlock, hands_on=True):
     __doc__ = reference.SEBlock.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
