@@ -14,7 +14,7 @@ from .activations import CHOICES, HIDDEN, ONE_AT_ZERO
 from .channel_gate import activate, check_choice
 from .common import AttentionBlock, add_shortcut, check_map, hidden_width
 from .identity import last_linear
-from .layers import DENSE, expects, plain_weights
+from .layers import DENSE, expects, is_touched, plain_weights
 
 
 class SEBlock(AttentionBlock):
@@ -28,6 +28,7 @@ class SEBlock(AttentionBlock):
         hidden_activation: in place of ``relu``: ``"silu"``, ``"hardswish"``, ``"gelu"``, ``"gelu_tanh"``,
             ``"leaky_relu"`` or ``"none"``.
         gate: in place of σ: ``"hard_sigmoid"`` (``relu6(z + 3) / 6``) or ``"none"``.
+        norm: whether there is a batch norm behind ``fc1``. In training it takes more than one image.
         identity: change nothing at first: the gate is ``2σ`` (twice the hard one, ``1 + z``) and ``fc2`` starts at 0.
         device, dtype: where and in what type the parameters are made.
 
@@ -44,6 +45,7 @@ class SEBlock(AttentionBlock):
         bias: bool = True,
         hidden_activation: str = "relu",
         gate: str = "sigmoid",
+        norm: bool = False,
         identity: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -55,6 +57,7 @@ class SEBlock(AttentionBlock):
         self.identity, self.hidden_activation = identity, hidden_activation
         self.activation = ONE_AT_ZERO[gate] if identity else gate
         self.fc1 = nn.Linear(in_channels, hidden, bias=bias, device=device, dtype=dtype)
+        self.norm = nn.BatchNorm1d(hidden, device=device, dtype=dtype) if norm else None
         self.fc2 = last_linear(hidden, in_channels, identity, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -72,15 +75,33 @@ class SEBlock(AttentionBlock):
 
     def network(self, mean: Tensor) -> Tensor:
         """The gate from the means over positions, all ``(N, C, 1, 1)``."""
-        logits = self.fc2(HIDDEN[self.hidden_activation](self.fc1(mean.flatten(1))))
+        hidden = self.fc1(mean.flatten(1))
+        hidden = hidden if self.norm is None else self.norm(hidden)
+        logits = self.fc2(HIDDEN[self.hidden_activation](hidden))
         return activate(logits, self.activation).unsqueeze(-1).unsqueeze(-1)
 
     def weights(self) -> tuple[Tensor, Any, Tensor, Any] | None:
         """The gate network's parameters, in the order the functions take them, None for a bias that there is not.
 
-        None if the two layers do more than these say, and are to be called.
+        A batch norm is folded into the first, in evaluation. None if the layers do more than these say, as a batch norm
+        in training does, and are to be called.
         """
-        return plain_weights(self, ("fc1", DENSE), ("fc2", DENSE))
+        found: Any = plain_weights(self, ("fc1", DENSE), ("fc2", DENSE))
+        return found if found is None or self.norm is None else self._folded(*found)
+
+    def _folded(self, weight1: Tensor, bias1: Tensor | None, *others: Any) -> Any:
+        norm = self.norm
+        if type(norm) is not nn.BatchNorm1d or is_touched(norm) or norm.training:
+            return None
+        own: Any = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        if any(each is None for each in own):
+            return None
+        mean, variance, weight, bias = own
+        wide = torch.promote_types(weight1.dtype, torch.float32)
+        scale = weight.to(wide) * (variance.to(wide) + norm.eps).rsqrt()
+        shift = mean.neg() if bias1 is None else bias1 - mean
+        folded = weight1 * scale[:, None], shift * scale + bias
+        return *(each.to(weight1.dtype) for each in folded), *others
 
     def extra_repr(self) -> str:
         options = f"hidden_activation={self.hidden_activation!r}, gate={self.activation!r}"

@@ -199,15 +199,15 @@ def bits(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", [*SMALL, *FULL])
-def test_on_a_cpu_not_a_bit_differs(name: str, training: bool) -> None:
-    model = {**SMALL, **FULL}[name]().train(training)
-    fused, x = copy.deepcopy(model), torch.randn(2, 3, 64, 64)
+def test_on_a_cpu_not_a_bit_differs(name: str) -> None:
+    model = {**SMALL, **FULL}[name]()
+    fused, x = copy.deepcopy(model), torch.randn(2, 3, 48, 48)
     assert not triton_attn.fuse(fused).left
-    for before, after in zip(bits(model, x), bits(fused, x), strict=True):
-        assert torch.equal(before, after)
-    assert all(torch.equal(*pair) for pair in zip(model.buffers(), fused.buffers(), strict=True))
+    for training in (True, False):
+        for before, after in zip(bits(model.train(training), x), bits(fused.train(training), x), strict=True):
+            assert torch.equal(before, after)
+        assert all(torch.equal(*pair) for pair in zip(model.buffers(), fused.buffers(), strict=True))
 
 
 def test_named_inputs_reach_the_plain_forward() -> None:

@@ -18,11 +18,20 @@ NAMES = ("timm se, bottlenecks", "timm efficientnet", "torchvision mobilenet")
 
 LOAD = """
 import sys, torch
-if sys.argv[2] == "without":
-    sys.modules["triton_attn"] = None  # what an import of a package that is not there comes to
-for model, x, y in torch.load(sys.argv[1], weights_only=False):
-    assert torch.equal(model(x), y)
-    print(sum(type(each).__name__.startswith("Fused") for each in model.modules()))
+
+def load(name):
+    for model, x, y in torch.load(sys.argv[1] + "/" + name, weights_only=False):
+        assert torch.equal(model(x), y)
+        yield sum(type(each).__name__.startswith("Fused") for each in model.modules())
+
+sys.modules["triton_attn"] = None  # what an import of a package that is not there comes to
+print(*load("unfused"))
+try:
+    print(*load("fused"))
+except ModuleNotFoundError as error:
+    print(error)
+del sys.modules["triton_attn"]
+print(*load("fused"))
 """
 
 
@@ -38,29 +47,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(file: Path, ours: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOAD, str(file), ours],
+def test_in_a_fresh_process(files: Path) -> None:
+    """Unfused without our package; fused without it, where the error names it; and with it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(files)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def test_with_our_package(files: Path) -> None:
-    done = load(files / "fused", "with")
     assert done.returncode == 0, done.stderr
-    assert [int(line) > 0 for line in done.stdout.split()] == [True] * len(NAMES)
-
-
-def test_without_it_the_error_names_it(files: Path) -> None:
-    done = load(files / "fused", "without")
-    assert done.returncode != 0
-    assert "triton_attn" in done.stderr.splitlines()[-1]
-
-
-def test_unfused_without_it(files: Path) -> None:
-    done = load(files / "unfused", "without")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0"] * len(NAMES)
+    unfused, error, fused = done.stdout.splitlines()
+    assert unfused.split() == ["0"] * len(NAMES)
+    assert "triton_attn" in error
+    assert [int(count) > 0 for count in fused.split()] == [True] * len(NAMES)

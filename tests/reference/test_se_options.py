@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triton_attn import reference
+from triton_attn import published, reference
 
 
 def erf(z: Tensor) -> Tensor:
@@ -93,3 +93,33 @@ def test_wrong_options_are_refused():
             reference.SEBlock(16, hidden_channels=wrong)
     assert reference.SEBlock(4, hidden_channels=1).fc1.out_features == 1, "whatever the reduction would leave"
     assert "gate='hard_sigmoid'" in repr(reference.SEBlock(16, gate="hard_sigmoid"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_inside_is_timms(training):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    ours = published.SEBlock(16, hidden_channels=8, norm=True, dtype=torch.float64)
+    theirs = timm.layers.SEModule(16, rd_channels=8, norm_layer=nn.BatchNorm2d).double()
+    nn.init.uniform_(theirs.bn.running_var)
+    nn.init.uniform_(theirs.bn.running_mean)
+    assert published.load(ours, theirs.state_dict()) == "timm"
+    assert published.export(ours, "timm").keys() == theirs.state_dict().keys()
+    x = torch.randn(3, 16, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+    torch.testing.assert_close(ours.norm.running_mean, theirs.bn.running_mean)
+    with pytest.raises(ValueError, match="no batch norm inside"):
+        published.export(ours, "torchvision")
+
+
+def test_a_batch_norm_is_folded_in_evaluation_alone():
+    torch.manual_seed(0)
+    block = reference.SEBlock(16, hidden_channels=8, norm=True, bias=False)
+    assert block.weights() is None
+    weight1, bias1, weight2, bias2 = block.eval().weights()
+    vector = torch.randn(3, 16)
+    torch.testing.assert_close(nn.functional.linear(vector, weight1, bias1), block.norm(block.fc1(vector)))
+    assert weight2 is block.fc2.weight
+    assert bias2 is None
+    block.norm.register_forward_hook(lambda *_: None)
+    assert block.weights() is None

@@ -96,6 +96,11 @@ class Layout:
         return value.flip(1) if layer in self.flipped else value
 
 
+def _squeeze_excite(fc1: str, fc2: str, norm: str = "norm") -> Callable[[Any], Names]:
+    """``norm`` is what a batch norm behind the first layer is called, in the library that has one."""
+    return lambda block: {"fc1": fc1, "fc2": fc2} | ({} if block.norm is None else {"norm": norm})
+
+
 def same(*layers: str) -> Callable[[Any], Names]:
     """Layers that are called there as they are here."""
     return lambda _: {layer: layer for layer in layers}
@@ -124,9 +129,13 @@ def _scaled(block: published.NonLocal, scale: float, word: str) -> str | None:
     return f"its scale is {word}, {scale:.6g}, and the block's {block.scale:.6g}"
 
 
+def _no_norm(block: se.SEBlock) -> str | None:
+    return None if block.norm is None else "it has no batch norm inside, and the block has one"
+
+
 def _relu_and_sigmoid(block: se.SEBlock) -> str | None:
     if (block.hidden_activation, block.activation) == ("relu", "sigmoid"):
-        return None
+        return _no_norm(block)
     return f"its activations are relu and sigmoid, and the block's {block.hidden_activation} and {block.activation}"
 
 
@@ -143,10 +152,18 @@ def _mmcv_non_local(block: published.NonLocal) -> str | None:
 
 
 LAYOUTS = (
-    Layout("senet", se.SEBlock, renamed(fc1="fc.0", fc2="fc.2"), obstacle=_relu_and_sigmoid),
-    Layout("torchvision", se.SEBlock, same("fc1", "fc2"), pointwise=("fc1", "fc2")),
-    Layout("timm", se.SEBlock, same("fc1", "fc2"), pointwise=("fc1", "fc2")),
-    Layout("timm_efficientnet", se.SEBlock, renamed(fc1="conv_reduce", fc2="conv_expand"), pointwise=("fc1", "fc2")),
+    Layout("senet", se.SEBlock, _squeeze_excite("fc.0", "fc.2"), obstacle=_relu_and_sigmoid),
+    Layout(
+        "torchvision", se.SEBlock, _squeeze_excite("fc1", "fc2", "norm"), pointwise=("fc1", "fc2"), obstacle=_no_norm
+    ),
+    Layout("timm", se.SEBlock, _squeeze_excite("fc1", "fc2", "bn"), pointwise=("fc1", "fc2")),
+    Layout(
+        "timm_efficientnet",
+        se.SEBlock,
+        _squeeze_excite("conv_reduce", "conv_expand", "norm"),
+        pointwise=("fc1", "fc2"),
+        obstacle=_no_norm,
+    ),
     Layout("ecanet", eca.ECABlock, same("conv")),
     Layout("timm", eca.ECABlock, same("conv")),
     Layout(
