@@ -1,8 +1,8 @@
 """The pages of docs that result files write: ``python -m benchmarks.written.page [--results DIR] [--output DIR]``.
 
-``performance.md`` with its pictures, and what the pages of the blocks say between ``<!-- traffic: NAME -->`` and
-``<!-- end of traffic -->``. Every table says which file it is from, on which device, with which versions, and when;
-what is slower than its rival stands beside what is faster. ``--check`` writes nothing, and fails where a page is not
+``performance.md`` with its pictures, and what the pages of the blocks and the README say between
+``<!-- traffic: NAME -->`` and ``<!-- end of traffic -->``. Every table says which file it is from, on which device,
+with which versions, and when; what is slower than its rival stands beside what is faster. ``--check`` writes nothing, and fails where a page is not
 what the files say, or a picture is missing.
 """
 
@@ -68,8 +68,12 @@ def performance(results: Path) -> Page:
 
 
 def traffic_of(counted: Mapping[str, Any], block: str) -> str:
-    """What a block moves and keeps, ours and eager, as Markdown, for its own page."""
+    """What a block moves and keeps, ours and eager, as Markdown, for its own page; of "all" blocks a line each."""
+    one = {"layout": "channels_last", "shortcut": False}
     rows = [row for row in counted["rows"] if row["block"] == block and row["ours"]]
+    if block == "all":
+        served = (row for row in counted["rows"] if row["ours"] and "." not in row["block"])
+        rows = [{**row, "layout": "", "shape": ()} for row in served if one.items() <= row.items()]
     if not rows:
         raise ResultError(f"no traffic of {block!r} has been counted")
     shape = "(" + ", ".join(map(str, rows[0]["shape"])) + ")"
@@ -91,7 +95,7 @@ def traffic_of(counted: Mapping[str, Any], block: str) -> str:
         cells += [" + ".join(f"{each['total']:.1f}" for each in eager)]
         cells += [" + ".join(str(each["launches"]) for each in eager), held(row["eager"]["kept"])]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines[2 * (block == "all") :])
 
 
 def filled(page: str, counted: Mapping[str, Any]) -> str:
@@ -112,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         page = performance(arguments.results)
         texts[output / "performance.md"] = "\n".join(page.lines).rstrip() + "\n"
-        for path in sorted((output / "blocks").glob("*.md")):
+        for path in [*sorted((output / "blocks").glob("*.md")), *([ROOT / "README.md"] if output == DOCS else [])]:
             text = path.read_text(encoding="utf-8")
             if SECTION.search(text):
                 texts[path] = filled(text, load(arguments.results / "traffic.json"))
