@@ -2,8 +2,8 @@
 
 ``performance.md`` with its pictures, and what the pages of the blocks and the README say between
 ``<!-- traffic: NAME -->`` and ``<!-- end of traffic -->``. Every table says which file it is from, on which device,
-with which versions, and when; what is slower than its rival stands beside what is faster. ``--check`` writes nothing, and fails where a page is not
-what the files say, or a picture is missing.
+with which versions, and when; what is slower than its rival stands beside what is faster. ``--check`` writes nothing,
+and fails where a page is not what the files say, or a picture is missing.
 """
 
 from __future__ import annotations
