@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 import triton_attn
 from triton_attn import reference
-from triton_attn.reference import attention_by_rows
+from triton_attn.reference import ResNet, attention_by_rows
 from triton_attn.reference.attention_by_rows import ROWS, AttentionByRows
 from triton_attn.reference.non_local import EXPLICIT_POSITIONS, attend_explicit, attend_linear, attend_tiled
+from triton_attn.reference.resnet import BasicBlock
 
 LAYOUTS = pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
@@ -267,7 +268,7 @@ def test_memory_is_linear_as_the_process_has_it():
 
 def test_networks_take_the_linear_way():
     # Contiguous images give contiguous maps, whose projections are transposed views: they too must not fall back.
-    model: nn.Module = triton_attn.resnet18(attention="nonlocal", where="stem", num_classes=4)
+    model: nn.Module = ResNet(BasicBlock, (1, 1, 1, 1), 4, {"stem": triton_attn.NonLocalBlock})
     images = draw(2, 3, 96, 96, dtype=torch.float32)  # 48 × 48 at the stem
     assert largest_of_a_step(model, images) < 48**4
     assert largest_of_a_step(model, images.contiguous(memory_format=torch.channels_last)) < 48**4
