@@ -13,6 +13,7 @@ from torch import Tensor
 
 import triton_attn
 from benchmarks.counted.graphs import Graphs
+from benchmarks.files import ROOT
 from benchmarks.timed import bench_blocks, bench_models, bench_nonlocal, cases
 from benchmarks.timed.bench_models import build, check, taxes
 from benchmarks.timed.cases import (
@@ -41,6 +42,16 @@ CPU = torch.device("cpu")
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for suite in (bench_blocks, bench_models, bench_nonlocal):
         monkeypatch.setattr(suite, "on_gpu", lambda: True)
+
+
+def test_the_rooms_import_one_way() -> None:
+    """written -> timed -> counted -> files, and nothing back."""
+    rooms = ["counted", "timed", "written"]
+    for i, room in enumerate(rooms):
+        for path in (ROOT / "benchmarks" / room).glob("*.py"):
+            text = path.read_text()
+            imports = [later for later in rooms[i + 1 :] if f"from benchmarks.{later}" in text]
+            assert not imports, f"{path} imports {imports}"
 
 
 @pytest.mark.parametrize(
