@@ -28,7 +28,7 @@ def test_curves_of_any_length(epochs: int, tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
 
 
-@pytest.mark.parametrize("classes", [2, 10, 200])
+@pytest.mark.parametrize("classes", [2, 200])  # with names and without
 def test_confusion_of_any_number_of_classes(classes: int, tmp_path: Path) -> None:
     counts = np.eye(classes, dtype=int) * 20
     counts[-1] = 0  # a class without images
