@@ -297,6 +297,19 @@ def test_a_whole_model_is_saved(pair) -> None:
     assert sorted(triton_attn.remove(loaded)) == sorted(HOSTS)
 
 
+def test_our_own_resnets() -> None:
+    """Their blocks have attention inside, at a site of their own; behind other modules it stands as anywhere."""
+    model, x = triton_attn.resnet18("eca", where="block", num_classes=3).eval(), images()
+    expected = model(x)
+    for site in ("layer1.0", "layer3"):
+        with pytest.raises(ValueError, match=r"a block of a network of ours.*attention= and where="):
+            triton_attn.insert(model, {site: "se"})
+    done = triton_attn.insert(model, {"layer[12].*.bn2": "se", "maxpool": "eca"})
+    assert [each.channels for each in done] == [64, 64, 128, 128, 64]
+    assert torch.equal(model(x), expected)
+    assert len(triton_attn.remove(model)) == 5
+
+
 def test_compiled() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 1))
     triton_attn.insert(model, {"1": "nonlocal", "2": "se"}, identity=False)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from .reference.resnet import Attended
+
 IMAGE = (2, 64, 64)  # how many, and their size
 
 
@@ -52,6 +54,11 @@ def check(model: nn.Module, host: str, child: str) -> None:
     module = model.get_submodule(host)
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         raise ValueError(f"{host} is a {type(module).__name__}, which is not called: name the modules that it holds")
+    if isinstance(module, Attended):
+        raise ValueError(
+            f"{host} is a block of a network of ours, whose attention stands inside of it: build the network with "
+            "attention= and where=, or take a module within the block"
+        )
     if hasattr(module, child):
         raise ValueError(f"{host} has a child or an attribute named {child!r} already; remove(model) takes out ours")
     path, _, name = host.rpartition(".")
