@@ -46,6 +46,15 @@ def test_a_network_comes_back_with_its_card(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
 
 
+def test_a_checkpoint_with_the_keys_of_earlier_versions(tmp_path: Path) -> None:
+    state = CARD.build().state_dict()
+    earlier = {key.replace("layer3.attention.", "attention.layer3."): value for key, value in state.items()}
+    assert earlier.keys() != state.keys()
+    save_model(tmp_path / "best.safetensors", earlier, CARD)
+    loaded, _ = load_model(tmp_path)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
 def test_a_run_folder_stands_for_its_best_else_its_last(saved: Path) -> None:
     save_model(saved.with_name("last.safetensors"), CARD.build().state_dict(), dataclasses.replace(CARD, epoch=9))
     assert load_model(saved.parent)[1].epoch == 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from triton_attn.train.config import Config
-from triton_attn.train.optim import make_optimizer, make_schedule
+from triton_attn.train.optim import load_optimizer, make_optimizer, make_schedule, optimizer_tensors
 
 
 def rates(steps: int = 10, **options: float | int) -> list[float]:
@@ -49,3 +49,17 @@ def test_optimizers(name: str, kind: type[torch.optim.Optimizer]) -> None:
     optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is kind
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
+
+
+def test_a_state_with_the_keys_of_earlier_versions() -> None:
+    model = torch.nn.Sequential()
+    model.add_module("layer1", torch.nn.Sequential())
+    model.layer1.add_module("attention", torch.nn.Linear(2, 2))
+    used, fresh = (make_optimizer(Config(optimizer="sgd").resolved(), model.parameters()) for _ in range(2))
+    model.layer1.attention(torch.ones(1, 2)).sum().backward()
+    used.step()
+    kept = optimizer_tensors(used, model)
+    load_optimizer(fresh, model, {key.replace("layer1.attention", "attention.layer1"): v for key, v in kept.items()})
+    found = optimizer_tensors(fresh, model)
+    assert list(found) == ["momentum_buffer/layer1.attention.weight", "momentum_buffer/layer1.attention.bias"]
+    assert all(torch.equal(found[key], value) for key, value in kept.items())
