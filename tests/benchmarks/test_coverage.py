@@ -34,9 +34,9 @@ def test_what_is_counted() -> None:
 def test_architectures_are_built_and_fused() -> None:
     pytest.importorskip("timm")
     pytest.importorskip("torchvision")
-    result = coverage.measure(r"timm/(seresnet18|resnest14d|resnet18)$|torchvision/mobilenet_v3_small$")
+    result = coverage.measure(r"timm/(seresnet18|bat_resnext26ts|resnet18)$|torchvision/mobilenet_v3_small$")
     assert {name: each["how"] for name, each in result["architectures"].items()} == {
-        "timm/resnest14d": "left",
+        "timm/bat_resnext26ts": "left",
         "timm/seresnet18": "wholly",
         "torchvision/mobilenet_v3_small": "wholly",
     }
@@ -44,8 +44,10 @@ def test_architectures_are_built_and_fused() -> None:
     assert result["failed"] == {}
     page = coverage.page(result)
     assert "4 architectures, 3 with gate-like attention: 2 fused wholly, 0 partly, 1 left" in page
-    assert "| `SplitAttn`: no adapter for it | 4 | 1 | timm/resnest14d |" in page
-    assert "| timm/resnest14d | 0 of 4 | 4 SplitAttn: no adapter for it |" in page
+    (left,) = result["architectures"]["timm/bat_resnext26ts"]["left"]
+    why = left.removeprefix("BatNonLocalAttn: ")
+    assert f"| `BatNonLocalAttn`: {why} | 8 | 1 | timm/bat_resnext26ts |" in page
+    assert f"| timm/bat_resnext26ts | 0 of 8 | 8 {left} |" in page
 
 
 def test_the_committed_file_is_what_the_page_says() -> None:

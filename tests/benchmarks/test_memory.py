@@ -52,7 +52,7 @@ def faults(size):  # pages that the system had to give for five blocks, each fre
 
 with freed_memory_kept() as kept:
     within = faults(64_000_000)
-print(kept, within, faults(64_000_000))
+print(kept, within, faults(256_000_000))
 """
 
 
@@ -63,5 +63,5 @@ def test_freed_memory_is_kept_and_later_no_more() -> None:
     if kept == "False":
         pytest.skip("the allocator is not glibc's")
     # By itself glibc keeps no block of more than 32 MB. The system gives pages of 4 KB or 2 MB.
-    assert int(outside) >= 5 * 64 // 2 - 10
+    assert int(outside) >= 5 * 256 // 2 - 10
     assert int(within) < int(outside) / 16
