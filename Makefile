@@ -61,7 +61,7 @@ lint: $(INSTALLED)
 	rm -rf build/types && mkdir -p build/types/triton_attn
 	ln -s $(CURDIR)/triton_attn/* $(CURDIR)/reference build/types/triton_attn/
 	ln -s $(CURDIR)/benchmarks build/types/
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p triton_attn -p benchmarks
+	cd build/types && ../../$(BIN)/mypy --cache-dir ../mypy --config-file ../../pyproject.toml -p triton_attn -p benchmarks
 
 plain: $(INSTALLED)
 	$(LANE) plain -n 2

@@ -76,7 +76,6 @@ def test_the_interpreter_counts_as_a_gpu() -> None:
     ("block", "reason"),
     [
         (triton_attn.published.NonLocal(16, mode="dot_product"), "mode='dot_product' is products of the library alone"),
-        (triton_attn.published.SimAM(16), "there is no kernel for SimAM"),
     ],
 )
 def test_what_has_no_kernel_is_told_and_refused(block: triton_attn.reference.AttentionBlock, reason: str) -> None:

@@ -102,19 +102,23 @@ def test_what_crashes_is_begun_again(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_cut_off_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "GRACE", 1.0)
+    # Its time is over as soon as it waits, whenever that is.
+    clock = SimpleNamespace(time=lambda: 100.0 * (tmp_path / "waits").exists(), sleep=time.sleep)
+    monkeypatch.setattr(gpu, "time", clock)
+    monkeypatch.setattr(gpu, "GRACE", 3.0)
     child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     program = f"""
 import pathlib, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", {child!r}])
 pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
 try:
+    pathlib.Path({str(tmp_path / "waits")!r}).touch()
     child.wait()
 except KeyboardInterrupt:
     pathlib.Path({str(tmp_path / "told")!r}).touch()  # first it is asked, and may write down what there is
     child.wait()
 """
-    assert gpu.run([python(program)], time.time() + 1.0) == [None]
+    assert gpu.run([python(program)], 1.0) == [None]
     assert (tmp_path / "told").exists()
     for _ in range(100):
         try:
