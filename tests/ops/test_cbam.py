@@ -457,7 +457,7 @@ def test_traffic(name: str, layout: str) -> None:
     positions, around = batch * height * width, 1 + (6 * width + 6) / block_p
     taps = 2 * 4 * 196 / block_p
     vector = 4 * batch * channels  # one (N, C) float32: every block reads or writes some
-    # A gate network in one launch reads the parts, and up to eight vectors beside them, again for every tile of channels.
+    # A gate network in one launch reads the parts, and eight vectors at most, again for every tile of channels.
     tiles = -(-channels // rules.dense_whole(channels, channels // 16, blocks)["TILE_C"])
     parts = (2 + more + (1 + more) * (tiles - 1)) * rules.splits(channels, height * width, layout == "channels_last")
     assert forward.moved["vector"] <= positions * (12 + chunks * (12 + 8 * around)) + vector * (
