@@ -108,7 +108,8 @@ def test_what_is_cut_off_ends_with_all_that_it_started(tmp_path: Path, monkeypat
     monkeypatch.setattr(gpu, "GRACE", 3.0)
     child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     program = f"""
-import pathlib, subprocess, sys
+import pathlib, signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs behind itself has it ignored
 child = subprocess.Popen([sys.executable, "-c", {child!r}])
 pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
 try:
