@@ -18,9 +18,11 @@ OUTPUT ?= benchmarks/results
 PAGE = $(if $(filter benchmarks/results,$(OUTPUT)),docs,$(OUTPUT))
 QUICK ?=
 BENCH ?=
+# Where links lead that are followed without the repository: those of a package index, and of the pages.
+REPOSITORY ?= $(patsubst %.git,%,$(filter https://%,$(shell git remote get-url origin 2>/dev/null)))
 ENVIRONMENTS ?= build/compat
 
-.PHONY: demo test test-all lint plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs clean
+.PHONY: demo test test-all lint plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs dist clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
@@ -124,7 +126,11 @@ report: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	REPOSITORY=$(REPOSITORY) $(BIN)/mkdocs build --strict --site-dir build/site
+
+# The sdist and the wheel, for a package index.
+dist: $(INSTALLED)
+	REPOSITORY=$(REPOSITORY) $(BIN)/python -m build
 
 clean:
 	rm -rf .venv build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

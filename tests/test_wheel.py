@@ -1,4 +1,4 @@
-"""The wheel: built without a network, with what belongs in it and nothing else, and importable by itself."""
+"""Sdist and wheel: built without a network, with what belongs in them and nothing else, and importable by itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import email
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -30,29 +32,36 @@ def run(*arguments: str, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
+REPOSITORY = "https://example.org/some/where"
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of a copy of the sources, so that no build folder lands among them."""
-    folder = tmp_path_factory.mktemp("wheel")
+def dist(tmp_path_factory) -> Path:
+    """Both, of a copy of the sources, so that no build folder lands among them; the wheel from the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
     copy = folder / "sources"
     leftovers = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
-    # Top-level folders that must stay out of the wheel come along too.
+    # Top-level folders that must stay out come along too.
     for name in ("reference", "triton_attn", "tests", "benchmarks", "docs"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=leftovers)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / name, copy / name, ignore=leftovers)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
-    out = folder / "dist"
     run(
         sys.executable,
-        *("-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)),
+        *("-m", "build", "--no-isolation", "--outdir", str(folder / "dist")),
         cwd=copy,
+        REPOSITORY=REPOSITORY,
         # Whoever asks for the network gets nowhere.
         PIP_NO_INDEX="1",
         http_proxy="http://127.0.0.1:9",
         https_proxy="http://127.0.0.1:9",
     )
-    (found,) = out.glob("*.whl")
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist) -> Path:
+    (found,) = dist.glob("*.whl")
     return found
 
 
@@ -112,7 +121,12 @@ def test_metadata(wheel):
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+    absolute = runpy.run_path(str(ROOT / "setup.py"))["absolute"]
+    assert metadata.get_payload().strip() == absolute((ROOT / "README.md").read_text(), REPOSITORY).strip()
+    assert metadata["Author"] == "The triton_attn authors"
+    assert "attention" in metadata["Keywords"].split(",")
+    assert f"Repository, {REPOSITORY}" in metadata.get_all("Project-URL")
+    assert "Programming Language :: Python :: 3.10" in metadata.get_all("Classifier")
     assert {"train", "bench", "docs", "dev"} <= set(metadata.get_all("Provides-Extra"))
     core = [each for each in metadata.get_all("Requires-Dist") if "extra ==" not in each]
     assert sorted(re.match(r"[\w-]+", each)[0] for each in core) == ["torch", "triton"]
@@ -120,6 +134,15 @@ def test_metadata(wheel):
     assert re.search(r""";\s*sys_platform == ['"]linux['"]""", triton)
     (torch,) = (each for each in core if each.startswith("torch"))
     assert ";" not in torch
+
+
+def test_the_sdist_has_what_is_installed_and_no_tests(dist):
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        found = {name.partition("/")[2] for name in archive.getnames()}
+    tops = {name.partition("/")[0] for name in found if not name.startswith("triton_attn.egg-info")} - {""}
+    files = {"pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in", "PKG-INFO"}
+    assert tops == {"reference", "triton_attn", "README.md", "CHANGELOG.md", "LICENSE", *files}
 
 
 def test_it_imports_and_runs_by_itself(wheel, tmp_path):

@@ -1,28 +1,24 @@
 """The pages of docs that result files write: ``python -m benchmarks.written.page [--results DIR] [--output DIR]``.
 
-``performance.md`` with its pictures, and what the pages of the blocks and the README say between
-``<!-- traffic: NAME -->`` and ``<!-- end of traffic -->``. Every table says which file it is from, on which device,
-with which versions, and when; what is slower than its rival stands beside what is faster. ``--check`` writes nothing,
-and fails where a page is not what the files say, or a picture is missing.
+``performance.md`` with its pictures, and the tables of other pages and of the README (``tables.py``). Every table says
+which file it is from, on which device, with which versions, and when; what is slower than its rival stands beside what
+is faster. ``--check`` writes nothing, and fails where a page is not what the files say, or a picture is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.counted.traffic import held
 from benchmarks.files import RESULTS, ROOT, ResultError, load, write
 from benchmarks.written import plots, sections
 from benchmarks.written.claims import gpu_folders
 from benchmarks.written.sections import Page
+from benchmarks.written.tables import MARKED, filled
 
 DOCS = ROOT / "docs"
-SECTION = re.compile(r"(<!-- traffic: (\w+) -->\n).*?(<!-- end of traffic -->)", re.DOTALL)
 
 
 def performance(results: Path) -> Page:
@@ -67,42 +63,6 @@ def performance(results: Path) -> Page:
     return page
 
 
-def traffic_of(counted: Mapping[str, Any], block: str) -> str:
-    """What a block moves and keeps, ours and eager, as Markdown, for its own page; of "all" blocks a line each."""
-    one = {"layout": "channels_last", "shortcut": False}
-    rows = [row for row in counted["rows"] if row["block"] == block and row["ours"]]
-    if block == "all":
-        served = (row for row in counted["rows"] if row["ours"] and "." not in row["block"])
-        rows = [{**row, "layout": "", "shape": ()} for row in served if one.items() <= row.items()]
-    if not rows:
-        raise ResultError(f"no traffic of {block!r} has been counted")
-    shape = "(" + ", ".join(map(str, rows[0]["shape"])) + ")"
-    found = counted["versions"]
-    lines = [
-        f"One T is one pass over the map. Small tensors are included; counted at {shape}, {counted['dtype']}, "
-        f"torch {found['torch']}, Triton {found['triton']}. Kept for the backward is what autograd saves but for "
-        "parameters, x among it. An output that is saved costs nothing more where the layer behind keeps it too.",
-        "",
-        "| | forward, T | backward, T | launches | kept, T | eager PyTorch, T | its launches | it keeps, T |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        variant = row["case"].removeprefix(block).lstrip(", ")
-        parts = (variant, row["layout"], row["shortcut"] and "with shortcut and ReLU")
-        ours, eager = ([row[who][way] for way in ("forward", "backward")] for who in ("ours", "eager"))
-        cells = [", ".join(part for part in parts if part), *(f"{each['total']:.2f}" for each in ours)]
-        cells += [" + ".join(str(each["launches"]) for each in ours), held(row["ours"]["kept"])]
-        cells += [" + ".join(f"{each['total']:.1f}" for each in eager)]
-        cells += [" + ".join(str(each["launches"]) for each in eager), held(row["eager"]["kept"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines[2 * (block == "all") :])
-
-
-def filled(page: str, counted: Mapping[str, Any]) -> str:
-    """A block's page with its section as counted."""
-    return SECTION.sub(lambda found: f"{found[1]}{traffic_of(counted, found[2])}\n{found[3]}", page)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the pages and pictures, or with --check say what is stale."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.written.page", description=__doc__)
@@ -116,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         page = performance(arguments.results)
         texts[output / "performance.md"] = "\n".join(page.lines).rstrip() + "\n"
-        for path in [*sorted((output / "blocks").glob("*.md")), *([ROOT / "README.md"] if output == DOCS else [])]:
+        for path in [*sorted(output.rglob("*.md")), *([ROOT / "README.md"] if output == DOCS else [])]:
             text = path.read_text(encoding="utf-8")
-            if SECTION.search(text):
-                texts[path] = filled(text, load(arguments.results / "traffic.json"))
+            if MARKED.search(text) and path not in texts:
+                texts[path] = filled(text, arguments.results)
     except ResultError as error:
         print(f"benchmarks.written.page: error: {error}", file=sys.stderr)
         return 2

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks.files import RESULTS, ResultError
-from benchmarks.written import page, plots
+from benchmarks.written import page, plots, tables
 from benchmarks.written.sections import SUITES, Page
+from triton_attn import list_attention
 
 BLOCK = "# SE\n<!-- traffic: se -->\nold\n<!-- end of traffic -->\nrest\n"
 HEAD = {"device": "NVIDIA Test 1", "versions": {"torch": "2.11", "triton": "3.6"}, "goal": 0.6}
@@ -134,11 +135,19 @@ def test_pictures_are_the_same_for_the_same_data(tmp_path: Path) -> None:
 
 
 def test_a_blocks_page() -> None:
-    counted = json.loads((RESULTS / "traffic.json").read_text())
-    text = page.filled(BLOCK, counted)
+    text = tables.filled(BLOCK, RESULTS)
     assert text.startswith("# SE\n<!-- traffic: se -->\nOne T is")
     assert text.endswith("<!-- end of traffic -->\nrest\n")
     assert text.count("| contiguous, with shortcut and ReLU | 4.") == 1
-    assert page.filled(text, counted) == text
+    assert tables.filled(text, RESULTS) == text
     with pytest.raises(ResultError, match="no traffic of 'ecu'"):
-        page.filled(BLOCK.replace("se -->", "ecu -->"), counted)
+        tables.filled(BLOCK.replace("se -->", "ecu -->"), RESULTS)
+
+
+def test_costs_and_taxes() -> None:
+    cost, tax = (tables.KINDS[kind](RESULTS, "nvidia-h200").splitlines() for kind in ("cost", "tax"))
+    assert [line.split("`")[1] for line in cost[2:]] == [*list_attention(), *list_attention("published")]
+    se = "| `se` | 8,464 | 3.0 + 4.1 | 3.0 + 10.0 | (2, 64, 28, 28) | 3.1%, eager 33.6% | 17.0%, eager 44.3% |"
+    assert se in cost
+    assert "| se | block | 3.1% | 33.6% | 35.7% | 17.0% | 44.3% | 45.4% |" in tax
+    assert "| nonlocal | stem+layer4 | **156.7%** | 128.5% |  | **180.9%** | 132.4% |  |" in tax  # where ours loses
