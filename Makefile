@@ -22,7 +22,7 @@ BENCH ?=
 REPOSITORY ?= $(patsubst %.git,%,$(filter https://%,$(shell git remote get-url origin 2>/dev/null)))
 ENVIRONMENTS ?= build/compat
 
-.PHONY: demo test test-all lint plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs dist clean
+.PHONY: demo test test-all lint types plain interpreter compile execute gpu-tests compat guard traffic compile-report baseline bench gpu report docs dist clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("triton_attn needs Python 3.10 or newer, this is " + sys.version)'
@@ -56,14 +56,16 @@ test: $(INSTALLED)
 test-all:
 	$(MAKE) test CASES=--every-case
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# A type checker cannot follow package-dir: it sees the package as it is installed, through links.
+	cd build/types && ../../$(BIN)/mypy --cache-dir ../mypy --config-file ../../pyproject.toml -p triton_attn -p benchmarks
+
+# A type checker and a reader of docstrings cannot follow package-dir: they see the package as it is installed, by links.
+types:
 	rm -rf build/types && mkdir -p build/types/triton_attn
 	ln -s $(CURDIR)/triton_attn/* $(CURDIR)/reference build/types/triton_attn/
 	ln -s $(CURDIR)/benchmarks build/types/
-	cd build/types && ../../$(BIN)/mypy --cache-dir ../mypy --config-file ../../pyproject.toml -p triton_attn -p benchmarks
 
 plain: $(INSTALLED)
 	$(LANE) plain -n 2
@@ -124,7 +126,8 @@ gpu:
 report: $(INSTALLED)
 	$(BIN)/python -m benchmarks.written.page
 
-docs: $(INSTALLED)
+# The pages, and the API reference from the docstrings, in build/site.
+docs: $(INSTALLED) types
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	REPOSITORY=$(REPOSITORY) $(BIN)/mkdocs build --strict --site-dir build/site
 

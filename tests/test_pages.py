@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 import runpy
+import types
 from pathlib import Path
 
 import pytest
+
+import triton_attn
+from triton_attn import fusion, published, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -32,6 +38,24 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_one_screen() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 70
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    listed = re.findall(r"^::: (\S+)\.(\w+)$", text, re.MULTILINE)
+    there = [getattr(importlib.import_module(module), name) for module, name in listed]
+    functional = {name for name, each in vars(triton_attn.functional).items() if inspect.isfunction(each)}
+    functional = {
+        name for name in functional if getattr(triton_attn.functional, name).__module__.endswith("functional")
+    }
+    public = {module: module.__all__ for module in (triton_attn, fusion, published, reference, reference.published)}
+    for module, names in {**public, triton_attn.functional: functional}.items():
+        for name in names:
+            each = getattr(module, name)
+            if isinstance(each, str | types.ModuleType):
+                continue
+            found = any(each is other for other in there) or re.search(rf'heading: ".*\b{name}\b', text)
+            assert found, f"{module.__name__}.{name}"
 
 
 def test_links_on_a_package_index() -> None:
