@@ -12,6 +12,8 @@ from importlib.metadata import version
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from benchmarks.counted.operators import patch_operators
+
 KNOWN = "3.8."  # the releases whose classes these are
 
 
@@ -53,6 +55,7 @@ def patch_once_a_launch() -> None:
     interpreter.GridExecutor.__call__ = launch
     if version("triton").startswith(KNOWN):
         _make_types_once()
+        patch_operators()
 
 
 def _make_types_once() -> None:
@@ -79,8 +82,14 @@ def _make_types_once() -> None:
         types[key] = dict(self.__dict__)
 
     def tensor(self: Any, handle: Any, kind: Any) -> None:
-        self.handle, self.type, self.dtype = handle, kind, kind.scalar
-        self.numel, self.shape = shape_of(kind.shape if kind.is_block() else ())
+        self.handle, self.type = handle, kind
+        try:
+            self.dtype, self.numel, self.shape = kind.__dict__["known"]
+        except KeyError:
+            kind.known = self.dtype, self.numel, self.shape = (
+                kind.scalar,
+                *shape_of(kind.shape if kind.is_block() else ()),
+            )
 
     equal, true = core.tuple.__eq__, core.constexpr(True)
     core.tuple.__eq__ = lambda self, other: true if self is other else equal(self, other)
