@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.counted import predicted
 from benchmarks.files import RESULTS, ROOT, ResultError, load, write
 from benchmarks.written import plots, sections
 from benchmarks.written.claims import gpu_folders
@@ -50,6 +51,8 @@ def performance(results: Path) -> Page:
     page.add("## Counted")
     if (results / "traffic.json").exists():
         sections.traffic(page, load(results / "traffic.json"))
+    if (results / predicted.FILE).exists() and (results / predicted.MEASURED).exists():
+        sections.predictions(page, load(results / predicted.FILE), load(results / predicted.MEASURED))
     page.add(
         "## On a CPU",
         "",

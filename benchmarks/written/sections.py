@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.counted import predicted
 from benchmarks.files import load
 from benchmarks.written import plots
 from benchmarks.written.claims import SHORT, judge, records, side
@@ -39,6 +40,7 @@ class Page:
         dates = sorted({case["date"][:10] for case in (*cases.values(), content) if "date" in case})
         when = f", {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
         kept = ", freed memory kept" if content.get("freed_memory_is_kept") else ""
+        device += f"kernels of {content['kernels']}, " if "kernels" in content else ""
         return f"{device}torch {versions['torch']}, Triton {versions['triton']}{when}{kept} (`results/{file}`)"
 
     def picture(self, name: str, alt: str, draw: plots.Draw, data: Any, size: tuple[float, float], note: str) -> None:
@@ -274,3 +276,20 @@ def traffic(page: Page, content: Content) -> None:
     about = f"with shortcut and ReLU, channels_last, {content['dtype']}; {note}"
     page.picture("traffic", "traffic by block", plots.traffic(data), data, (9.0, 3.6), about)
     page.add("What every block keeps for its backward is on its own page.")
+
+
+def predictions(page: Page, content: Content, took: Content) -> None:
+    found = predicted.Predictions(content)
+    page.add(
+        "### Predicted times",
+        "",
+        f"What a GPU would need, from counts alone, forward and backward, batch 64, bfloat16, channels_last. The model "
+        f"(`benchmarks/counted/predicted.py`) was held to the kernels of {content['kernels_then']}, which an H200 was "
+        f"measured on. {predicted.accuracy(found, took)} **No kernel of today was measured here**: their column is a "
+        "prediction, beside what `torch.compile` was measured to take. It counts 6 µs for every launch, as those in a "
+        "stream took; in a CUDA graph they take less. A prototype of SE in as few launches as today's, on the same "
+        "H200, took 196, 113, 70 and 83 µs at layer1 to layer4: small launches that wait are where the model is harder "
+        "on them than a GPU.",
+    )
+    page.table(" | ".join(predicted.HEAD), predicted.table(found, took))
+    page.add(f"*{page.source(predicted.FILE, content)}. In bold: ours is predicted to be slower.*")

@@ -50,7 +50,8 @@ def test_pages_are_written_where_they_are_stale(
     assert page.main([*words, "--check"]) == 1
     assert not (output / "performance.md").exists()
     assert page.main(words) == 0
-    assert [path.name for path in drawn] == ["tax-nvidia-h200", "traffic"]
+    nonlocals = [f"nonlocal-{direction}-nvidia-h200" for direction in ("backward", "forward")]
+    assert [path.name for path in drawn] == ["tax-nvidia-h200", *nonlocals, "traffic"]
     assert "old" not in (output / "blocks" / "se.md").read_text()
     assert page.main([*words, "--check"]) == 0
     (output / "performance" / "traffic.svg").unlink()

@@ -1,0 +1,260 @@
+"""What every launch of a block has to do, counted without a GPU: bytes, products, rounds of loads, programs.
+
+The block runs on meta tensors, where its launches and PyTorch's operators are written down with what they are given.
+Then a few programs of every launch run under Triton's interpreter, on zeros of those shapes: a program's work is the
+same for other values, and the rest of the grid is like those. Two processes see the same steps: here the interpreter
+counts, and where kernels are compiled (``predicted.py``) registers and shared memory join by the steps' order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+SAMPLED = 8  # programs of a grid: scattered, since the last ones of a row often have less to do
+GOLDEN = 0.6180339887
+SECTOR = 32
+
+
+@dataclass
+class Step:
+    """A launch of ours, or an operator of PyTorch's (without ``kernel``).
+
+    ``touched`` has a tensor's number, its bytes, those that all programs ask for, and whether it is written. Products
+    are multiply-adds by ``tl.dot``; operations are those on floats elsewhere, element by element. A program's
+    ``rounds`` are the loads that wait for one another, ``meetings`` its sums and maxima, for which its warps wait.
+    """
+
+    name: str
+    programs: int = 0
+    warps: int = 0
+    touched: list[tuple[int, int, int, bool]] = field(default_factory=list)
+    products: int = 0
+    operations: int = 0
+    summed: int = 0
+    rounds: float = 0.0
+    meetings: float = 0.0
+    launches: int = 1
+    registers: int = 0
+    shared: int = 0
+    kernel: Any = field(default=None, repr=False, compare=False)
+    arguments: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+class Steps(TorchDispatchMode):
+    """Writes down, on meta tensors, what a run starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Step] = []
+        self._numbers: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # a storage's address must not be another's later
+
+    def number(self, t: Tensor) -> int:
+        """A tensor's, which is its storage's."""
+        self._kept.append(t)
+        return self._numbers.setdefault(t.untyped_storage()._cdata, len(self._numbers))
+
+    def start(self, kernel: Any, grid: tuple[int, ...], _: torch.device, **arguments: Any) -> None:
+        """In ``launch.start``'s place."""
+        if 0 not in grid:
+            step = Step(kernel.fn.__name__, prod(grid), arguments.get("num_warps", 4))
+            step.kernel, step.arguments = kernel, {**arguments, "grid": grid}
+            step.touched = [(self.number(t), t.nbytes, 0, False) for t in _tensors(arguments)]
+            self.found.append(step)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        from triton_attn.ops.library import IMPLEMENTATIONS
+
+        kwargs = kwargs or {}
+        if func in IMPLEMENTATIONS:
+            with self:
+                return IMPLEMENTATIONS[func](*args, **kwargs)
+        with self:  # below autograd composite operators come whole
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
+        read = {self.number(t): t for t in _tensors((args, kwargs))}
+        written = {self.number(t): t for t in _tensors(result) if t.numel()}
+        if func._schema.is_mutable:
+            written = {number: t for number, t in read.items() if number in written}
+        else:
+            written = {number: t for number, t in written.items() if number not in read}
+        if "empty" not in func._schema.name and written:
+            name = func._schema.name.removeprefix("aten::")
+            step = Step(name, touched=[(number, t.nbytes, t.nbytes, False) for number, t in read.items()])
+            step.touched += [(number, t.nbytes, t.nbytes, True) for number, t in written.items()]
+            if (flops := flop_registry.get(func._overloadpacket)) is not None:
+                step.products = flops(*args, **kwargs, out_val=result) // 2
+            # A convolution's bias is added and summed by kernels of their own, and each gradient is one.
+            step.launches = len(written) + (name == "convolution" and args[2] is not None)
+            self.found.append(step)
+        return result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def steps(name: str, shape: tuple[int, ...], training: bool = True) -> list[Step]:
+    """What a block starts on a map of this shape, in bfloat16 and channels_last, forward and backward."""
+    import triton_attn
+    from triton_attn import backend
+    from triton_attn.ops import launch
+    from triton_attn.tuning import chips
+
+    def make() -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)
+
+    x, grad = make().requires_grad_(training), make()
+    block = triton_attn.create_attention(name, shape[1], device="meta", dtype=torch.bfloat16)
+    seen = Steps()
+    with (
+        mock.patch.object(backend, "_obstacle", return_value=None),
+        mock.patch.object(launch, "start", seen.start),
+        chips.assume(chips.CHIPS["sm_90"]),
+        seen,
+        torch.set_grad_enabled(training),
+    ):
+        y = block(x)
+        if training:
+            torch.autograd.grad(y, [x, *block.parameters()], grad)
+    return seen.found
+
+
+def counted(name: str, shape: tuple[int, ...]) -> list[Step]:
+    """The steps with their programs' work; Triton's interpreter must be on."""
+    found = steps(name, shape)
+    for step in found:
+        if step.kernel is not None:
+            _count(step)
+        step.kernel, step.arguments = None, {}
+    return found
+
+
+def _count(step: Step) -> None:
+    from triton.runtime.interpreter import interpreter_builder
+
+    from benchmarks.counted.interpreter import patch_once_a_launch
+
+    patch_once_a_launch()
+    arguments = {key: _zeros(value) for key, value in step.arguments.items()}
+    grid = (*arguments.pop("grid"), 1, 1)[:3]
+    tensors = [t for t in arguments.values() if isinstance(t, Tensor)]
+    given = {t.data_ptr(): touched[:2] for t, touched in zip(tensors, step.touched, strict=True)}
+    few = range(min(step.programs, SAMPLED))
+    chosen = few if step.programs <= SAMPLED else {int((0.5 + i * GOLDEN) % 1 * step.programs) for i in few}
+    indices = [tuple(int(i) for i in np.unravel_index(each, grid)) for each in chosen]
+    program = _Program()
+    move, dimensions = interpreter_builder.set_grid_idx, interpreter_builder.set_grid_dim
+
+    def set_index(i: int, *_: int) -> None:
+        program.round_open = False
+        move(*indices[i])
+
+    def set_dimensions(*_: int) -> None:
+        dimensions(*grid)
+
+    with (
+        program.watching(),
+        mock.patch.object(interpreter_builder, "set_grid_idx", set_index),
+        mock.patch.object(interpreter_builder, "set_grid_dim", set_dimensions),
+    ):
+        step.kernel[(len(indices),)](**arguments)
+    share = step.programs / len(indices)
+    spans = sorted(given)
+    asked: dict[tuple[int, bool], int] = defaultdict(int)
+    for address, size, written in program.accesses:
+        asked[spans[bisect_right(spans, address) - 1], written] += size
+    step.touched = [(*given[at], round(total * share), written) for (at, written), total in asked.items()]
+    step.products, step.operations = round(program.products * share), round(program.operations * share)
+    step.summed = round(program.summed * share)
+    step.rounds, step.meetings = program.rounds / len(indices), program.meetings / len(indices)
+
+
+def _zeros(value: Any) -> Any:
+    """A tensor of zeros in a meta tensor's place, which takes no memory until it is written."""
+    if not isinstance(value, Tensor):
+        return value
+    needed = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return torch.zeros(max(needed, 1), dtype=value.dtype).as_strided(value.shape, value.stride())
+
+
+class _Program:
+    """What the programs that run meanwhile ask for."""
+
+    def __init__(self) -> None:
+        self.accesses: list[tuple[int, int, bool]] = []
+        self.products = self.operations = self.summed = self.rounds = self.meetings = 0
+        self.round_open = False
+
+    def _access(self, pointers: Any, mask: Any, written: bool) -> None:
+        addresses = pointers.data
+        if mask is not None:
+            addresses = addresses[np.broadcast_to(mask.data, addresses.shape)]
+        if addresses.size:
+            sectors = np.unique(addresses // SECTOR).size * SECTOR
+            self.accesses.append((int(addresses.min()), sectors, written))
+            if not written:
+                self.rounds += not self.round_open
+                self.round_open = True
+
+    def _compute(self, result: Any) -> Any:
+        if np.issubdtype(result.data.dtype, np.floating) or "float" in str(result.dtype) or "fp" in str(result.dtype):
+            self.operations += result.data.size
+            if result.data.size > 1:
+                self.round_open = False
+        return result
+
+    def watching(self) -> Any:
+        from contextlib import ExitStack
+
+        from triton.runtime import interpreter
+
+        builder, stack = interpreter.InterpreterBuilder, ExitStack()
+        own = {name: getattr(builder, name) for name in ("create_masked_load", "create_masked_store", "create_dot")}
+        own |= {name: getattr(builder, name) for name in ("binary_op", "unary_op", "ternary_op")}
+        reduce = interpreter.ReduceOps.apply_impl
+
+        def load(this: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+            self._access(pointers, mask, False)
+            return own["create_masked_load"](this, pointers, mask, *rest)
+
+        def store(this: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+            self._access(pointers, mask, True)
+            return own["create_masked_store"](this, pointers, value, mask, *rest)
+
+        def dot(this: Any, a: Any, b: Any, *rest: Any) -> Any:
+            self.products += a.data.size * b.data.shape[-1]
+            self.round_open = False
+            return own["create_dot"](this, a, b, *rest)
+
+        def summed(this: Any, values: Any) -> Any:
+            self.meetings += 1
+            self.summed += values[0].handle.data.size
+            self.round_open = False
+            return reduce(this, values)
+
+        def computed(name: str) -> Callable[..., Any]:
+            return lambda this, *rest: self._compute(own[name](this, *rest))
+
+        stack.enter_context(mock.patch.object(interpreter.ReduceOps, "apply_impl", summed))
+        for name, other in (("create_masked_load", load), ("create_masked_store", store), ("create_dot", dot)):
+            stack.enter_context(mock.patch.object(builder, name, other))
+        for name in ("binary_op", "unary_op", "ternary_op"):
+            stack.enter_context(mock.patch.object(builder, name, computed(name)))
+        return stack

@@ -1,0 +1,93 @@
+"""The time model by hand, and what is counted of launches by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from benchmarks.counted import predicted
+from benchmarks.counted.predicted import Load, Predictions, behind_one_another, waves
+from benchmarks.counted.work import Step, counted, steps
+from benchmarks.files import RESULTS, load
+
+MB = 10**6
+STEP = Step("kernel", programs=264, warps=8, registers=64, shared=0, touched=[(0, 43 * MB, 43 * MB, False)])
+
+
+def test_waves() -> None:
+    # 64 registers: 4 programs of 8 warps fit, 528 on the chip.
+    assert waves(STEP) == 1
+    assert waves(Step("kernel", programs=529, warps=8, registers=64)) == 2  # one more has to wait
+    assert waves(Step("kernel", programs=5280, warps=8, registers=64)) == 10
+    assert waves(Step("library")) == 1
+
+
+def test_the_slowest_part_decides() -> None:
+    load = Load.of(STEP, 43 * MB)
+    rate = {"dram": 1e12, "l2": 2e12, "products": 1e12, "operations": 1e12, "round": 1e-6, "meeting": 1e-7}
+    rate |= {"start": 1e-6, "library": 1e12}
+    assert load.seconds(rate) == pytest.approx(44e-6)
+    few = Step("kernel", programs=66, warps=4, registers=32, rounds=50, meetings=10, products=15 * MB)
+    assert Load.of(few, 0).parts(rate)["waits"] == pytest.approx(54e-6)  # 50 rounds, 10 times 4 warps
+    assert Load.of(few, 0).parts(rate)["products"] == pytest.approx(30e-6)  # on half the chip
+    library = Step("mm", products=20 * MB, launches=2)
+    assert Load.of(library, 0).seconds(rate) == pytest.approx(22e-6)
+
+
+def test_what_is_in_the_cache_is_not_read_again() -> None:
+    small, large = (0, 5 * MB, 5 * MB), (1, 40 * MB, 40 * MB)
+    touched = [(*small, True), (*small, False), (*large, False), (*small, False), (*small, True)]
+    loads = behind_one_another(Step("kernel", touched=[each]) for each in touched)
+    # Written, found, read, not found any more, and written, found or not.
+    assert [load.memory for load in loads] == [5 * MB, 0, 40 * MB, 5 * MB, 5 * MB]
+
+
+def test_the_file_explains_what_was_measured() -> None:
+    """As the page says, of blocks nothing was fitted on, too."""
+    found, content = Predictions(load(RESULTS / predicted.FILE)), load(RESULTS / predicted.MEASURED)
+    cases = predicted.measured(content)
+    assert set(found.now) == set(found.then) == set(cases)
+    off = [abs(predicted.error(found.seconds_then(n), c["seconds"]["ours"]["median"])) for n, c in cases.items()]
+    assert sum(each <= math.log(1.3) for each in off) >= 32
+    assert max(off) < math.log(1.4)
+    assert len(predicted.kernels(content, found.then)) == 128
+    rows = list(predicted.table(found, content))
+    assert [len(row) for row in rows] == [len(predicted.HEAD)] * len(cases)
+    fitted = predicted.fit(content, found.then, predicted.FITTED)
+    assert fitted == pytest.approx(predicted.FITTED, rel=0.05)
+
+
+def test_the_file_is_written_as_it_is_read() -> None:
+    text = (RESULTS / predicted.FILE).read_text()
+    content = json.loads(text)
+    assert predicted.as_json(content) == text
+    name, rows = next(iter(content["now"].items()))
+    assert json.loads(json.dumps([predicted._row(step) for step in Predictions(content).now[name]])) == rows
+
+
+def test_steps_on_meta_tensors() -> None:
+    found = steps("pixel", (2, 512, 8, 8))
+    ours = [step for step in found if step.programs]
+    library = [step for step in found if not step.programs]
+    assert {step.name for step in ours} >= {"map_gate_fwd_kernel", "map_gate_bwd_kernel"}
+    first = library[0]
+    assert first.name == "convolution"
+    assert first.launches == 2  # the bias is added by another
+    assert first.products % (2 * 64 * 512) == 0
+    assert first.products > 0
+
+
+@pytest.mark.interpreter
+def test_programs_count_their_work() -> None:
+    shape = (2, 64, 8, 8)
+    size = 2 * math.prod(shape)
+    found = {step.name: step for step in counted("se", shape)}
+    squeeze, apply = found["squeeze_fwd_kernel"], found["apply_gate_fwd_kernel"]
+    asked = [(length, asked, written) for _, length, asked, written in squeeze.touched]
+    assert (size, size, False) in asked  # the map is read once
+    assert min(squeeze.operations / (size // 2), squeeze.rounds, squeeze.meetings) >= 1
+    assert not squeeze.products
+    assert sorted(written for _, length, asked, written in apply.touched if length == size) == [False, True]
+    assert found["dense_whole_fwd_kernel"].products > 0
