@@ -7,7 +7,7 @@ span makes little of what the gates cost.
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile, tile_at
+from .common import finish_tile, load_grad, load_tile, over_positions, store_tile, tile_at
 
 
 @triton.jit
@@ -59,20 +59,14 @@ def apply_gate_fwd_kernel(
     c = first_c + tl.arange(0, BLOCK_C)
     gate = tl.load(gate_ptr + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0).to(tl.float32)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for p in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         y = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
-        if HAS_SHORTCUT:
-            y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
-            if SAVE_BITS:
-                # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-                kept = (y <= 0.0) == 0
-                store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-        store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+        finish_tile(
+            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
+            HAS_SHORTCUT, SAVE_BITS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -131,16 +125,11 @@ def apply_gate_bwd_kernel(
         # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
         share = tl.where(peak == peak, dpeak / tl.where(winner < 0, -winner, 1).to(tl.float32), float("nan"))
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for p in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
         if HAS_SHORTCUT:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
             store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
         dx = grad * over_positions(gate, CHANNELS_LAST)
         if MEAN:

@@ -10,7 +10,7 @@ along the other axis, and like all sizes along the contiguous one it comes divid
 import triton
 import triton.language as tl
 
-from .common import relu, store_bits
+from .common import passes_gradient, relu, store_bits
 
 
 @triton.jit
@@ -117,8 +117,7 @@ def finish(
         shortcut_ptr += offset_s
         y = relu(y + load_values(shortcut_ptr, row, col, length, value_width, stride_so, CHANNELS_LAST))
         if SAVE_BITS:
-            # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-            kept = (y <= 0.0) == 0
+            kept = passes_gradient(y)
             if CHANNELS_LAST:
                 store_bits(bits_ptr, kept, n, row, col_start, length, value_width, row.shape[0], col.shape[0])
             else:

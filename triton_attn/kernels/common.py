@@ -31,7 +31,7 @@ def store_tile(ptr, values, n, outer, inner, mask, stride_n, stride_outer):
 def tile_at(
     p, last_p, first_c, channels, positions, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """Rows, columns and mask of a map's tile at positions from ``p``, and what ``load_bits`` wants to know of it."""
+    """A tile at positions from ``p``: its rows, first column, columns and mask, and the map's rows and columns."""
     if CHANNELS_LAST:
         outer, inner_start, inner = p + tl.arange(0, BLOCK_P), first_c, first_c + tl.arange(0, BLOCK_C)
         mask = (outer < last_p)[:, None] & (inner < channels)[None, :]
@@ -76,6 +76,48 @@ def load_bits(ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER: t
 
 
 @triton.jit
+def load_grad(ptr, bits_ptr, n, tile, stride_n, stride_outer, HAS_BITS: tl.constexpr):
+    """A tile (``tile_at``) of y's gradient, behind ReLU's mask where there is one."""
+    outer, inner_start, inner, mask, outer_size, inner_size = tile
+    grad = load_tile(ptr, n, outer, inner, mask, stride_n, stride_outer)
+    if HAS_BITS:
+        kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, mask.shape[0], mask.shape[1])
+        grad = tl.where(kept, grad, 0.0)
+    return grad
+
+
+@triton.jit
+def finish_tile(
+    y_ptr,
+    bits_ptr,
+    shortcut_ptr,
+    y,
+    n,
+    tile,
+    stride_yn,
+    stride_yo,
+    stride_sn,
+    stride_so,
+    HAS_SHORTCUT: tl.constexpr,
+    SAVE_BITS: tl.constexpr,
+):
+    """Write a tile (``tile_at``) of y, or with a shortcut of relu(y + shortcut), whose mask is kept as bits."""
+    outer, inner_start, inner, mask, outer_size, inner_size = tile
+    if HAS_SHORTCUT:
+        y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
+        if SAVE_BITS:
+            kept = passes_gradient(y)
+            store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, mask.shape[0], mask.shape[1])
+    store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+
+
+@triton.jit
+def over_channels(values, CHANNELS_LAST: tl.constexpr):
+    """A value per position, spread over a tile's channels."""
+    return values[:, None] if CHANNELS_LAST else values[None, :]
+
+
+@triton.jit
 def over_positions(values, CHANNELS_LAST: tl.constexpr):
     """A value per channel, spread over a tile's positions."""
     return values[None, :] if CHANNELS_LAST else values[:, None]
@@ -85,6 +127,12 @@ def over_positions(values, CHANNELS_LAST: tl.constexpr):
 def relu(x):
     # Not tl.maximum: NaN must stay NaN, as in PyTorch.
     return tl.where(x <= 0.0, 0.0, x)
+
+
+@triton.jit
+def passes_gradient(y):
+    """Whether ReLU, which returned y, passes a gradient on. Not (y > 0): PyTorch's does where its result is NaN."""
+    return (y <= 0.0) == 0
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import activate, load_bits, load_tile, relu, slope, store_bits, store_tile
+from .common import activate, finish_tile, load_grad, load_tile, over_channels, slope, store_tile, tile_at
 
 
 @triton.jit
@@ -11,12 +11,6 @@ def gate_of_positions(ptr, n, p, positions, ACTIVATION: tl.constexpr):
     """The gates of the logits (N, 1, H, W) at positions p, in float32."""
     logits = tl.load(ptr + n.to(tl.int64) * positions + p, mask=p < positions, other=0.0).to(tl.float32)
     return activate(logits, ACTIVATION)
-
-
-@triton.jit
-def over_channels(values, CHANNELS_LAST: tl.constexpr):
-    """A value per position, spread over a tile's channels."""
-    return values[:, None] if CHANNELS_LAST else values[None, :]
 
 
 @triton.jit
@@ -57,6 +51,7 @@ def map_gate_fwd_kernel(
     outer = outer_start + tl.arange(0, BLOCK_OUTER)
     inner = inner_start + tl.arange(0, BLOCK_INNER)
     mask = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
+    tile = outer, inner_start, inner, mask, outer_size, inner_size
 
     x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
     if PER_CHANNEL:
@@ -66,13 +61,9 @@ def map_gate_fwd_kernel(
     else:
         gate = over_channels(gate_of_positions(logits_ptr, n, inner, inner_size, ACTIVATION), CHANNELS_LAST)
     y = x * gate
-    if HAS_SHORTCUT:
-        y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
-        if SAVE_BITS:
-            # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-            kept = (y <= 0.0) == 0
-            store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-    store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+    finish_tile(
+        y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so, HAS_SHORTCUT, SAVE_BITS
+    )
 
 
 @triton.jit
@@ -132,26 +123,20 @@ def map_gate_bwd_kernel(
 
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    outer_size, inner_size = (positions, channels) if CHANNELS_LAST else (channels, positions)
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     p = first_p + tl.arange(0, BLOCK_P)
     if not PER_CHANNEL:
         gate_of_position = gate_of_positions(logits_ptr, n, p, positions, ACTIVATION)
     for start in range(first_c, tl.minimum(first_c + walk, channels), BLOCK_C):
-        outer_start, inner_start = (first_p, start) if CHANNELS_LAST else (start, first_p)
-        outer = outer_start + tl.arange(0, BLOCK_OUTER)
-        inner = inner_start + tl.arange(0, BLOCK_INNER)
-        mask = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
+        tile = tile_at(first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         if PER_CHANNEL:
             gate = activate(load_tile(logits_ptr, n, outer, inner, mask, stride_zn, stride_zo), ACTIVATION)
         else:
             gate = over_channels(gate_of_position, CHANNELS_LAST)
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
-        if HAS_SHORTCUT:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept & mask, grad, 0.0)
-            if NEEDS_MAP:
-                store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
+        if HAS_SHORTCUT and NEEDS_MAP:
+            store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
         if NEEDS_LOGITS:
             dgate = grad * load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
             if PER_CHANNEL:

@@ -8,7 +8,7 @@ map's own dtype; what they are added up in is float32.
 import triton
 import triton.language as tl
 
-from .common import activate, relu, slope
+from .common import activate, passes_gradient, relu, slope
 
 
 @triton.jit
@@ -214,8 +214,7 @@ def position_gate_fwd_kernel(
     if HAS_SHORTCUT:
         y = relu(y + load_map(shortcut_ptr, n, c, p, mask, stride_sn, stride_so, CHANNELS_LAST, WIDE))
         if SAVE_BITS:
-            # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-            kept = (y <= 0.0) == 0
+            kept = passes_gradient(y)
             store_kept(bits_ptr, kept, n, p, positions, CHANNELS, BLOCK_C, BLOCK_P)
     store_map(y_ptr, y, n, c, p, mask, stride_yn, stride_yo, CHANNELS_LAST, WIDE)
 

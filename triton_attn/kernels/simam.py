@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .apply_gate import span_of_program
-from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile, tile_at
+from .common import finish_tile, load_grad, load_tile, over_positions, store_tile, tile_at
 from .squeeze import split_of_program
 
 
@@ -134,22 +134,16 @@ def simam_fwd_kernel(
     if HAS_GAMMA:
         gamma = tl.load(gamma_ptr).to(tl.float32)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for start in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         _, _, _, gate = simam_gate(x, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
         y = x * gate
-        if HAS_SHORTCUT:
-            y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
-            if SAVE_BITS:
-                # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-                kept = (y <= 0.0) == 0
-                store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-        store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+        finish_tile(
+            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
+            HAS_SHORTCUT, SAVE_BITS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -203,13 +197,9 @@ def simam_sums_kernel(
     second = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     third = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     for start in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
-        if HAS_BITS:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept & mask, grad, 0.0)
+        tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
         x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         off, _, sigma, _ = simam_gate(x, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
         moved = grad * x
@@ -284,16 +274,11 @@ def simam_bwd_kernel(
     by_mean = over_positions(2.0 * scales * first / positions, CHANNELS_LAST)
     by_variance = over_positions(8.0 * scales * scales * second / others, CHANNELS_LAST)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for start in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
+        tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
         if HAS_SHORTCUT:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
             store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
         x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         off, scale, sigma, gate = simam_gate(x, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile
-from .spatial_common import chunk_of_program, over_channels, tile_mask
+from .common import finish_tile, load_grad, load_tile, over_channels, over_positions, store_tile, tile_at
+from .spatial_common import chunk_of_program
 
 
 @triton.jit
@@ -44,25 +44,17 @@ def spatial_apply_fwd_kernel(
     p = first_p + tl.arange(0, BLOCK_P)
     spatial = tl.load(spatial_ptr + n * positions + p, mask=p < positions, other=0.0)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         gate = tl.load(gate_ptr + n * channels + c, mask=c < channels, other=0.0)
-        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
-        if CHANNELS_LAST:
-            outer, inner, inner_start, outer_size, inner_size = p, c, start, positions, channels
-        else:
-            outer, inner, inner_start, outer_size, inner_size = c, p, first_p, channels, positions
+        tile = tile_at(first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         u = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
         y = u * over_channels(spatial, CHANNELS_LAST)
-        if HAS_SHORTCUT:
-            y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
-            if SAVE_BITS:
-                # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-                kept = (y <= 0.0) == 0
-                store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-        store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+        finish_tile(
+            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
+            HAS_SHORTCUT, SAVE_BITS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -118,22 +110,15 @@ def spatial_apply_bwd_kernel(
     dtop = tl.load(dpooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
     winner = tl.load(winner_ptr + n * positions + p, mask=inside_p, other=-1)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
         gate = tl.load(gate_ptr + n * channels + c, mask=inside_c, other=0.0)
         dinput = tl.load(dmean_ptr + n * channels + c, mask=inside_c, other=0.0) / positions
-        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
-        if CHANNELS_LAST:
-            outer, inner, inner_start, outer_size, inner_size = p, c, start, positions, channels
-        else:
-            outer, inner, inner_start, outer_size, inner_size = c, p, first_p, channels, positions
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
+        tile = tile_at(first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
         if HAS_SHORTCUT:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
             store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
         won = over_channels(winner, CHANNELS_LAST) == over_positions(c, CHANNELS_LAST)
         du = grad * over_channels(spatial, CHANNELS_LAST) + over_channels(dmean, CHANNELS_LAST)

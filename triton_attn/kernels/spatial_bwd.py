@@ -8,8 +8,8 @@ the channels.
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, over_positions
-from .spatial_common import chunk_of_program, over_channels, tile_mask
+from .common import load_grad, load_tile, over_channels, over_positions, tile_at
+from .spatial_common import chunk_of_program
 
 
 @triton.jit
@@ -62,15 +62,9 @@ def spatial_gate_bwd_kernel(
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
         gate = tl.load(gate_ptr + n * channels + c, mask=inside_c, other=0.0)
-        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
-        if CHANNELS_LAST:
-            outer, inner, inner_start, outer_size, inner_size = p, c, start, positions, channels
-        else:
-            outer, inner, inner_start, outer_size, inner_size = c, p, first_p, channels, positions
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
-        if HAS_BITS:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
+        tile = tile_at(first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
         x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         # The very product that the forward pooled, so the maximum is found again bit by bit.
         u = x * over_positions(gate, CHANNELS_LAST)
@@ -112,7 +106,8 @@ def spatial_pool_bwd_kernel(
         positions *= UNIT
     pid = tl.num_programs(0) - 1 - tl.program_id(0)  # backwards, as the pass before went forwards
     n, block, chunk, blocks, _ = chunk_of_program(pid, channels, positions, CHUNK, BLOCK_P)
-    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    first_p = block * BLOCK_P
+    p = first_p + tl.arange(0, BLOCK_P)
     inside_p = p < positions
     dmean = tl.load(dpooled_ptr + n * 2 * positions + p, mask=inside_p, other=0.0)
     dtop = tl.load(dpooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
@@ -122,8 +117,9 @@ def spatial_pool_bwd_kernel(
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
-        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
-        outer, inner = (p, c) if CHANNELS_LAST else (c, p)
+        outer, _, inner, mask, _, _ = tile_at(
+            first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
+        )
         x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         won = over_channels(winner, CHANNELS_LAST) == over_positions(c, CHANNELS_LAST)
         du = over_channels(dmean, CHANNELS_LAST) + tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)

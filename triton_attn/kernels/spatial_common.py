@@ -10,19 +10,6 @@ import triton.language as tl
 
 
 @triton.jit
-def over_channels(values, CHANNELS_LAST: tl.constexpr):
-    """A value per position, spread over a tile's channels."""
-    return values[:, None] if CHANNELS_LAST else values[None, :]
-
-
-@triton.jit
-def tile_mask(p, c, positions, channels, CHANNELS_LAST: tl.constexpr):
-    """Which elements of the tile of positions ``p`` and channels ``c`` exist."""
-    inside_p, inside_c = p < positions, c < channels
-    return inside_p[:, None] & inside_c[None, :] if CHANNELS_LAST else inside_c[:, None] & inside_p[None, :]
-
-
-@triton.jit
 def taps():
     """The rows and columns of the 7×7 window and which of them exist: 8×8, so that a tile has 64 columns."""
     tap = tl.arange(0, 64)

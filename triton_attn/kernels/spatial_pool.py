@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .common import load_tile, over_positions
-from .spatial_common import chunk_of_program, tile_mask
+from .common import load_tile, over_positions, tile_at
+from .spatial_common import chunk_of_program
 
 
 @triton.jit
@@ -35,7 +35,8 @@ def spatial_pool_kernel(
     # Last block first: the sum over positions went forwards, so the map's end is what the L2 cache still holds.
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     n, block, chunk, _, chunks = chunk_of_program(pid, channels, positions, CHUNK, BLOCK_P)
-    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    first_p = block * BLOCK_P
+    p = first_p + tl.arange(0, BLOCK_P)
 
     AXIS: tl.constexpr = 1 if CHANNELS_LAST else 0
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
@@ -45,8 +46,9 @@ def spatial_pool_kernel(
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         gate = tl.load(gate_ptr + n * channels + c, mask=c < channels, other=0.0)
-        mask = tile_mask(p, c, positions, channels, CHANNELS_LAST)
-        outer, inner = (p, c) if CHANNELS_LAST else (c, p)
+        outer, _, inner, mask, _, _ = tile_at(
+            first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
+        )
         u = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
         total += u
         best = tl.maximum(best, tl.where(mask, u, float("-inf")), propagate_nan=tl.PropagateNan.ALL)

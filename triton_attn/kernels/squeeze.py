@@ -7,7 +7,7 @@ too. What comes of them are parts, (N, S, C), which the gate network adds up onc
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, tile_at
+from .common import load_grad, load_tile, tile_at
 from .partials import winner_of
 
 
@@ -129,13 +129,9 @@ def squeeze_bwd_kernel(
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
-        if HAS_BITS:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
         total += grad * load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
 
     c = first_c + tl.arange(0, BLOCK_C)

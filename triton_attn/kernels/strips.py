@@ -10,7 +10,7 @@ likewise. The bits of ReLU's mask are packed along a tile's last axis: (N, C, H,
 import triton
 import triton.language as tl
 
-from .common import relu
+from .common import passes_gradient, relu
 
 
 @triton.jit
@@ -254,8 +254,7 @@ def strip_apply_fwd_kernel(
             y = relu(y + load_block(shortcut_ptr, n, places, mask, stride_sn))
             if SAVE_BITS:
                 places, there = byte_places(n, c, h, w, channels, height, last, width, CHANNELS_LAST, BLOCK_C, BLOCK_W)
-                # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-                store_mask(bits_ptr, (y <= 0.0) == 0, places, there, D0, D1, D2)
+                store_mask(bits_ptr, passes_gradient(y), places, there, D0, D1, D2)
         places = n * stride_yn + tile_places(c, h, w, stride_yo, width, CHANNELS_LAST)
         tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
 

@@ -4,8 +4,7 @@ import triton
 import triton.language as tl
 
 from .apply_gate import span_of_program
-from .common import load_bits, load_tile, over_positions, relu, store_bits, store_tile, tile_at
-from .map_gate import over_channels
+from .common import finish_tile, load_grad, load_tile, over_channels, over_positions, store_tile, tile_at
 
 
 @triton.jit
@@ -45,24 +44,18 @@ def sum_apply_fwd_kernel(
     vector = channel_gate_ptr + n.to(tl.int64) * channels + c
     channel_gate = over_positions(tl.load(vector, mask=c < channels, other=0.0).to(tl.float32), CHANNELS_LAST)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for start in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         p = start + tl.arange(0, BLOCK_P)
         place = n.to(tl.int64) * positions + p
         own = tl.load(position_gate_ptr + place, mask=p < last_p, other=0.0).to(tl.float32)
         gate = over_channels(own, CHANNELS_LAST) + channel_gate
         y = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * gate
-        if HAS_SHORTCUT:
-            y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
-            if SAVE_BITS:
-                # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-                kept = (y <= 0.0) == 0
-                store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-        store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+        finish_tile(
+            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
+            HAS_SHORTCUT, SAVE_BITS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -123,16 +116,13 @@ def weighed_apply_bwd_kernel(
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     for start in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         p = start + tl.arange(0, BLOCK_P)
         place, inside = n.to(tl.int64) * positions + p, p < last_p
         dlogit = over_channels(tl.load(dlogit_ptr + place, mask=inside, other=0.0).to(tl.float32), CHANNELS_LAST)
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
         if HAS_SHORTCUT:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
             store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
         dx = dlogit * weight
         if ADDED:

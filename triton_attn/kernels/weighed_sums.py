@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import load_bits, load_tile, over_positions, tile_at
-from .map_gate import over_channels
+from .common import load_grad, load_tile, over_channels, over_positions, tile_at
 from .squeeze import split_of_program
 
 
@@ -55,15 +54,11 @@ def weighed_sums_kernel(
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     for start in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         if GATED:
-            grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
-            if HAS_BITS:
-                kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-                grad = tl.where(kept & mask, grad, 0.0)
+            grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
             values *= grad
         p = start + tl.arange(0, BLOCK_P)
         if FOR_CHANNELS:
