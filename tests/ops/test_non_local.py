@@ -15,6 +15,7 @@ import triton_attn
 from benchmarks.counted.graphs import Graphs
 from tests.parity import DTYPES, assert_within, check_block, largest_error, lay_out, run, twins
 from triton_attn import functional, reference
+from triton_attn.ops import non_local_tiled
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
 from triton_attn.tuning import attention_rules, chips
 
@@ -273,17 +274,16 @@ def test_large_scores_of_the_function(widths: tuple[int, int], size: float) -> N
 
 def test_the_rule_bites(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backward without delta does not pass, nor one whose norms are off, in any dtype."""
-    non_local = importlib.import_module("triton_attn.ops.non_local")
-    right = non_local._tiled_bwd
+    right = non_local_tiled.products_bwd
 
-    def without_delta(given: Any, dq: Any, dk: Any, dv: Any, grad: Any, norms: Any, delta: Any, scale: float) -> None:
-        right(given, dq, dk, dv, grad, norms, torch.zeros_like(delta), scale)
+    def without_delta(given: Any, room: Any, grad: Any, norms: Any, delta: Any, scale: float) -> None:
+        right(given, room, grad, norms, torch.zeros_like(delta), scale)
 
-    def off(given: Any, dq: Any, dk: Any, dv: Any, grad: Any, norms: Any, delta: Any, scale: float) -> None:
-        right(given, dq, dk, dv, grad, norms + 0.125, delta, scale)
+    def off(given: Any, room: Any, grad: Any, norms: Any, delta: Any, scale: float) -> None:
+        right(given, room, grad, norms + 0.125, delta, scale)
 
     for wrong in (without_delta, off):
-        monkeypatch.setattr(non_local, "_tiled_bwd", wrong)
+        monkeypatch.setattr(non_local_tiled, "products_bwd", wrong)
         for dtype in DTYPES:
             with pytest.raises(AssertionError, match="over the bound"):
                 check_attention(64, 64, 16, 16, dtype)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..reference.non_local import attend_explicit
 from .layout import served
 from .library import Launcher, Op, Results, autocast
-from .non_local import NON_LOCAL, map_rows, mask_of, non_local
+from .non_local import NON_LOCAL, mask_of, non_local
+from .non_local_problem import map_rows
 
 Weights = Sequence[Tensor]
 
