@@ -1,4 +1,8 @@
-"""The blocks a user builds: each is its plain twin with a forward that takes Triton where Triton serves."""
+"""The blocks a user builds: each is its plain twin with a forward that takes Triton where Triton serves.
+
+At the head of each file stands its map: the op; its kernels, ``NAME_kernel`` in ``kernels/``, in the order of their
+launches (where the gates' network is small: larger ones have a launch for each layer); what is kept for the backward.
+"""
 
 from .attention_gate import AttentionGate
 from .cbam import CBAM

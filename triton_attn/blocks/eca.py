@@ -1,4 +1,10 @@
-"""Efficient channel attention, fused."""
+"""Efficient channel attention, fused.
+
+op        ops/eca.py: its passes over the map are ops/gating.py's
+forward   squeeze_fwd, neighbours_fwd, apply_gate_fwd
+backward  squeeze_bwd, neighbours_bwd, partial_sums, apply_gate_bwd
+saved     x, the means, the gate, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 

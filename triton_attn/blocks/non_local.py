@@ -1,4 +1,10 @@
-"""Non-local attention, fused."""
+"""Non-local attention, fused.
+
+op        ops/non_local_block.py: projections by library products around ops/non_local.py, here tiled
+forward   non_local_fwd
+backward  non_local_delta, non_local_rows_bwd, non_local_keys_bwd, non_local_keys_bwd, non_local_queries_bwd
+saved     x, q, k and v, ReLU's mask in bits; in 16 bits what was attended and two numbers a row
+"""
 
 from __future__ import annotations
 

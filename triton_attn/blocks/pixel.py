@@ -1,4 +1,10 @@
-"""Pixel attention, fused."""
+"""Pixel attention, fused.
+
+op        ops/position_gate.py; above 256 channels ops/map_gate.py behind library products
+forward   position_gate_fwd
+backward  position_gate_bwd, partial_sums
+saved     x, ReLU's mask in bits; hidden units and gates are made again
+"""
 
 from __future__ import annotations
 

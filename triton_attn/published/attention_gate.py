@@ -1,4 +1,10 @@
-"""Attention gates as published: the multiply fused behind the library's convolutions and batch norms."""
+"""Attention gates as published: the multiply fused behind the library's convolutions and batch norms.
+
+op        ops/map_gate.py, behind library convolutions and batch norms
+forward   map_gate_fwd
+backward  map_gate_bwd
+saved     x, the logits, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 

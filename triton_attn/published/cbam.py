@@ -1,4 +1,10 @@
-"""CBAM as published: every pass over the map fused, the two small networks between them a library's."""
+"""CBAM as published: every pass over the map fused, the two small networks between them a library's.
+
+op        ops/cbam_by.py: the networks' own steps between its passes over the map
+forward   squeeze_fwd, pooled, spatial_pool, spatial_apply_fwd
+backward  spatial_gate_bwd, spatial_pool_bwd, spatial_apply_bwd
+saved     x, the maxima and where they are, both gates, the positions' mean and maximum, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 

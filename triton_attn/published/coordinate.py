@@ -1,4 +1,10 @@
-"""Coordinate attention as published: both pools in one pass, both gates in one, the small network a library's."""
+"""Coordinate attention as published: both pools in one pass, both gates in one, the small network a library's.
+
+op        ops/strips.py: the network's own steps between its two passes over the map
+forward   strip_sums, strip_apply_fwd
+backward  strip_sums, strip_apply_bwd
+saved     x, both gates, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""DANet's blocks: attention between positions fused; that between channels is a library's products, and no more."""
+"""DANet's blocks: attention between positions fused; that between channels is a library's products, and no more.
+
+op        ops/non_local_block.py for positions, here tiled; ops/channel_attention.py for channels, which has no kernel
+forward   non_local_fwd
+backward  non_local_delta, non_local_rows_bwd, non_local_keys_bwd, non_local_keys_bwd, non_local_queries_bwd
+saved     x, q, k and v, ReLU's mask in bits; in 16 bits what was attended and two numbers a row
+"""
 
 from __future__ import annotations
 

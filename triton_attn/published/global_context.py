@@ -1,4 +1,10 @@
-"""Global context: every pass over the map fused, softmax and gate network, on small tensors, a library's."""
+"""Global context: every pass over the map fused, softmax and gate network, on small tensors, a library's.
+
+op        ops/context_by.py: softmax and network between the passes of ops/weighed.py and ops/gate_by.py
+forward   weighed_sums, weighed_sums, apply_gate_fwd
+backward  squeeze_bwd, pooled, weighed_sums, weighed_apply_bwd, partial_sums
+saved     x, the positions' weights, the gate, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Non-local attention as published: the attention fused, the projections and the batch norm a library's."""
+"""Non-local attention as published: the attention fused, the projections and the batch norm a library's.
+
+op        ops/non_local.py, here tiled, between library convolutions
+forward   non_local_fwd
+backward  non_local_rows_bwd, non_local_keys_bwd, non_local_keys_bwd, non_local_queries_bwd
+saved     q, k and v; in 16 bits what was attended and two numbers a row
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Pixel attention as published: one kernel behind the library's convolution."""
+"""Pixel attention as published: one kernel behind the library's convolution.
+
+op        ops/map_gate.py, behind a library convolution
+forward   map_gate_fwd
+backward  map_gate_bwd
+saved     x, the logits, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 

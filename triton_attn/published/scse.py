@@ -1,4 +1,10 @@
-"""scSE: both pools in one pass over the map, both gates in one; the small networks between are a library's."""
+"""scSE: both pools in one pass over the map, both gates in one; the small networks between are a library's.
+
+op        ops/scse_by.py: the networks' own steps between the passes of ops/weighed.py
+forward   weighed_sums, sum_apply_fwd
+backward  weighed_sums, weighed_apply_bwd, partial_sums
+saved     x, both gates, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 

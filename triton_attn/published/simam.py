@@ -1,4 +1,10 @@
-"""SimAM, fused: one op."""
+"""SimAM, fused: one op.
+
+op        ops/simam.py
+forward   simam_moments, simam_fwd
+backward  simam_sums, simam_bwd
+saved     x, its moments, ReLU's mask in bits
+"""
 
 from __future__ import annotations
 
