@@ -13,11 +13,15 @@ from torch import Tensor
 
 from . import backend, ops
 from .ops.library import is_untraced
+from .ops.normed_gate import DENSE, NEIGHBOURS
+from .ops.normed_gate import is_served as normed_is_served
 from .reference import channel_gate as plain
 from .reference import non_local as plain_non_local
 from .reference.attention_gate import attention_gate as plain_attention_gate
 from .reference.attention_gate import check_gate_network as check_attention_gate_network
 from .reference.attention_gate import check_gating
+from .reference.batch_norm import BatchNorm as BatchNorm
+from .reference.batch_norm import batch_norm, check_norm
 from .reference.cbam import cbam as plain_cbam
 from .reference.cbam import check_spatial_gate
 from .reference.common import check_map
@@ -38,6 +42,7 @@ def channel_gate(
     pool: str = "mean",
     hidden_activation: str = "relu",
     activation: str = "sigmoid",
+    norm: BatchNorm | None = None,
 ) -> Tensor:
     """``x · act(Σ_v (weight2 · hidden(weight1 · v + bias1) + bias2))`` over the pooled vectors ``v``.
 
@@ -55,6 +60,9 @@ def channel_gate(
             ``"leaky_relu"`` (of slope 0.01) or ``"none"``.
         activation: the gate's, ``"sigmoid"``, ``"hard_sigmoid"`` (``relu6(z + 3) / 6``), ``"none"``; and what is 1 for
             a network that gives 0: ``"double_sigmoid"`` (``2σ``), ``"double_hard_sigmoid"``, ``"one_plus"``.
+        norm: a :class:`BatchNorm` that ``x`` goes through first, with an activation behind it or none. With the pool
+            ``"mean"`` what comes out of it is never written: a training step moves the map 3 times forward and 5
+            backward, 4 and 6 with a shortcut. With another pool PyTorch normalises.
 
     Raises:
         TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
@@ -66,6 +74,12 @@ def channel_gate(
     plain.check_choice("hidden_activation", hidden_activation, plain.HIDDEN_ACTIVATIONS)
     plain.check_choice("activation", activation, plain.ACTIVATIONS)
     check_map(x, weight1.shape[1], weight1, shortcut)
+    if norm is not None:
+        check_norm(norm, x.shape[1], x.device)
+        weights = weight1, bias1, weight2, bias2
+        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *norm.tensors, *weights, shortcut):
+            return ops.normed_gate(x, norm, weights, shortcut, DENSE, hidden_activation, activation)
+        x = batch_norm(x, norm)
     served = backend.use_triton(x, weight1, bias1, weight2, bias2, shortcut)
     serve = ops.channel_gate if served else plain.channel_gate
     return serve(
@@ -138,7 +152,13 @@ def coordinate_attention(
 
 
 def eca(
-    x: Tensor, weight: Tensor, shortcut: Tensor | None = None, *, pool: str = "mean", activation: str = "sigmoid"
+    x: Tensor,
+    weight: Tensor,
+    shortcut: Tensor | None = None,
+    *,
+    pool: str = "mean",
+    activation: str = "sigmoid",
+    norm: BatchNorm | None = None,
 ) -> Tensor:
     """``x · act(conv1d over channels of the pooled x)``, zero-padded; ``relu(… + shortcut)`` with a shortcut.
 
@@ -149,6 +169,7 @@ def eca(
         pool: over positions, by ``"mean"``, by ``"max"`` (ties share the gradient evenly), ``"both"``, whose gates'
             logits are added, or ``"half"``, half of the one and half of the other.
         activation: the gate's, as for :func:`channel_gate`.
+        norm: a :class:`BatchNorm` that ``x`` goes through first, as for :func:`channel_gate`.
 
     Raises:
         TypeError: an input that is no floating-point tensor, or of another dtype than the weights outside of autocast.
@@ -159,6 +180,11 @@ def eca(
     plain.check_choice("pool", pool, plain.POOLS)
     plain.check_choice("activation", activation, plain.ACTIVATIONS)
     check_map(x, x.shape[1] if isinstance(x, Tensor) and x.dim() == 4 else 1, weight, shortcut)
+    if norm is not None:
+        check_norm(norm, x.shape[1], x.device)
+        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *norm.tensors, weight, shortcut):
+            return ops.normed_gate(x, norm, (weight, None, None, None), shortcut, NEIGHBOURS, "none", activation)
+        x = batch_norm(x, norm)
     serve = ops.eca if backend.use_triton(x, weight, shortcut) else plain.eca
     return serve(x, weight, shortcut, pool=pool, activation=activation)
 

@@ -25,9 +25,11 @@ NAMES = ("se", "eca", "cbam", "coordinate", "dual", "nonlocal", "gate", "pixel")
 NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 GATE_BY = "gate_by"
+NORMED = "batch norm and gate"
 STRIPS, CBAM_BY = "published.coordinate", "published.cbam"
 SCSE, CONTEXT, SIMAM = "published.scse", "published.global_context", "published.simam"
 NO_BIAS = (("bias", False),)  # in front of a batch norm its gradient is rounding alone
+TRAINING = (("training", True),)
 LAYOUTS = ("contiguous", "channels_last")
 
 
@@ -37,7 +39,7 @@ class Configuration:
 
     Attributes:
         name: of a block, as ``create_attention`` has it, or of a function, ``"nonlocal_attention"``,
-            ``"channel_gate"`` or ``"gate_by"``.
+            ``"channel_gate"``, ``"gate_by"``, or the second with a batch norm, whose options are the norm's then.
         shape: ``(N, C, H, W)``, or of non-local attention ``(L, S, d, dv)``.
         layout: of the map; for that function ``"channels_last"`` has each position's channels side by side.
         gating_channels: of the attention gate's own signal, with a map half as high and wide.
@@ -99,6 +101,8 @@ def results(configuration: Configuration) -> list[Tensor]:
         return _attend(functional.nonlocal_attention, inputs, grad, dict(configuration.options))
     if configuration.name in (CHANNEL_GATE, GATE_BY):
         return _gate_channels(configuration)
+    if configuration.name == NORMED:
+        return _gate_normed(configuration)
     block = build(configuration, triton_attn).to(configuration.dtype)
     batch, _, height, width = configuration.shape
     x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
@@ -141,6 +145,23 @@ def _gate_channels(configuration: Configuration) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
+def _gate_normed(configuration: Configuration) -> list[Tensor]:
+    channels, hidden = configuration.shape[1], configuration.shape[1] // 4
+    x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
+    sizes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
+    weights = [(torch.randn(size) / channels**0.5).to(configuration.dtype) for size in sizes]
+    weight, bias, mean = (torch.randn(channels) for _ in range(3))
+    norm = functional.BatchNorm(weight, bias, mean, torch.rand(channels) + 0.5, **dict(configuration.options))
+    leaves = [x, *((weight, bias, *weights) if configuration.needs == "all" else ())]
+    leaves += [shortcut] if configuration.with_shortcut else []
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    with torch.set_grad_enabled(configuration.training):
+        y = functional.channel_gate(x, *weights, shortcut if configuration.with_shortcut else None, norm=norm)
+    if not configuration.training:
+        return [y.detach(), mean]
+    return [y.detach(), mean, *torch.autograd.grad(y, leaves, grad)]
+
+
 def _map(configuration: Configuration, size: Sequence[int]) -> Tensor:
     values = torch.randn(*size)
     if configuration.tied:
@@ -162,7 +183,7 @@ def check(configuration: Configuration) -> Executor:
         if configuration.name == NON_LOCAL and configuration.needs == "all":
             _check_attention(configuration)
         elif (
-            configuration.name in (CHANNEL_GATE, GATE_BY)
+            configuration.name in (CHANNEL_GATE, GATE_BY, NORMED)
             or configuration.gating_channels is not None
             or configuration.needs != "all"
             or not configuration.training
@@ -266,6 +287,12 @@ FIXED = (
     Configuration(GATE_BY, (2, 24, 9, 31), F32, options=(("pool", "both"),)),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, "channels_last"),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, options=(("pool", "max"),), training=False),
+    Configuration(NORMED, (2, 24, 5, 7), F32, with_shortcut=True, options=TRAINING),
+    Configuration(NORMED, (2, 16, 23, 23), BF16, "channels_last", options=(*TRAINING, ("activation", "silu"))),
+    Configuration(NORMED, (17, 8, 3, 3), F32, options=(*TRAINING, ("activation", "relu")), needs="map", targets=NEXT),
+    Configuration(NORMED, (2, 24, 5, 6), F32, "channels_last", with_shortcut=True, needs="map"),
+    Configuration(NORMED, (2, 24, 5, 6), F32, options=(("activation", "hardswish"),)),
+    Configuration(NORMED, (2, 24, 5, 6), F16, "channels_last", with_shortcut=True, training=False, options=TRAINING),
     Configuration(STRIPS, (2, 12, 5, 7), F32, with_shortcut=True, options=NO_BIAS),
     Configuration(STRIPS, (2, 12, 5, 7), F32, "channels_last", with_shortcut=True, options=NO_BIAS, targets=NEXT),
     Configuration(STRIPS, (1, 40, 35, 3), BF16, "channels_last", options=NO_BIAS),

@@ -46,6 +46,7 @@ _FMA = (
     "float %a, float %b, float %c",
     "%r = call float @llvm.fma.f32(float %a, float %b, float %c) ret float %r",
 )
+_ROOT = ("float", "float %a", "%r = call float @llvm.sqrt.f32(float %a) ret float %r")
 _ABSOLUTE = ("float", "float %a", "%r = call float @llvm.fabs.f32(float %a) ret float %r")
 INTRINSICS = {
     "barrier.cta.sync.aligned.all": ("void", "i32 %a", "call void @rt_barrier() ret void"),
@@ -64,6 +65,8 @@ INTRINSICS = {
         "i32 %a, i32 %b, i32 %c",
         "%r = call i32 @rt_permute(i32 %a, i32 %b, i32 %c) ret i32 %r",
     ),
+    "sqrt.rn.f": _ROOT,
+    "sqrt.rn.ftz.f": _ROOT,
     "read.ptx.sreg.tid.x": ("i32", "", "%r = call i32 @rt_thread() ret i32 %r"),
 }
 for _name, _is_xor in (("bfly", 1), ("idx", 0)):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.compile
 KERNELS = {
     "published.scse": {"weighed_sums_kernel", "sum_apply_fwd_kernel", "weighed_apply_bwd_kernel"},
     "published.global_context": {"weighed_sums_kernel", "weighed_apply_bwd_kernel"},
-    "published.simam": {"simam_moments_kernel", "simam_fwd_kernel", "simam_sums_kernel", "simam_bwd_kernel"},
+    "published.simam": {"moments_kernel", "simam_fwd_kernel", "simam_sums_kernel", "simam_bwd_kernel"},
 }
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

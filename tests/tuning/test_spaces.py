@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import triton_attn
+from triton_attn import functional
 from triton_attn.ops import launch
 from triton_attn.ops.launch import Launch
 from triton_attn.tuning import spaces
 from triton_attn.tuning.search import same_bits
 
 RULE = {"SPAN": 128, "BLOCK_C": 64, "BLOCK_P": 32, "num_warps": 4}
+NORMED = "eca behind a batch norm"
 # Every kernel that has configs to choose from, in one of these. The gate has a kernel of its own above 256 channels.
 SHAPES = [
     ("se", (2, 40, 9, 7)),
@@ -29,6 +31,7 @@ SHAPES = [
     ("published.coordinate", (2, 24, 9, 13)),
     ("published.scse", (2, 72, 9, 13)),
     ("published.simam", (2, 72, 9, 13)),
+    (NORMED, (2, 40, 9, 7)),
 ]
 
 
@@ -96,7 +99,11 @@ def step(name: str, shape: tuple[int, ...], channels_last: bool, dtype: torch.dt
     x, shortcut = (
         torch.randn(shape).to(dtype).contiguous(memory_format=memory_format).requires_grad_() for _ in range(2)
     )
-    y = triton_attn.create_attention(name, shape[1], dtype=dtype)(x, shortcut=shortcut)
+    if name == NORMED:
+        norm = functional.BatchNorm(training=True, activation="silu")
+        y = functional.eca(x, torch.randn(3, dtype=dtype), shortcut, norm=norm)
+    else:
+        y = triton_attn.create_attention(name, shape[1], dtype=dtype)(x, shortcut=shortcut)
     y.backward(torch.randn_like(y))
 
 

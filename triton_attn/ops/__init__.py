@@ -6,6 +6,7 @@ from .eca import ECA, eca
 from .gate_by import gate_by
 from .non_local import NON_LOCAL, non_local
 from .non_local_block import NON_LOCAL_BLOCK, non_local_block
+from .normed_gate import NORMED_GATE, normed_gate
 from .position_gate import POSITION_GATE, attention_gate, pixel_attention
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ECA",
     "NON_LOCAL",
     "NON_LOCAL_BLOCK",
+    "NORMED_GATE",
     "POSITION_GATE",
     "attention_gate",
     "cbam",
@@ -22,5 +24,6 @@ __all__ = [
     "gate_by",
     "non_local",
     "non_local_block",
+    "normed_gate",
     "pixel_attention",
 ]

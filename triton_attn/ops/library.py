@@ -174,6 +174,7 @@ class Op:
         needs: what must be computed, from which tensors want a gradient.
         gradients: of the op's tensors, from what the backward returned and the tensors but the shortcut.
         mask: ReLU's mask like y's gradient, from its bits and the op's tensors but the shortcut.
+        also: how many results behind y a call returns as well, of which there are no gradients.
     """
 
     def __init__(
@@ -186,8 +187,9 @@ class Op:
         mask: Callable[..., Tensor],
         needs: Callable[[Sequence[bool]], tuple[bool, ...]] = tuple,
         gradients: Callable[[Results, Sequence[Tensor | None]], Results] = lambda found, _: found,
+        also: int = 0,
     ) -> None:
-        self.forward, self.backward, self.tensors = forward, backward, tensors
+        self.forward, self.backward, self.tensors, self.also = forward, backward, tensors, also
         self.formula, self.needs, self.gradients, self.mask = formula, needs, gradients, mask
         self._checked: dict[Any, plan.Plan] = {}
         _CACHES.append(self._checked)
@@ -202,11 +204,12 @@ class Op:
         # At PyTorch's Autograd key itself: a third of what torch.library.register_autograd costs per call.
         _library.impl(forward.registered._schema.name.partition("::")[2], autograd, "Autograd")
 
-    def __call__(self, *arguments: Any) -> Tensor:
-        """y of tensors and constants that were checked, and are as the kernels take them."""
+    def __call__(self, *arguments: Any) -> Any:
+        """y of tensors and constants that were checked, and are as the kernels take them; a tuple with what is also."""
         saves = self._saves(arguments)
         if not is_eager() or (found := look_up((*arguments, saves))) is None:
-            return self.forward.registered(*arguments, saves)[0]
+            y, *others = self.forward.registered(*arguments, saves)
+            return (y, *map(or_none, others[: self.also])) if self.also else y
         key, addresses = found
         known = self.forward.plan(key, (*arguments, saves))
         if known is not None:
@@ -215,8 +218,8 @@ class Op:
             self._checked[key] = known
         return self._run(known, addresses, arguments, saves)
 
-    def again(self, *arguments: Any) -> Tensor | None:
-        """y, if a call of this very kind was checked and served before; else None, and nothing has happened.
+    def again(self, *arguments: Any) -> Any:
+        """The same, if a call of this very kind was checked and served before; else None, and nothing has happened.
 
         What was checked then (shapes, dtypes, devices, strides) is what the plan was found by.
         """
@@ -236,12 +239,12 @@ class Op:
                     return True
         return False
 
-    def _run(self, known: plan.Plan | None, addresses: list[int], arguments: Sequence[Any], saves: bool) -> Tensor:
+    def _run(self, known: plan.Plan | None, addresses: list[int], arguments: Sequence[Any], saves: bool) -> Any:
         if saves:
             # One argument for all that is no tensor: autograd looks at each.
             return _Direct.apply((self, known, addresses, arguments), *arguments[: self.tensors])
-        y, *_ = self.forward.run(*arguments, False) if known is None else known.play(addresses, arguments)
-        return y  # type: ignore[return-value]
+        results = self.forward.run(*arguments, False) if known is None else known.play(addresses, arguments)
+        return tuple(results[: 1 + self.also]) if self.also else results[0]
 
     def save(self, ctx: Any, arguments: Sequence[Any], y: Tensor | None, kept: Results) -> None:  # noqa: ARG002
         """Of the op's tensors and constants, of y and what was kept, what a backward wants."""
@@ -341,10 +344,15 @@ class _Direct(torch.autograd.Function):
         op.save(ctx, arguments, y, kept)
         # Where hooks pack what is saved, it comes back as other tensors.
         ctx.known = known if ctx.strides is None else None
-        return y
+        if not op.also:
+            return y
+        others = kept[: op.also]
+        ctx.mark_non_differentiable(*(each for each in others if each is not None))
+        ctx.set_materialize_grads(False)
+        return y, *others
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> Any:
         return None, *ctx.op.differentiate(ctx, grad, ctx.needs_input_grad[1:])
 
 

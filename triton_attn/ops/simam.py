@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..reference.published.simam import simam as plain
-from ..tuning import rules, weighed_rules
 from . import gating
-from .gating import empty_bits, start_over
+from .gating import empty_bits
 from .layout import empty_map, served
 from .library import Launcher, Op, Results
 from .partial_sums import partial_sums
+from .spans import empty_parts, moments, spans_of, start
 
 
 def simam(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None = None, *, e_lambda: float = 1e-4) -> Tensor:
@@ -29,36 +27,21 @@ def simam(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None = None, *, e_
     return SIMAM(x, gamma, shortcut, float(e_lambda))
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
-    channels, positions = like.shape[1], like.shape[2] * like.shape[3]
-    rule = weighed_rules.weighed(channels, positions, channels_last)
-    sizes = {"channels": (channels, "BLOCK_C"), "positions": (positions, "SPAN")}
-    spans = rules.cdiv(positions, rule["SPAN"])
-    start_over(kernel, like, channels_last, rule, sizes, maps, spans=spans, **arguments)
-
-
-def _empty_parts(x: Tensor) -> Tensor:
-    """Room for a value of every channel and span of positions."""
-    positions = x.shape[2] * x.shape[3]
-    spans = rules.cdiv(positions, weighed_rules.span(positions))
-    return x.new_empty((x.shape[0], spans, x.shape[1]), dtype=torch.float32)
-
-
 def forward(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None, e_lambda: float, saves: bool) -> Results:
     """The output; and for the backward the moments, in parts, and the bits of ReLU's mask."""
-    from ..kernels.simam import simam_fwd_kernel, simam_moments_kernel
+    from ..kernels.simam import simam_fwd_kernel
 
     x, channels_last = served(x)
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    mean, square = (_empty_parts(x) for _ in range(2))
-    _start(simam_moments_kernel, x, channels_last, {"x": x}, mean_ptr=mean, square_ptr=square, x_ptr=x)
+    mean, square = moments(x, channels_last)
     y = empty_map(x, channels_last)
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    _start(
+    start(
         simam_fwd_kernel,
         x,
         channels_last,
         {"y": y, "x": x, "s": shortcut},
+        spans=spans_of(x),
         y_ptr=y,
         bits_ptr=bits,
         x_ptr=x,
@@ -76,7 +59,7 @@ def forward(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None, e_lambda: 
 
 def _forward_fake(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None, e_lambda: float, saves: bool) -> Results:
     x, channels_last = served(x)
-    parts = [_empty_parts(x) if saves else None for _ in range(2)]
+    parts = [empty_parts(x) if saves else None for _ in range(2)]
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
     return empty_map(x, channels_last), *parts, bits
 
@@ -97,16 +80,17 @@ def backward(
 
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    first, second = (_empty_parts(x) for _ in range(2))
+    first, second = (empty_parts(x) for _ in range(2))
     needs_gamma = needs_gamma and gamma is not None
-    thirds = _empty_parts(x) if needs_gamma else None
+    thirds = empty_parts(x) if needs_gamma else None
     given = {"grad_ptr": grad, "x_ptr": x, "bits_ptr": bits, "mean_ptr": mean, "square_ptr": square}
     options = {"gamma_ptr": gamma, "LAMBDA": e_lambda, "HAS_GAMMA": gamma is not None}
-    _start(
+    start(
         simam_sums_kernel,
         x,
         channels_last,
         {"g": grad, "x": x},
+        spans=spans_of(x),
         first_ptr=first,
         second_ptr=second,
         dgamma_ptr=thirds,
@@ -120,11 +104,12 @@ def backward(
         return None, dgamma, None
     dx = empty_map(x, channels_last)
     dshortcut = None if bits is None else empty_map(x, channels_last)
-    _start(
+    start(
         simam_bwd_kernel,
         x,
         channels_last,
         {"d": dx, "s": dshortcut, "g": grad, "x": x},
+        spans=spans_of(x),
         dx_ptr=dx,
         dshortcut_ptr=dshortcut,
         **given,

@@ -8,17 +8,11 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules, weighed_rules
-from .gating import empty_bits, start_over
+from .gating import empty_bits
 from .layout import empty_map, served
 from .library import Launcher, Results
 from .partial_sums import partial_sums
-
-
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
-    channels, positions = like.shape[1], like.shape[2] * like.shape[3]
-    rule = weighed_rules.weighed(channels, positions, channels_last)
-    sizes = {"channels": (channels, "BLOCK_C"), "positions": (positions, "SPAN")}
-    start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
+from .spans import start
 
 
 def _parts(x: Tensor, channels_last: bool) -> tuple[int, int]:
@@ -47,7 +41,7 @@ def _sums(
     of_channels = x.new_empty((batch, spans, channels), dtype=torch.float32) if for_channels else None
     of_positions = x.new_empty((batch, blocks, height, width), dtype=torch.float32) if for_positions else None
     of_each_image = channel_weight is not None and channel_weight.dim() == 2
-    _start(
+    start(
         weighed_sums_kernel,
         x,
         channels_last,
@@ -121,7 +115,7 @@ def _apply(x: Tensor, channel_gate: Tensor, position_gate: Tensor, shortcut: Ten
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     y = empty_map(x, channels_last)
     bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    _start(
+    start(
         sum_apply_fwd_kernel,
         x,
         channels_last,
@@ -183,7 +177,7 @@ def _map_bwd(
         "dlogit_ptr": dlogits,
         "weight_ptr": weight,
     }
-    _start(
+    start(
         weighed_apply_bwd_kernel,
         x,
         channels_last,

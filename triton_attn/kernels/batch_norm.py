@@ -1,0 +1,176 @@
+"""A batch norm in front of a channel gate, as far as it is vectors: its statistics, what the gate network gets, and the
+gradients of its parameters. What goes over the map is in :mod:`.normed_gate`.
+"""
+
+import triton
+import triton.language as tl
+
+from .dense_steps import load_bias, load_vectors, store_vectors
+from .partials import sum_parts
+
+
+@triton.jit
+def load_norm(
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING: tl.constexpr, EPS: tl.constexpr
+):
+    """Of channels ``c`` the mean, 1 / √(variance + eps), weight and bias, 1 and 0 where there are none.
+
+    In training the variance is the one of ``count`` values that running statistics take, with count - 1 below.
+    """
+    mean = tl.load(mean_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    variance = tl.load(variance_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    weight = load_weight(weight_ptr, c, channels)
+    return mean, inverse_of(variance, count, TRAINING, EPS), weight, load_bias(bias_ptr, c, channels)
+
+
+@triton.jit
+def load_weight(ptr, c, channels):
+    """A batch norm's weight in float32; 1 where there is none."""
+    weight = tl.full(c.shape, 1.0, tl.float32)
+    if ptr is not None:
+        weight = tl.load(ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    return weight
+
+
+@triton.jit
+def inverse_of(variance, count, TRAINING: tl.constexpr, EPS: tl.constexpr):
+    """1 / √(variance + eps), with ``count`` and not one less below, which is what a batch norm divides by."""
+    if TRAINING:
+        variance *= (count - 1).to(tl.float32) / count.to(tl.float32)
+    return 1.0 / tl.sqrt_rn(variance + EPS)
+
+
+@triton.jit
+def part_sizes(part, parts, positions, SPAN: tl.constexpr):
+    """How many positions parts hold, as float32: SPAN, but for the last of an image."""
+    return tl.where(part % parts == parts - 1, positions - (parts - 1) * SPAN, SPAN).to(tl.float32)
+
+
+# The batch is no constant of any program: the last, smaller batch of an epoch must not compile the kernels again.
+@triton.jit(do_not_specialize=["batch", "count"])
+def batch_statistics_kernel(
+    mean_ptr,  # (C,), written in training (float32), read else
+    variance_ptr,  # (C,), likewise; in training the unbiased one
+    centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, with SAVE
+    pooled_ptr,  # (N, C) float32, every image's mean behind the batch norm, with POOL
+    mean_parts_ptr,  # (N, S, C) float32, the mean of each span of positions
+    square_parts_ptr,  # (N, S, C) float32, Σ (x - that mean)²
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
+    batch,
+    count,
+    channels,
+    positions,
+    parts,
+    SPAN: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
+    POOL: tl.constexpr,
+    SAVE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Mean and variance over the batch by Chan's formula, no difference of large sums, of one block of channels."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    exists = c < channels
+    if TRAINING:
+        rows = batch * parts
+        total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+        for start in range(0, rows, BLOCK_R):
+            r = start + tl.arange(0, BLOCK_R)
+            size = part_sizes(r, parts, positions, SPAN)
+            total += load_vectors(mean_parts_ptr, r, c, rows, channels) * size[:, None]
+        mean = tl.sum(total, axis=0) / count.to(tl.float32)
+        spread = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+        for start in range(0, rows, BLOCK_R):
+            r = start + tl.arange(0, BLOCK_R)
+            size = part_sizes(r, parts, positions, SPAN)
+            off = load_vectors(mean_parts_ptr, r, c, rows, channels) - mean[None, :]
+            square = load_vectors(square_parts_ptr, r, c, rows, channels) + size[:, None] * off * off
+            spread += tl.where((r < rows)[:, None], square, 0.0)
+        variance = tl.sum(spread, axis=0) / (count - 1).to(tl.float32)
+        tl.store(mean_ptr + c, mean, mask=exists)
+        tl.store(variance_ptr + c, variance, mask=exists)
+        inverse = inverse_of(variance, count, TRAINING, EPS)
+        weight, bias = load_weight(weight_ptr, c, channels), load_bias(bias_ptr, c, channels)
+    else:
+        mean, inverse, weight, bias = load_norm(
+            mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
+        )
+    if POOL:
+        for start in range(0, batch, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            own = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+            for first in range(0, parts, BLOCK_S):
+                s = first + tl.arange(0, BLOCK_S)
+                size = part_sizes(s, parts, positions, SPAN) / positions
+                at = (n.to(tl.int64)[:, None] * parts + s[None, :])[:, :, None] * channels + c[None, None, :]
+                there = (n < batch)[:, None, None] & (s < parts)[None, :, None] & exists[None, None, :]
+                own += tl.sum(tl.load(mean_parts_ptr + at, mask=there, other=0.0) * size[None, :, None], axis=1)
+            off = own - mean[None, :]
+            if SAVE:
+                store_vectors(centred_ptr, off, n, c, batch, channels)
+            store_vectors(pooled_ptr, off * (weight * inverse)[None, :] + bias[None, :], n, c, batch, channels)
+
+
+@triton.jit(do_not_specialize=["batch", "count"])
+def batch_norm_parameters_bwd_kernel(
+    dweight_ptr,  # (C,), or None
+    dbias_ptr,  # (C,), or None
+    by_mean_ptr,  # (C,) float32, what the batch's mean takes off the gradient of the normalised map, with TRAINING
+    by_variance_ptr,  # (C,) float32, what its variance takes off, for each unit of x - mean, likewise
+    gradient_ptr,  # (N, S, C) float32, Σ f' · grad
+    moment_ptr,  # (N, S, C) float32, Σ f' · grad · (x - mean)
+    slope_ptr,  # (N, S, C) float32, Σ f', with ACTIVATED
+    slope_moment_ptr,  # (N, S, C) float32, Σ f' · (x - mean), with ACTIVATED
+    gate_ptr,  # (N, C) float32
+    dpooled_ptr,  # (N, C) float32, the gradient of what was pooled
+    centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, without ACTIVATED
+    mean_ptr,  # (C,)
+    variance_ptr,  # (C,)
+    batch,
+    count,
+    channels,
+    positions,
+    parts,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
+    ACTIVATED: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """The sums over the batch that the gradients of weight, bias and map have, of one block of channels.
+
+    The gradient of the normalised map is f' · (grad · gate + dpooled / HW): so its sums are those of its terms.
+    """
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    exists = c < channels
+    dbias = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    dweight = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for start in range(0, batch, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        inside = (n < batch)[:, None] & exists[None, :]
+        gate = load_vectors(gate_ptr, n, c, batch, channels)
+        dpooled = load_vectors(dpooled_ptr, n, c, batch, channels)
+        dbias += gate * sum_parts(gradient_ptr, n, c, inside, channels, parts, BLOCK_S)
+        dweight += gate * sum_parts(moment_ptr, n, c, inside, channels, parts, BLOCK_S)
+        if ACTIVATED:
+            dpooled /= positions
+            dbias += dpooled * sum_parts(slope_ptr, n, c, inside, channels, parts, BLOCK_S)
+            dweight += dpooled * sum_parts(slope_moment_ptr, n, c, inside, channels, parts, BLOCK_S)
+        else:
+            dbias += dpooled
+            dweight += dpooled * load_vectors(centred_ptr, n, c, batch, channels)
+    _, inverse, _, _ = load_norm(mean_ptr, variance_ptr, None, None, c, channels, count, TRAINING, EPS)
+    of_bias = tl.sum(dbias, axis=0)
+    of_weight = tl.sum(dweight, axis=0) * inverse
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + c, of_bias.to(dbias_ptr.dtype.element_ty), mask=exists)
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + c, of_weight.to(dweight_ptr.dtype.element_ty), mask=exists)
+    if TRAINING:
+        tl.store(by_mean_ptr + c, of_bias / count.to(tl.float32), mask=exists)
+        tl.store(by_variance_ptr + c, of_weight * inverse / count.to(tl.float32), mask=exists)

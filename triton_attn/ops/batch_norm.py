@@ -1,0 +1,257 @@
+"""The steps of a channel gate with a batch norm in front: what is normalised and activated is never written.
+
+Between them is a gate network, as for :mod:`.gating`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..tuning import normed_rules, rules, weighed_rules
+from . import launch, spans
+from .gating import Pooled, empty_bits
+from .layout import empty_map
+from .spans import empty_parts, moments, spans_of
+
+
+class Norm(NamedTuple):
+    """A batch norm, ``(C,)`` each: what it normalises by, and its parameters, which there may not be.
+
+    In training the variance is the unbiased one, which running statistics take.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    eps: float
+    activation: str
+
+    def arguments(self, x: Tensor, *, activation: bool = True) -> dict[str, Any]:
+        """What kernels over a map like x are told of it."""
+        told = {
+            "mean_ptr": self.mean,
+            "variance_ptr": self.variance,
+            "weight_ptr": self.weight,
+            "bias_ptr": self.bias,
+            "count": x.shape[0] * x.shape[2] * x.shape[3],
+            "TRAINING": self.training,
+            "EPS": self.eps,
+        }
+        return told | {"ACTIVATION": self.activation} if activation else told
+
+
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
+    spans.start(kernel, like, channels_last, maps, normed_rules.normed, **arguments)
+
+
+class Squeezed(NamedTuple):
+    """What a gate network gets: pooled parts of so many positions, and images' means less the batch norm's."""
+
+    parts: Pooled
+    positions: int
+    centred: Tensor | None
+
+
+def squeeze(x: Tensor, norm: Norm, channels_last: bool, *, saves: bool) -> Squeezed:
+    """The means over positions of the normalised, activated map; in training the norm's mean and variance are made.
+
+    The mean behind a batch norm is the batch norm of the mean: so without an activation one pass over x is all.
+    """
+    linear = norm.activation == "none"
+    pooled = Squeezed(Pooled(None, None, None), 1, None)
+    if norm.training or linear:
+        pooled = _statistics(x, norm, channels_last, pools=linear, saves=saves)
+    if linear:
+        return pooled
+    from ..kernels.normed_gate import normed_squeeze_kernel
+
+    parts = empty_parts(x)
+    told = norm.arguments(x)
+    _start(normed_squeeze_kernel, x, channels_last, {"x": x}, sum_ptr=parts, x_ptr=x, spans=spans_of(x), **told)
+    return Squeezed(Pooled(parts, None, None), x.shape[2] * x.shape[3], None)
+
+
+def _statistics(x: Tensor, norm: Norm, channels_last: bool, *, pools: bool, saves: bool) -> Squeezed:
+    from ..kernels.batch_norm import batch_statistics_kernel
+
+    mean_parts, square_parts = moments(x, channels_last)
+    batch, parts, channels = mean_parts.shape
+    pooled = x.new_empty((batch, 1, channels), dtype=torch.float32) if pools else None
+    centred = x.new_empty((batch, channels), dtype=torch.float32) if pools and saves else None
+    config = normed_rules.batch_statistics(channels, parts)
+    positions = x.shape[2] * x.shape[3]
+    launch.start(
+        batch_statistics_kernel,
+        (rules.cdiv(channels, config["BLOCK_C"]),),
+        x.device,
+        centred_ptr=centred,
+        pooled_ptr=pooled,
+        mean_parts_ptr=mean_parts,
+        square_parts_ptr=square_parts,
+        batch=batch,
+        channels=channels,
+        positions=positions,
+        parts=parts,
+        SPAN=weighed_rules.span(positions),
+        POOL=pools,
+        SAVE=centred is not None,
+        **norm.arguments(x, activation=False),
+        **config,
+    )
+    return Squeezed(Pooled(pooled, None, None), 1, centred)
+
+
+def apply_fwd(
+    x: Tensor, norm: Norm, gate: Tensor, channels_last: bool, shortcut: Tensor | None, *, saves: bool
+) -> tuple[Tensor, Tensor | None]:
+    """``f(v) · gate`` by gates ``(N, C)``, or ``relu(… + shortcut)``; with ``saves`` also the mask's bits."""
+    from ..kernels.normed_gate import normed_apply_fwd_kernel
+
+    y = empty_map(x, channels_last)
+    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
+    _start(
+        normed_apply_fwd_kernel,
+        x,
+        channels_last,
+        {"y": y, "x": x, "s": shortcut},
+        y_ptr=y,
+        bits_ptr=bits,
+        x_ptr=x,
+        gate_ptr=gate,
+        shortcut_ptr=shortcut,
+        HAS_SHORTCUT=shortcut is not None,
+        SAVE_BITS=bits is not None,
+        **norm.arguments(x),
+    )
+    return y, bits
+
+
+class Sums(NamedTuple):
+    """Of y's gradient, in parts ``(N, S, C)``: the gates' gradient, and what the batch norm's is made of."""
+
+    dgate: Tensor
+    gradient: Tensor | None
+    moment: Tensor | None
+    slope: Tensor | None
+    slope_moment: Tensor | None
+
+
+def sums(grad: Tensor, x: Tensor, norm: Norm, bits: Tensor | None, channels_last: bool, *, needs_norm: bool) -> Sums:
+    """All sums of the backward over positions, with ``grad`` behind the mask that ``bits`` hold."""
+    from ..kernels.normed_gate import normed_sums_kernel
+
+    activated = norm.activation != "none"
+    found = Sums(
+        empty_parts(x),
+        *(empty_parts(x) if needs_norm else None for _ in range(2)),
+        *(empty_parts(x) if needs_norm and activated else None for _ in range(2)),
+    )
+    _start(
+        normed_sums_kernel,
+        x,
+        channels_last,
+        {"g": grad, "x": x},
+        dgate_ptr=found.dgate,
+        gradient_ptr=found.gradient,
+        moment_ptr=found.moment,
+        slope_ptr=found.slope,
+        slope_moment_ptr=found.slope_moment,
+        grad_ptr=grad,
+        x_ptr=x,
+        bits_ptr=bits,
+        spans=spans_of(x),
+        NEEDS_NORM=needs_norm,
+        HAS_BITS=bits is not None,
+        **norm.arguments(x),
+    )
+    return found
+
+
+class Gradients(NamedTuple):
+    """Of the batch norm: of its parameters, and what its mean and variance take off the map's."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    by_mean: Tensor | None
+    by_variance: Tensor | None
+
+
+def parameters_bwd(
+    found: Sums, x: Tensor, norm: Norm, gate: Tensor, dpooled: Tensor, centred: Tensor | None, *, needs: bool
+) -> Gradients:
+    """From the sums, the gates and the gradient of what was pooled; those of the parameters only where ``needs``."""
+    from ..kernels.batch_norm import batch_norm_parameters_bwd_kernel
+
+    batch, parts, channels = found.dgate.shape
+    dweight, dbias = (
+        None if t is None or not needs else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+        for t in (norm.weight, norm.bias)
+    )
+    by_mean, by_variance = (x.new_empty((channels,), dtype=torch.float32) if norm.training else None for _ in range(2))
+    config = normed_rules.batch_statistics(channels, parts)
+    told = norm.arguments(x, activation=False)
+    launch.start(
+        batch_norm_parameters_bwd_kernel,
+        (rules.cdiv(channels, config["BLOCK_C"]),),
+        x.device,
+        dweight_ptr=dweight,
+        dbias_ptr=dbias,
+        by_mean_ptr=by_mean,
+        by_variance_ptr=by_variance,
+        gradient_ptr=found.gradient,
+        moment_ptr=found.moment,
+        slope_ptr=found.slope,
+        slope_moment_ptr=found.slope_moment,
+        gate_ptr=gate,
+        dpooled_ptr=dpooled,
+        centred_ptr=centred,
+        batch=batch,
+        channels=channels,
+        positions=x.shape[2] * x.shape[3],
+        parts=parts,
+        ACTIVATED=norm.activation != "none",
+        **{name: value for name, value in told.items() if name not in ("weight_ptr", "bias_ptr")},
+        **{name: value for name, value in config.items() if name != "BLOCK_R"},
+    )
+    return Gradients(dweight, dbias, by_mean, by_variance)
+
+
+def apply_bwd(
+    grad: Tensor,
+    x: Tensor,
+    norm: Norm,
+    gate: Tensor,
+    bits: Tensor | None,
+    dpooled: Tensor,
+    by: Gradients | None,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of the map, and with ``bits`` that of the shortcut; ``by`` is for training."""
+    from ..kernels.normed_gate import normed_apply_bwd_kernel
+
+    dx = empty_map(x, channels_last)
+    dshortcut = None if bits is None else empty_map(x, channels_last)
+    read = x if norm.training or norm.activation != "none" else None
+    _start(
+        normed_apply_bwd_kernel,
+        x,
+        channels_last,
+        {"d": dx, "s": dshortcut, "g": grad, "x": read},
+        dx_ptr=dx,
+        dshortcut_ptr=dshortcut,
+        grad_ptr=grad,
+        x_ptr=read,
+        bits_ptr=bits,
+        gate_ptr=gate,
+        dpooled_ptr=dpooled,
+        by_mean_ptr=None if by is None else by.by_mean,
+        by_variance_ptr=None if by is None else by.by_variance,
+        HAS_SHORTCUT=bits is not None,
+        **norm.arguments(x),
+    )
+    return dx, dshortcut
