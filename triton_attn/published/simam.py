@@ -1,7 +1,7 @@
 """SimAM, fused: one op.
 
 op        ops/simam.py
-forward   simam_moments, simam_fwd
+forward   moments, simam_fwd
 backward  simam_sums, simam_bwd
 saved     x, its moments, ReLU's mask in bits
 """
