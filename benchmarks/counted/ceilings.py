@@ -57,7 +57,14 @@ CEILINGS = {
     # small tensors move: a plane of 4 bytes a value is a 128th of the map, coordinate's vectors a 14th.
     # Pixel's convolution is C → C: its weight and that one's gradient are a third of the map each.
     "published.cbam": Ceiling(4.4, 6, mask_reads=3),
-    "published.coordinate": Ceiling(3.6, 4.8, mask_reads=2),
+    # Of coordinate's 3.11 + 4.22 are its kernels', the rest the network's between them.
+    "published.coordinate": Ceiling(3.35, 4.67, mask_reads=2),
+    # 5 + 8 passes by products alone, beside which the C×C matrix is a twelfth of the map here, and in part in float32.
+    "published.channel": Ceiling(5.75, 12.2, mask_reads=1),
+    # The multiply is 2 + 3, as the tutorial's; the rest are the library's convolutions and batch norms, half as wide,
+    # of the map and of the signal, which is as large. The grid's stride, and behind its gate are two layers more.
+    "published.gate": Ceiling(10.36, 20.2, mask_reads=1),
+    "published.grid_gate": Ceiling(11.2, 23.2, mask_reads=1),
     "published.global_context": Ceiling(4.2, 6.35, mask_reads=2),
     "published.pixel": Ceiling(5.33, 11.65, mask_reads=1),
     "published.scse": Ceiling(3.2, 5.3, mask_reads=2),
@@ -66,6 +73,10 @@ CEILINGS = {
     # come to, where the explicit matrix takes three times as much. That memory is linear is held by tests. Three of the
     # launches are for what is exact about biases: zeros beside the queries', the sum of the values', the keys' zeros.
     "nonlocal": Ceiling(18.5, 40.5, mask_reads=1, launches=(5, 9)),
+    # The same, with a quarter of the keys and the library's projections, batch norm and pooling; and on a map so small
+    # that the softmax is kept. The explicit matrix moves 27 + 49 and 24 + 49 T.
+    "published.nonlocal": Ceiling(16.3, 33.2, mask_reads=1),
+    "published.position": Ceiling(9.65, 18.8, mask_reads=1),
 }
 
 

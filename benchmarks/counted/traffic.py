@@ -26,10 +26,16 @@ from benchmarks.files import today, versions, write
 SHAPE = (2, 64, 28, 28)
 # Partial gradients of parameters are as large as the parameters, per program: little beside a larger map.
 SHAPES = {"gate": (2, 64, 56, 56), "pixel": (2, 64, 56, 56)}
-# Published blocks whose every pass over the map is ours, on the map that their ceilings are named for. (SE and ECA are
-# the tutorial's; what attends positions is counted there.)
-PUBLISHED = tuple(f"published.{name}" for name in ("cbam", "coordinate", "global_context", "pixel", "scse", "simam"))
+# Published blocks, on the map that their ceilings are named for. SE and ECA are the tutorial's, and DANet's head is
+# convolutions of the library around two that are here.
+NAMED = "cbam channel coordinate gate global_context grid_gate nonlocal pixel position scse simam"
+PUBLISHED = tuple(f"published.{name}" for name in NAMED.split())
 SHAPES |= dict.fromkeys(PUBLISHED, (1, 256, 28, 28))
+# Attention between positions is slow to interpret; what depends on the channels are the library's projections.
+SHAPES |= {"published.nonlocal": (1, 64, 28, 28), "published.position": (2, 64, 14, 14)}
+SHAPES |= {"published.channel": (1, 64, 28, 28)}  # beside more channels their matrix is not small
+# What has no kernel, but passes of ours over the map: it may not be asked for by "triton".
+WITHOUT_KERNELS = ("published.channel",)
 DTYPE = torch.float16
 
 
@@ -98,7 +104,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One case, layout and tail. ``ours`` is None where Triton does not serve the block."""
+    """One case, layout and tail. ``ours`` is None where Triton does not serve the block, nor library calls of ours."""
 
     case: Case
     layout: str
@@ -155,7 +161,7 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
     inputs = {name: t.requires_grad_() for name, t in inputs.items()}
     block = triton_attn.create_attention(case.block, shape[1]).to(DTYPE)
     parameters = list(block.parameters())
-    served = triton_attn.explain(block, x[:1, :, :1, :1])[0].backend == "triton"
+    served = triton_attn.explain(block, x[:1, :, :2, :2])[0].backend == "triton"
 
     def run(backend: Any) -> Side:
         with triton_attn.use_backend(backend):
@@ -173,7 +179,7 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
         shortcut=with_shortcut,
         shape=shape,
         eager=run("reference"),
-        ours=run("triton") if served else None,
+        ours=run("triton") if served else run("auto") if case.block in WITHOUT_KERNELS else None,
     )
 
 

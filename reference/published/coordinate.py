@@ -15,7 +15,7 @@ from ..activations import ONE_AT_ZERO
 from ..channel_gate import activate
 from ..common import AttentionBlock, add_shortcut, check_map, positive
 from ..identity import last_convolution
-from ..layers import expects
+from ..layers import POINTWISE, expects, plain_weights
 
 
 class CoordinateAttention(AttentionBlock):
@@ -71,13 +71,19 @@ class CoordinateAttention(AttentionBlock):
 
     def network(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """The gates from the means of the rows ``(N, C, H, 1)`` and of the columns ``(N, C, 1, W)``."""
+        of_rows, of_columns = self.hidden(rows, columns)
+        return activate(self.conv_h(of_rows), self.activation), activate(self.conv_w(of_columns), self.activation)
+
+    def hidden(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last layers are given, ``(N, m, H, 1)`` and ``(N, m, 1, W)``."""
         both = torch.cat([rows, columns.transpose(2, 3)], dim=2)
         hidden = F.hardswish(self.bn1(self.conv1(both)))
         of_rows, of_columns = hidden.split([rows.shape[2], columns.shape[3]], dim=2)
-        return (
-            activate(self.conv_h(of_rows), self.activation),
-            activate(self.conv_w(of_columns), self.activation).transpose(2, 3),
-        )
+        return of_rows, of_columns.transpose(2, 3)
+
+    def last_weights(self) -> Any:
+        """Weight and bias of the last layers, of rows and of columns; None if they are to be called."""
+        return plain_weights(self, ("conv_h", POINTWISE), ("conv_w", POINTWISE))
 
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """``"pixel"`` is the product of the two gates."""

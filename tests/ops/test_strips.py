@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.parity import DTYPES, LAYOUTS, assert_within, away_from_the_kink, lay_out
-from triton_attn.ops import strips
-from triton_attn.ops.strips import gate_rows_and_columns
+from triton_attn.ops import strip_passes
+from triton_attn.ops.strips import Layer, gate_rows_and_columns
 
 pytestmark = pytest.mark.interpreter
 
@@ -29,6 +29,38 @@ class Network(nn.Module):
         return torch.sigmoid(2 * self.rows * (rows + across)), torch.tanh(self.columns * (1 + columns * down))
 
 
+class Layered(nn.Module):
+    """A network whose last layer is told: 3 units for every row and column."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.rows, self.columns = (nn.Parameter(torch.randn(channels, 3, 1, 1)) for _ in range(2))
+        self.row_bias, self.column_bias = (nn.Parameter(torch.randn(channels)) for _ in range(2))
+
+    def units(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        mean = rows.mean((1, 2), keepdim=True)
+        return tuple(
+            torch.cat([each, each * mean, mean - each], 1) for each in (rows.sum(1, True), columns.sum(1, True))
+        )
+
+    def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        of_rows, of_columns = self.units(rows, columns)
+        return (
+            2 * torch.sigmoid(nn.functional.conv2d(of_rows, self.rows, self.row_bias)),
+            2 * torch.sigmoid(nn.functional.conv2d(of_columns, self.columns, self.column_bias)),
+        )
+
+
+NETWORKS = {"anybody's": Network, "with its last layer": Layered}
+
+
+def fast(x: Tensor, network: nn.Module, shortcut: Tensor | None = None) -> Tensor:
+    if isinstance(network, Network):
+        return gate_rows_and_columns(x, network, shortcut)
+    layer = Layer(network.rows, network.row_bias, network.columns, network.column_bias, "double_sigmoid")
+    return gate_rows_and_columns(x, network.units, shortcut, layer)
+
+
 def plain(x: Tensor, network: nn.Module, shortcut: Tensor | None = None) -> Tensor:
     rows, columns = network(x.mean(3, keepdim=True), x.mean(2, keepdim=True))
     y = x * rows * columns
@@ -41,10 +73,10 @@ def run(function: Callable[..., Tensor], network: nn.Module, inputs: list[Tensor
     return [y.detach(), *torch.autograd.grad(y, [x, *shortcut, *network.parameters()], grad.to(y.dtype))]
 
 
-def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut: bool) -> None:
+def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut: bool, kind: str) -> None:
     torch.manual_seed(0)
-    network = Network(shape[1]).to(dtype)
-    exact = Network(shape[1]).double()
+    network = NETWORKS[kind](shape[1]).to(dtype)
+    exact = NETWORKS[kind](shape[1]).double()
     exact.load_state_dict(network.state_dict())
     inputs = [lay_out(torch.randn(shape).to(dtype), layout) for _ in range(1 + with_shortcut)]
     grad = lay_out(torch.randn(shape).to(dtype), layout)
@@ -52,9 +84,9 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
     if with_shortcut:
         with torch.no_grad():
             grad = away_from_the_kink(grad, plain(wide[0], exact) + wide[1])
-    ours, theirs = (run(function, network, inputs, grad) for function in (gate_rows_and_columns, plain))
+    ours, theirs = (run(function, network, inputs, grad) for function in (fast, plain))
     right = run(plain, exact, wide, grad.double())
-    for name, *each in zip(("y", "dx", "others", "others", "others"), ours, theirs, right, strict=False):
+    for name, *each in zip(("y", "dx", *("others",) * 5), ours, theirs, right, strict=False):
         assert_within(*each, name)
     assert ours[0].is_contiguous(memory_format=torch.channels_last) == theirs[0].is_contiguous(
         memory_format=torch.channels_last
@@ -70,23 +102,25 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(LAYOUTS),
     with_shortcut=st.booleans(),
+    kind=st.sampled_from(sorted(NETWORKS)),
 )
-@example(1, 1, 1, 1, torch.float32, "contiguous", True)
-@example(2, 5, 33, 9, torch.float16, "channels_last", True)
-@example(2, 48, 7, 7, torch.float16, "contiguous", True)
-@example(1, 40, 1, 13, torch.bfloat16, "channels_last", False)
+@example(1, 1, 1, 1, torch.float32, "contiguous", True, "anybody's")
+@example(2, 5, 33, 9, torch.float16, "channels_last", True, "anybody's")
+@example(2, 48, 7, 7, torch.float16, "contiguous", True, "with its last layer")
+@example(1, 40, 1, 13, torch.bfloat16, "channels_last", False, "with its last layer")
+@example(2, 5, 33, 9, torch.float16, "channels_last", True, "with its last layer")
 def test_parity(
-    batch: int, channels: int, height: int, width: int, dtype: torch.dtype, layout: str, with_shortcut: bool
+    batch: int, channels: int, height: int, width: int, dtype: torch.dtype, layout: str, with_shortcut: bool, kind: str
 ) -> None:
     channels = max(min(channels, 2**13 // (batch * height * width)), 1)
-    check((batch, channels, height, width), dtype, layout, with_shortcut)
+    check((batch, channels, height, width), dtype, layout, with_shortcut, kind)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(1, 3, 5, 300), (1, 3, 130, 5), (2, 70, 9, 6), (1, 2, 70, 70)], ids=str)
 def test_parity_over_many_parts(shape: tuple[int, ...], layout: str) -> None:
     """Rows wider than a program's columns, and columns higher than a program's rows."""
-    check(shape, torch.float32, layout, with_shortcut=True)
+    check(shape, torch.float32, layout, with_shortcut=True, kind="anybody's")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -95,12 +129,12 @@ def test_traffic(memory_format: torch.memory_format, with_shortcut: bool) -> Non
     """3 + 4 passes, 4 + 5 with a shortcut and its mask; beside them vectors of 4 bytes a row or column."""
     from benchmarks.counted.meter import count_kernels
 
-    shape = (1, 64, 56, 56)
+    shape = (1, 32, 40, 40)  # of 32 rows and 8 more
     inputs = [torch.randn(shape).half().contiguous(memory_format=memory_format) for _ in range(1 + with_shortcut)]
     grad = torch.randn(shape).half().contiguous(memory_format=memory_format)
     x, *shortcut = (t.requires_grad_() for t in inputs)
-    size, strip = x.numel() * 2, 2 * x.numel() // 56 * 4
-    network = Network(64).half()
+    size, strip = x.numel() * 2, 2 * x.numel() // 40 * 4
+    network = Network(32).half()
     with count_kernels() as forward:
         y = gate_rows_and_columns(x, network, *shortcut)
     with count_kernels() as backward:
@@ -115,39 +149,66 @@ def test_traffic(memory_format: torch.memory_format, with_shortcut: bool) -> Non
     assert backward.total_sectors <= 1.3 * backward.total
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_values_that_are_not_finite(layout: str) -> None:
+def test_traffic_where_the_passes_make_the_gates() -> None:
+    """3.1 + 4.2 passes at 28²: the means are written, and backward the gradients of logits and of means."""
+    from benchmarks.counted.ceilings import ALLOWED
+    from benchmarks.counted.meter import count_kernels
+
+    x, grad = (lay_out(torch.randn(1, 64, 28, 28).half(), "channels_last") for _ in range(2))
+    of_rows, of_columns = (torch.randn(64, 8).half().requires_grad_() for _ in range(2))
+    layer = Layer(of_rows, None, of_columns, None, "sigmoid")
+    x.requires_grad_()
+    with count_kernels() as forward:
+        y = gate_rows_and_columns(x, lambda rows, columns: (rows[:, :8], columns[:, 8:16]), None, layer)
+    with count_kernels() as backward:
+        torch.autograd.grad(y, [x, of_rows], grad)
+    size = x.numel() * 2
+    assert forward.total <= 3.1 * size * ALLOWED
+    assert backward.total <= 4.2 * size * ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [("contiguous", "anybody's"), ("channels_last", "anybody's"), ("channels_last", "with its last layer")],
+)
+def test_values_that_are_not_finite(layout: str, kind: str) -> None:
     torch.manual_seed(0)
-    network = Network(5)
+    network = NETWORKS[kind](5)
     for value in (float("nan"), float("inf"), -float("inf")):
         inputs = [lay_out(torch.randn(2, 5, 3, 5), layout) for _ in range(2)]
         inputs[0][0, 1, 1, 2] = value
         inputs[1][1, 2, 2, 2] = value
         grad = torch.randn(2, 5, 3, 5)
-        ours = run(gate_rows_and_columns, network, inputs, grad)
+        ours = run(fast, network, inputs, grad)
         theirs = run(plain, network, inputs, grad)
         for a, b in zip(ours[:3], theirs[:3], strict=True):
             assert torch.equal(a.isnan(), b.isnan())
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 5, 3), (2, 8, 1, 1)])
-def test_empty_batches_and_single_positions(shape: tuple[int, ...]) -> None:
-    network = Network(8)
-    x, grad = torch.randn(shape), torch.randn(shape)
-    for a, b in zip(*(run(f, network, [x], grad) for f in (gate_rows_and_columns, plain)), strict=True):
+@pytest.mark.parametrize("kind", sorted(NETWORKS))
+def test_empty_batches_and_single_positions(shape: tuple[int, ...], kind: str) -> None:
+    network = NETWORKS[kind](8)
+    x, grad = (lay_out(torch.randn(shape), "channels_last") for _ in range(2))
+    for a, b in zip(*(run(f, network, [x], grad) for f in (fast, plain)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wanted", ["x", "network", "shortcut", "none"])
-def test_only_some_gradients(wanted: str) -> None:
+@pytest.mark.parametrize("kind", sorted(NETWORKS))
+@pytest.mark.parametrize("wanted", ["x", "network", "row_bias", "shortcut", "none"])
+def test_only_some_gradients(wanted: str, kind: str) -> None:
     torch.manual_seed(0)
-    network = Network(6).requires_grad_(wanted == "network")
-    x, shortcut, grad = (torch.randn(2, 6, 5, 3) for _ in range(3))
+    network = NETWORKS[kind](6).requires_grad_(wanted == "network")
+    if wanted == "row_bias":
+        if kind == "anybody's":
+            return  # it has none
+        network.row_bias.requires_grad_()
+    x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), "channels_last") for _ in range(3))
     x.requires_grad_(wanted == "x")
     shortcut.requires_grad_(wanted == "shortcut")
-    leaves = {"x": [x], "network": list(network.parameters()), "shortcut": [shortcut], "none": []}[wanted]
+    leaves = [t for t in (x, shortcut, *network.parameters()) if t.requires_grad]
     results = []
-    for function in (gate_rows_and_columns, plain):
+    for function in (fast, plain):
         y = function(x, network, shortcut)
         assert y.requires_grad == (wanted != "none")
         results.append([y.detach(), *(torch.autograd.grad(y, leaves, grad) if leaves else ())])
@@ -174,12 +235,13 @@ def test_a_network_that_does_not_look_at_both(looks_at: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_second_derivatives_and_a_backward_twice() -> None:
+@pytest.mark.parametrize("kind", sorted(NETWORKS))
+def test_second_derivatives_and_a_backward_twice(kind: str) -> None:
     torch.manual_seed(0)
-    network, x = Network(4), torch.randn(2, 4, 3, 5).requires_grad_()
-    shortcut, grad = torch.randn(2, 4, 3, 5).requires_grad_(), torch.randn(2, 4, 3, 5)
+    network = NETWORKS[kind](4)
+    x, shortcut, grad = (lay_out(torch.randn(2, 4, 3, 5), "channels_last").requires_grad_() for _ in range(3))
     found = []
-    for function in (gate_rows_and_columns, plain):
+    for function in (fast, plain):
         y = function(x, network, shortcut)
         first = torch.autograd.grad(y, [x, shortcut, network.rows], grad, create_graph=True)
         second = torch.autograd.grad(sum(t.square().sum() for t in first), [x, network.rows], retain_graph=True)
@@ -187,7 +249,7 @@ def test_second_derivatives_and_a_backward_twice() -> None:
         found.append([*first, *second, *again])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    y = gate_rows_and_columns(x, network)
+    y = fast(x, network)
     once, twice = (torch.autograd.grad(y, x, grad, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(once, twice)
 
@@ -231,15 +293,18 @@ def test_opcheck(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), layout) for _ in range(3))
     rows, columns = torch.rand(2, 6, 5, 1), torch.rand(2, 6, 1, 3)
-    torch.library.opcheck(strips.POOL.registered, (x,))
-    for saves in (False, True):
-        torch.library.opcheck(strips.APPLY.registered, (x, rows, columns, shortcut, saves))
-    torch.library.opcheck(strips.APPLY.registered, (x, rows, columns, None, True))
-    _, bits = strips.APPLY.registered(x, rows, columns, shortcut, True)
+    torch.library.opcheck(strip_passes.POOL.registered, (x,))
     channels_last = layout == "channels_last"
+    gates = rows, columns, *strip_passes.NO_LAYER
+    if channels_last:
+        gates = torch.randn(2, 5, 3), torch.randn(2, 3, 3), torch.randn(6, 3), None, torch.randn(6, 3), None, "sigmoid"
+    for saves in (False, True):
+        torch.library.opcheck(strip_passes.APPLY.registered, (x, *gates, shortcut, saves))
+    torch.library.opcheck(strip_passes.APPLY.registered, (x, *gates, None, True))
+    _, bits = strip_passes.APPLY.registered(x, *gates, shortcut, True)
     for each in (None, bits):
-        torch.library.opcheck(strips.SUMS_BWD.registered, (grad, x, rows, columns, each))
-        torch.library.opcheck(strips.APPLY_BWD.registered, (grad, rows, columns, each, rows, columns, channels_last))
+        torch.library.opcheck(strip_passes.SUMS_BWD.registered, (grad, x, *gates, each))
+        torch.library.opcheck(strip_passes.APPLY_BWD.registered, (grad, *gates, each, rows, columns, channels_last))
 
 
 def test_offsets_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 The matrix is C×C and small, and both products over positions are as dense as any convolution. What is saved is passes
 over the map: γ goes into the matrix, the residual into the product, and backward all of dx is added up in products.
-Passes: 5 forward, where x is read as residual too, and 9 backward; by autograd, op by op, 7 and 17.
+Passes: 5 forward, where x is read as residual too, and 8 backward; by autograd, op by op, 7 and 17.
 """
 
 from __future__ import annotations

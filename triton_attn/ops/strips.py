@@ -1,47 +1,105 @@
 """Gates of rows and of columns, by a network of anybody's that PyTorch runs between the squeeze and the apply.
 
 Passes over the map: 3 forward (both means in one) and 4 backward; a shortcut adds one each, and a mask of one bit per
-element. The two steps are linked (:mod:`.linked`).
+element. Beside them are vectors of a value for every row or column and channel: of those the means are written, and
+backward their gradients and the gates' are. The gates themselves need not be: where the network's last layer is given
+(:class:`Layer`), every pass makes its own of the few hidden units. The two steps are linked (:mod:`.linked`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..tuning import rules, strip_rules
-from .gating import start_over, unpacked
-from .layout import empty_map, is_channels_last, served
-from .library import Launcher, Results, as_kept, keep
+from ..reference.channel_gate import activate
+from ..tuning import strip_rules
+from .layout import served
+from .library import as_kept, keep
 from .linked import Link, added, in_one, is_wider, unchanged, wants_gradient
+from .strip_passes import APPLY, APPLY_BWD, NO_LAYER, POOL, SUMS_BWD, mask_of
 
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def gate_rows_and_columns(x: Tensor, network: Network, shortcut: Tensor | None = None) -> Tensor:
+class Layer(NamedTuple):
+    """What makes gates of hidden units: ``act(weight · units + bias)``, of rows and of columns.
+
+    Weights ``(C, m)`` or ``(C, m, 1, 1)``, biases ``(C,)`` or None, ``activation`` one of the reference's ``GATES``.
+    """
+
+    row_weight: Tensor
+    row_bias: Tensor | None
+    column_weight: Tensor
+    column_bias: Tensor | None
+    activation: str
+
+
+def gate_rows_and_columns(
+    x: Tensor, network: Network, shortcut: Tensor | None = None, layer: Layer | None = None
+) -> Tensor:
     """``x · rows · columns`` with ``rows, columns = network(mean_w x, mean_h x)``, or ``relu(… + shortcut)``.
 
     ``network`` takes the means ``(N, C, H, 1)`` and ``(N, C, 1, W)`` in the dtype of ``x``, and returns gates of these
-    shapes. Not for compilation, where nothing can call the network from within an op.
+    shapes, or hidden units ``(N, m, H, 1)`` and ``(N, m, 1, W)`` that a ``layer`` makes gates of. Not for compilation,
+    where nothing can call the network from within an op.
     """
     link, last = Link(), in_one(x, shortcut)
     if wants_gradient(x, last):
         u, after, of_rows, of_columns = _Pool.apply(link, x, last)
     else:
         u, after, (of_rows, of_columns) = x, last, POOL(x)
-    gates = network(of_rows, of_columns)
+    gates, given = network(of_rows, of_columns), NO_LAYER
+    if layer is not None and _is_for_kernels(x, gates[0], layer):
+        rows, columns = (each.flatten(2).transpose(1, 2).contiguous() for each in gates)
+        gates, given = (rows, columns), layer
+    elif layer is not None:
+        gates = _by_layer(*gates, *layer)
     if any(is_wider(gate, x) for gate in gates):
         y = x * gates[0] * gates[1]
         return y if shortcut is None else torch.relu(y + shortcut)
-    if wants_gradient(u, *gates):
-        y = _Multiply.apply(link, u, *gates, after)
+    if wants_gradient(u, *gates, *given[:4]):
+        y = _Multiply.apply(link, u, *gates, after, *given)
     else:
-        found: Any = APPLY(u, *gates, after, False)
+        found: Any = APPLY(u, *gates, *given, after, False)
         y = found[0]
     return added(y, shortcut, last)
+
+
+def _is_for_kernels(x: Tensor, units: Tensor, layer: Layer) -> bool:
+    """Whether the passes make the gates of these units."""
+    _, _, height, width = x.shape
+    tensors = units, *(each for each in layer[:4] if each is not None)
+    return (
+        strip_rules.makes_gates(units.shape[1], height, width, served(x)[1])
+        and (layer.row_bias is None) == (layer.column_bias is None)
+        and all(each.dtype == x.dtype for each in tensors)
+    )
+
+
+def _by_layer(rows: Tensor, columns: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+    """The gates by PyTorch, of units ``(N, m, H, 1)`` and ``(N, m, 1, W)``."""
+    row_weight, row_bias, column_weight, column_bias, activation = layer
+    parts = (rows, row_weight, row_bias), (columns, column_weight, column_bias)
+    of_rows, of_columns = (activate(torch.conv2d(z, w.view(*w.shape[:2], 1, 1), b), activation) for z, w, b in parts)
+    return of_rows, of_columns
+
+
+def _gates(rows: Tensor, columns: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+    """The gates by PyTorch, of what the kernels take: gates, or units ``(N, H, m)`` and ``(N, W, m)``."""
+    if layer[0] is None:
+        return rows, columns
+    return _by_layer(rows.transpose(1, 2).unsqueeze(3), columns.transpose(1, 2).unsqueeze(2), *layer)
+
+
+def _layer_bwd(dlogits: Tensor, units: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+    """The gradients of units ``(N, L, m)``, weight and bias."""
+    rows = dlogits.flatten(2).transpose(1, 2)
+    dweight = rows.flatten(0, 1).t() @ units.flatten(0, 1)
+    dbias = None if bias is None else rows.sum((0, 1))
+    return rows @ weight.flatten(1), dweight.view_as(weight), dbias
 
 
 class _Pool(torch.autograd.Function):
@@ -60,11 +118,12 @@ class _Pool(torch.autograd.Function):
     ) -> Any:
         deferred = ctx.link.take()
         if grad is not None and deferred is not None and drows is not None and dcolumns is not None:
-            row_gate, column_gate, bits = deferred
-            dx, dshortcut = APPLY_BWD(grad, row_gate, column_gate, bits, drows, dcolumns, ctx.channels_last)
+            gates, layer, bits = deferred
+            dx, dshortcut = APPLY_BWD(grad, *gates, *layer, bits, drows, dcolumns, ctx.channels_last)
             return None, dx, dshortcut
         if grad is not None and deferred is not None:  # a network that does not look at one of the means
-            grad, dshortcut = _multiply_bwd(served(grad, ctx.channels_last)[0], *deferred)
+            gates, layer, bits = deferred
+            grad, dshortcut = _multiply_bwd(served(grad, ctx.channels_last)[0], *_gates(*gates, *layer), bits)
         for part, length in ((drows, ctx.size[3]), (dcolumns, ctx.size[2])):
             if part is not None:
                 own = (part / length).expand(ctx.size)
@@ -76,30 +135,46 @@ class _Multiply(torch.autograd.Function):
     """``x · rows · columns``, or with the shortcut, whose gradient of x is y's until :class:`_Pool` finishes it."""
 
     @staticmethod
-    def forward(ctx: Any, link: Link, x: Tensor, row_gate: Tensor, column_gate: Tensor, shortcut: Tensor | None) -> Any:
-        y, bits = APPLY(x, row_gate, column_gate, shortcut, True)
-        ctx.link = link
-        keep(ctx, x, row_gate, column_gate, bits)
+    def forward(
+        ctx: Any, link: Link, x: Tensor, rows: Tensor, columns: Tensor, shortcut: Tensor | None, *layer: Any
+    ) -> Any:
+        y, bits = APPLY(x, rows, columns, *layer, shortcut, True)
+        ctx.link, ctx.activation = link, layer[4]
+        keep(ctx, x, rows, columns, bits, *layer[:4])
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         saved: Any = as_kept(ctx)
-        x, row_gate, column_gate, bits = saved
-        _, needs_map, needs_row, needs_column, needs_shortcut = ctx.needs_input_grad
+        x, rows, columns, bits, *layer = saved
+        needs = ctx.needs_input_grad
+        needs_gates, needs_map, needs_shortcut = needs[2] or needs[3] or any(needs[5:]), needs[1], needs[4]
         if ctx.link.is_differentiated_again():
             grad = grad if bits is None else torch.where(mask_of(bits, x), grad, 0.0)
+            with torch.enable_grad():
+                row_gate, column_gate = gates = _gates(rows, columns, *layer, ctx.activation)
             moved = (grad * x).float() if x.itemsize < 4 else grad * x
-            drow = (moved * column_gate).sum(3, keepdim=True).to(row_gate.dtype) if needs_row else None
-            dcolumn = (moved * row_gate).sum(2, keepdim=True).to(column_gate.dtype) if needs_column else None
+            drow = (moved * column_gate).sum(3, keepdim=True).to(row_gate.dtype)
+            dcolumn = (moved * row_gate).sum(2, keepdim=True).to(column_gate.dtype)
             dx = (grad * row_gate * column_gate).to(x.dtype) if needs_map else None
-            return None, dx, drow, dcolumn, grad if needs_shortcut else None
-        drow = dcolumn = None
-        if needs_row or needs_column:
-            drow, dcolumn = SUMS_BWD(grad, x, row_gate, column_gate, bits)
-            dcolumn = dcolumn.to(column_gate.dtype)  # type: ignore[union-attr]
-        ctx.link.deferred = row_gate, column_gate, bits
-        return None, grad if needs_map or needs_shortcut else None, drow, dcolumn, None
+            dgates: list[Any] = [drow, dcolumn, *(None,) * 4]
+            if layer[0] is not None and needs_gates:
+                inputs = [rows, columns, *layer]
+                wanted = [i for i, each in enumerate(inputs) if each is not None and each.requires_grad]
+                found = torch.autograd.grad(gates, [inputs[i] for i in wanted], (drow, dcolumn), create_graph=True)
+                dgates = [None] * 6
+                for i, each in zip(wanted, found, strict=True):
+                    dgates[i] = each
+            return None, dx, *dgates[:2], grad if needs_shortcut else None, *dgates[2:], None
+        dgates = [None] * 6
+        if needs_gates:
+            dgates[:2] = SUMS_BWD(grad, x, rows, columns, *layer, ctx.activation, bits)
+            dgates[1] = dgates[1].to(columns.dtype)
+            if layer[0] is not None:
+                dgates[0], *dgates[2:4] = _layer_bwd(dgates[0], rows, *layer[:2])
+                dgates[1], *dgates[4:] = _layer_bwd(dgates[1], columns, *layer[2:])
+        ctx.link.deferred = (rows, columns), (*layer, ctx.activation), bits
+        return None, grad if needs_map or needs_shortcut else None, *dgates[:2], None, *dgates[2:], None
 
 
 def _multiply_bwd(
@@ -108,219 +183,3 @@ def _multiply_bwd(
     """The gradients of the map and of the shortcut, by PyTorch."""
     masked = grad if bits is None else torch.where(mask_of(bits, grad), grad, 0.0)
     return (masked * row_gate * column_gate).to(grad.dtype), None if bits is None else masked
-
-
-def empty_bits(x: Tensor, channels_last: bool) -> Tensor:
-    """Room for the mask of a map, eight columns of a row to a byte, or eight channels of a position."""
-    batch, channels, height, width = x.shape
-    sizes = (height, width, rules.cdiv(channels, 8)) if channels_last else (channels, height, rules.cdiv(width, 8))
-    return torch.empty((batch, *sizes), dtype=torch.uint8, device=x.device)
-
-
-def mask_of(bits: Tensor, x: Tensor) -> Tensor:
-    """The mask of a map like ``x``, whose bits these are, as booleans ``(N, C, H, W)``."""
-    if is_channels_last(x):
-        return unpacked(bits)[..., : x.shape[1]].permute(0, 3, 1, 2)
-    return unpacked(bits)[..., : x.shape[3]]
-
-
-def in_order(strip: Tensor, channels_last: bool) -> Tensor:
-    """A vector of rows or of columns, in memory as the kernels want it."""
-    return strip.permute(0, 2, 3, 1).contiguous() if channels_last else strip.contiguous()
-
-
-def _empty_strips(
-    x: Tensor, channels_last: bool, row_parts: int = 1, column_parts: int = 1, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor]:
-    """Room for sums over columns, and over rows: in parts float32, in one part in this dtype, or that of x."""
-    batch, channels, height, width = x.shape
-    sizes = (row_parts, height), (column_parts, width)
-    of_rows, of_columns = (
-        torch.empty(
-            (batch, parts, length, channels) if channels_last else (batch, parts, channels, length),
-            dtype=torch.float32 if parts > 1 else dtype or x.dtype,
-            device=x.device,
-        )
-        for parts, length in sizes
-    )
-    return of_rows, of_columns
-
-
-def _as_seen(of_rows: Tensor, of_columns: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """Vectors as kernels write them, as ``(N, C, H, 1)`` and ``(N, C, 1, W)``.
-
-    The strides of the axes of size 1 are those by which PyTorch knows a channels_last tensor, also side by side.
-    """
-    if not channels_last:
-        return of_rows.unsqueeze(3), of_columns.unsqueeze(2)
-    rows, columns = (each.unsqueeze(2).permute(0, 3, 1, 2) for each in (of_rows, of_columns))
-    return rows, columns.transpose(2, 3)
-
-
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
-    """Start a kernel that walks over the rows of a map."""
-    _, channels, height, width = like.shape
-    rule = strip_rules.strips(channels, height, width, channels_last)
-    sizes = {"channels": (channels, "BLOCK_C"), "height": (height, "CHUNK"), "width": (width, "BLOCK_W")}
-    start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
-
-
-def _sums(
-    x: Tensor,
-    channels_last: bool,
-    grad: Tensor | None = None,
-    row_gate: Tensor | None = None,
-    column_gate: Tensor | None = None,
-    bits: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The means of rows and columns; or with gates, in the kernels' order, the gradients of these, in this dtype."""
-    from ..kernels.strips import strip_sums_kernel
-
-    _, channels, height, width = x.shape
-    config = strip_rules.strips(channels, height, width, channels_last)
-    row_parts, column_parts = rules.cdiv(width, config["BLOCK_W"]), rules.cdiv(height, config["CHUNK"])
-    of_rows, of_columns = _empty_strips(x, channels_last, row_parts, column_parts, dtype)
-    _start(
-        strip_sums_kernel,
-        x,
-        channels_last,
-        {"x": x, "g": grad},
-        rows_ptr=of_rows,
-        columns_ptr=of_columns,
-        x_ptr=x,
-        grad_ptr=grad,
-        bits_ptr=bits,
-        row_gate_ptr=row_gate,
-        column_gate_ptr=column_gate,
-        GATED=grad is not None,
-        HAS_BITS=bits is not None,
-    )
-    dtype = x.dtype if dtype is None else dtype
-    return _as_seen(_whole(of_rows, dtype), _whole(of_columns, dtype), channels_last)
-
-
-def _whole(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over axis 1."""
-    if parts.shape[1] == 1:
-        return parts.squeeze(1)
-    whole = torch.sum(parts, 1, out=parts.new_empty((parts.shape[0], *parts.shape[2:])))
-    return whole if dtype == whole.dtype else torch.empty_like(whole, dtype=dtype).copy_(whole)
-
-
-def _pool(x: Tensor) -> Results:
-    x, channels_last = served(x)
-    return _sums(x, channels_last)
-
-
-def _pool_fake(x: Tensor) -> Results:
-    x, channels_last = served(x)
-    of_rows, of_columns = _empty_strips(x, channels_last)
-    return _as_seen(of_rows.squeeze(1), of_columns.squeeze(1), channels_last)
-
-
-def _sums_bwd(grad: Tensor, x: Tensor, row_gate: Tensor, column_gate: Tensor, bits: Tensor | None) -> Results:
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
-    gates = in_order(row_gate, channels_last), in_order(column_gate, channels_last)
-    return _sums(x, channels_last, grad, *gates, bits, row_gate.dtype)
-
-
-def _sums_bwd_fake(grad: Tensor, x: Tensor, row_gate: Tensor, column_gate: Tensor, bits: Tensor | None) -> Results:
-    x, channels_last = served(x)
-    of_rows, of_columns = _empty_strips(x, channels_last, dtype=row_gate.dtype)
-    return _as_seen(of_rows.squeeze(1), of_columns.squeeze(1), channels_last)
-
-
-def _apply(x: Tensor, row_gate: Tensor, column_gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
-    from ..kernels.strips import strip_apply_fwd_kernel
-
-    x, channels_last = served(x)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    _start(
-        strip_apply_fwd_kernel,
-        x,
-        channels_last,
-        {"x": x, "y": y, "s": shortcut},
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        row_gate_ptr=in_order(row_gate, channels_last),
-        column_gate_ptr=in_order(column_gate, channels_last),
-        shortcut_ptr=shortcut,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-    )
-    return y, bits
-
-
-def _apply_fake(x: Tensor, row_gate: Tensor, column_gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
-    x, channels_last = served(x)
-    return empty_map(x, channels_last), empty_bits(x, channels_last) if saves and shortcut is not None else None
-
-
-def _apply_bwd(
-    grad: Tensor,
-    row_gate: Tensor,
-    column_gate: Tensor,
-    bits: Tensor | None,
-    drows: Tensor,
-    dcolumns: Tensor,
-    channels_last: bool,
-) -> Results:
-    """The gradients of x, which has this layout, and of the shortcut."""
-    from ..kernels.strips import strip_apply_bwd_kernel
-
-    grad, _ = served(grad, channels_last)
-    dx = empty_map(grad, channels_last)
-    dshortcut = None if bits is None else empty_map(grad, channels_last)
-    row_gate, column_gate, drows, dcolumns = (
-        in_order(each, channels_last) for each in (row_gate, column_gate, drows, dcolumns)
-    )
-    _start(
-        strip_apply_bwd_kernel,
-        grad,
-        channels_last,
-        {"g": grad, "dx": dx, "s": dshortcut},
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
-        grad_ptr=grad,
-        bits_ptr=bits,
-        row_gate_ptr=row_gate,
-        column_gate_ptr=column_gate,
-        drow_ptr=drows,
-        dcolumn_ptr=dcolumns,
-        HAS_BITS=bits is not None,
-    )
-    return dx, dshortcut
-
-
-def _apply_bwd_fake(
-    grad: Tensor, row_gate: Tensor, column_gate: Tensor, bits: Tensor | None, *others: Tensor | bool
-) -> Results:
-    channels_last = bool(others[-1])
-    grad, _ = served(grad, channels_last)
-    return empty_map(grad, channels_last), None if bits is None else empty_map(grad, channels_last)
-
-
-POOL = Launcher("pool_rows_and_columns(Tensor x) -> (Tensor, Tensor)", _pool, _pool_fake)
-APPLY = Launcher(
-    "gate_rows_and_columns(Tensor x, Tensor row_gate, Tensor column_gate, Tensor? shortcut, bool saves)"
-    " -> (Tensor, Tensor)",
-    _apply,
-    _apply_fake,
-)
-SUMS_BWD = Launcher(
-    "gate_rows_and_columns_backward_gates(Tensor grad, Tensor x, Tensor row_gate, Tensor column_gate, Tensor? bits)"
-    " -> (Tensor, Tensor)",
-    _sums_bwd,
-    _sums_bwd_fake,
-)
-APPLY_BWD = Launcher(
-    "gate_rows_and_columns_backward_map(Tensor grad, Tensor row_gate, Tensor column_gate, Tensor? bits, Tensor drows,"
-    " Tensor dcolumns, bool channels_last) -> (Tensor, Tensor)",
-    _apply_bwd,
-    _apply_bwd_fake,
-)

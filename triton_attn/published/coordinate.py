@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from ..ops.strips import gate_rows_and_columns
+from ..ops.strips import Layer, gate_rows_and_columns
 from ..reference import published
 from ..reference.common import check_map
-from ..reference.layers import expects
+from ..reference.layers import expects, fit
 
 
 class CoordinateAttention(published.CoordinateAttention):
@@ -27,4 +27,7 @@ class CoordinateAttention(published.CoordinateAttention):
         if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
             return super().forward(x, shortcut)
         check_map(x, *expects(self.conv1), shortcut)
-        return gate_rows_and_columns(x, self.network, shortcut)
+        weights = self.last_weights()
+        if weights is None or not fit(weights, "cm", "cm", biases=False):
+            return gate_rows_and_columns(x, self.network, shortcut)
+        return gate_rows_and_columns(x, self.hidden, shortcut, Layer._make((*weights, self.activation)))

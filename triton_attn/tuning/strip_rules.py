@@ -10,6 +10,18 @@ from functools import cache
 from .rules import TILE, cdiv, power_of_two
 
 ROWS = 32  # of a chunk: the columns' vectors, read or written by every one, are a 32nd of the map, or twice that
+MOST_HIDDEN = 16  # units behind a gate that the passes make themselves: each is a product for every gate
+MOST_POSITIONS = (
+    40  # of a row and of a column there: on larger maps gates are a 20th of them at most, and cheap to read
+)
+
+
+def makes_gates(hidden: int, height: int, width: int, channels_last: bool) -> bool:
+    """Whether gates are made again in every pass, of so many units each, and not written and read.
+
+    Where a map is contiguous, a program has few channels, and reads as many units as gates.
+    """
+    return channels_last and hidden <= MOST_HIDDEN and max(height, width) <= MOST_POSITIONS
 
 
 @cache
