@@ -57,19 +57,19 @@ def cbam(
 
 def se_weights(gate: nn.Module, activation: str) -> tuple[Tensor, Any, Tensor, Any] | None:
     """The parameters of a channel gate that stands in another block; None if it does more than these say."""
-    if not is_gate(gate) or (gate.hidden_activation, gate.activation) != ("relu", activation):
+    if not is_gate(gate) or gate.one_layer or (gate.hidden_activation, gate.activation) != ("relu", activation):
         return None
     return gate.weights()
 
 
 def expected_by(gate: nn.Module) -> tuple[int | None, Tensor | None]:
     """:func:`.layers.expects` of a channel gate in another block."""
-    return expects(gate.fc1) if isinstance(gate, SEBlock) else (None, None)
+    return expects(gate.first()) if isinstance(gate, SEBlock) else (None, None)
 
 
 def is_gate(gate: nn.Module) -> TypeGuard[SEBlock]:
-    """Whether a channel gate in another block is an SE block and nothing more, whose call is its network's."""
-    return type(gate) is SEBlock and not is_touched(gate) and not _has_any_global_hook()
+    """Whether a channel gate in another block is an SE block and nothing more, whose call is its network's of means."""
+    return type(gate) is SEBlock and gate.pool == "mean" and not is_touched(gate) and not _has_any_global_hook()
 
 
 def check_spatial_gate(conv_weight: Tensor, conv_bias: Tensor, weight1: Tensor) -> None:

@@ -59,6 +59,56 @@ def test_formula(hidden, gate, bias, identity):
     assert torch.autograd.gradcheck(block, (x,), fast_mode=True)
 
 
+@pytest.mark.parametrize("one_layer", [False, True])
+@pytest.mark.parametrize("pool", ["mean", "max", "both", "half"])
+def test_pools_and_a_single_layer(pool, one_layer):
+    torch.manual_seed(0)
+    block = reference.SEBlock(12, 3, pool=pool, one_layer=one_layer, gate="hard_sigmoid", dtype=torch.float64)
+    x, state = torch.randn(3, 12, 4, 5, dtype=torch.float64), block.state_dict()
+    assert list(state) == [
+        f"{layer}.{of}" for layer in (["fc"] if one_layer else ["fc1", "fc2"]) for of in ("weight", "bias")
+    ]
+    mean, top = x.sum((2, 3)) / 20, x.flatten(2).max(2).values
+    vectors = {"mean": [mean], "max": [top], "both": [mean, top], "half": [(mean + top) / 2]}[pool]
+    z = 0
+    for vector in vectors:
+        for i, layer in enumerate(["fc"] if one_layer else ["fc1", "fc2"]):
+            vector = vector.relu() if i else vector
+            vector = torch.einsum("om,nm->no", state[f"{layer}.weight"], vector) + state[f"{layer}.bias"]
+        z = z + vector
+    expected = GATES["hard_sigmoid"](z)[:, :, None, None]
+    torch.testing.assert_close(block(x), x * expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(block.attention_maps(x)["channel"], expected, rtol=1e-12, atol=1e-12)
+    same = reference.SEBlock(12, 3, pool=pool, one_layer=one_layer, identity=True)
+    x = x.float()
+    assert torch.equal(same(x), x)
+    assert (f"pool={pool!r}" in repr(block)) == (pool != "mean")
+
+
+def test_ese_and_maxima_as_timm_has_them():
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 5, 4)
+    for ours, theirs in (
+        (published.SEBlock(16, one_layer=True, gate="hard_sigmoid"), layers.EffectiveSEModule(16)),
+        (
+            published.SEBlock(16, one_layer=True, gate="hard_sigmoid", pool="half"),
+            layers.EffectiveSEModule(16, add_maxpool=True),
+        ),
+        (
+            published.SEBlock(16, hidden_channels=6, pool="half"),
+            layers.SEModule(16, rd_channels=6, add_maxpool=True),
+        ),
+    ):
+        assert published.load(ours, theirs.state_dict()) == "timm"
+        torch.testing.assert_close(ours(x), theirs(x))
+        theirs.load_state_dict(published.export(ours, "timm"), strict=True)
+        with pytest.raises(ValueError, match=r"it has two layers and means, and the block [12] and pool="):
+            published.export(ours, "torchvision")
+    with pytest.raises(ValueError, match="half of them, and the block pool='both'"):
+        published.export(published.SEBlock(16, pool="both"), "timm")
+
+
 @pytest.mark.parametrize(
     ("hidden", "gate", "activation", "scale"),
     [
@@ -88,6 +138,11 @@ def test_wrong_options_are_refused():
     for wrong in ("double_sigmoid", "softmax", None):
         with pytest.raises(ValueError, match=rf"gate must be one of 'sigmoid', 'hard_sigmoid', 'none', got {wrong!r}"):
             reference.SEBlock(16, gate=wrong)
+    with pytest.raises(ValueError, match=r"pool must be one of 'mean', 'max', 'both', 'half', got 'avg'"):
+        reference.SEBlock(16, pool="avg")
+    for wrong in ({"hidden_channels": 4}, {"norm": True}):
+        with pytest.raises(ValueError, match="must be None and False for one_layer=True"):
+            reference.SEBlock(16, one_layer=True, **wrong)
     for wrong in (0, -1, 2.0, True, "8"):
         with pytest.raises(ValueError, match=rf"hidden_channels must be a positive integer, got {wrong!r}"):
             reference.SEBlock(16, hidden_channels=wrong)

@@ -21,12 +21,16 @@ class SEBlock(reference.SEBlock, hands_on=True):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        weights, kinds = self.weights(), (self.hidden_activation, self.activation)
-        if weights and (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, "mean", *kinds)) is not None:
+        weights, kinds = self.weights(), (self.pool, self.hidden_activation, self.activation)
+        if weights and (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *kinds)) is not None:
             return y
-        check_map(x, *expects(self.fc1), shortcut)
-        if not (weights and fit(weights, "mc", "cm", biases=False)):
-            return functional.gate_by(x, self.network, shortcut)
+        check_map(x, *expects(self.first()), shortcut)
+        layers, shapes = (weights and weights[:2], ["cc"]) if self.one_layer else (weights, ["mc", "cm"])
+        if not (weights and fit(layers, *shapes, biases=False)):
+            return functional.gate_by(x, self.network, shortcut, pool=self.pool)
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
-        return ops.channel_gate(x, *weights, shortcut=shortcut, hidden_activation=kinds[0], activation=kinds[1])
+        pool, hidden_activation, activation = kinds
+        return ops.channel_gate(
+            x, *weights, shortcut=shortcut, pool=pool, hidden_activation=hidden_activation, activation=activation
+        )

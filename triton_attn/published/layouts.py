@@ -98,7 +98,13 @@ class Layout:
 
 def _squeeze_excite(fc1: str, fc2: str, norm: str = "norm") -> Callable[[Any], Names]:
     """``norm`` is what a batch norm behind the first layer is called, in the library that has one."""
-    return lambda block: {"fc1": fc1, "fc2": fc2} | ({} if block.norm is None else {"norm": norm})
+
+    def names(block: se.SEBlock) -> Names:
+        if block.one_layer:
+            return {"fc": "fc"}
+        return {"fc1": fc1, "fc2": fc2} | ({} if block.norm is None else {"norm": norm})
+
+    return names
 
 
 def same(*layers: str) -> Callable[[Any], Names]:
@@ -130,7 +136,15 @@ def _scaled(block: published.NonLocal, scale: float, word: str) -> str | None:
 
 
 def _no_norm(block: se.SEBlock) -> str | None:
+    if block.one_layer or block.pool != "mean":
+        return f"it has two layers and means, and the block {1 if block.one_layer else 2} and pool={block.pool!r}"
     return None if block.norm is None else "it has no batch norm inside, and the block has one"
+
+
+def _timm_pools(block: se.SEBlock) -> str | None:
+    return (
+        None if block.pool in ("mean", "half") else f"it has means, or half of them, and the block pool={block.pool!r}"
+    )
 
 
 def _relu_and_sigmoid(block: se.SEBlock) -> str | None:
@@ -156,7 +170,9 @@ LAYOUTS = (
     Layout(
         "torchvision", se.SEBlock, _squeeze_excite("fc1", "fc2", "norm"), pointwise=("fc1", "fc2"), obstacle=_no_norm
     ),
-    Layout("timm", se.SEBlock, _squeeze_excite("fc1", "fc2", "bn"), pointwise=("fc1", "fc2")),
+    Layout(
+        "timm", se.SEBlock, _squeeze_excite("fc1", "fc2", "bn"), pointwise=("fc", "fc1", "fc2"), obstacle=_timm_pools
+    ),
     Layout(
         "timm_efficientnet",
         se.SEBlock,

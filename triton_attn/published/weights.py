@@ -41,7 +41,8 @@ def load(block: nn.Module, state: Mapping[str, Tensor], layout: str | None = Non
         check_choice("layout", layout, tuple(each.name for each in known))
         known = [each for each in known if each.name == layout]
     problems = {each: _problems(each, block, state) for each in known}
-    nearest = min(known, key=lambda each: sum(map(len, problems[each].values())))
+    # Of two that have the same names, the one that computes what the block does.
+    nearest = min(known, key=lambda each: (sum(map(len, problems[each].values())), each.obstacle(block) is not None))
     if any(problems[nearest].values()):
         raise ValueError(
             f"the weights are not those of a {type(block).__name__} in the layout {nearest.name!r}, the nearest of "
