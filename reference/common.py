@@ -42,6 +42,10 @@ class AttentionBlock(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not define attention_maps")
 
+    def behind(self, norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor | None:  # noqa: ARG002
+        """``self(norm(x), shortcut)`` in one, where that is possible; else None, and nothing has happened."""
+        return None
+
 
 def hidden_width(channels: int, reduction: int, given: int | None = None) -> int:
     """The hidden channels that were given, or ``channels // reduction``.

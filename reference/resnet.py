@@ -15,7 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
+from .common import AttentionBlock
+from .layers import is_touched
 from .registry import ALL, Attention, Factory, look_up, sites_of
 from .weights import Weights, load_torchvision, load_weights, present_keys
 
@@ -35,6 +38,15 @@ class Attended(nn.Module):
     def attend_after(self, attention: Factory) -> None:
         """Have attention behind the last ReLU; its keys have the part ``attention`` as all of attention's."""
         self.after = site(attention=attention(self.outplanes))
+
+    def normed_tail(self, norm: nn.Module, branch: Tensor, shortcut: Tensor) -> Tensor:
+        """The tail of ``norm(branch)``: where attention takes the batch norm in, its map is never written."""
+        attention = self.attention
+        if isinstance(attention, AttentionBlock) and not isinstance(branch, Proxy) and not is_touched(attention):
+            y = attention.behind(norm, branch, shortcut)
+            if y is not None:
+                return y if self.after is None else self.after(y)
+        return self.tail(norm(branch), shortcut)
 
     def tail(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         # As torch.jit.script takes it: nested, since what follows a return is compiled even where nothing gets there.
@@ -74,7 +86,13 @@ class BasicBlock(Attended):
         """``x`` ``(N, inplanes, H, W)``; returns ``(N, planes, H / stride, W / stride)``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.tail(self.bn2(self.conv2(out)), shortcut)
+        out = self.conv2(out)
+        # A module is no argument in TorchScript, which does not look behind the else.
+        if torch.jit.is_scripting():
+            y = self.tail(self.bn2(out), shortcut)
+        else:
+            y = self.normed_tail(self.bn2, out, shortcut)
+        return y
 
 
 class Bottleneck(Attended):
@@ -105,7 +123,12 @@ class Bottleneck(Attended):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        return self.tail(self.bn3(self.conv3(out)), shortcut)
+        out = self.conv3(out)
+        if torch.jit.is_scripting():
+            y = self.tail(self.bn3(out), shortcut)
+        else:
+            y = self.normed_tail(self.bn3, out, shortcut)
+        return y
 
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")

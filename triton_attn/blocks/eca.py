@@ -8,11 +8,13 @@ saved     x, the means, the gate, ReLU's mask in bits
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import backend, functional, ops, reference
+from ..ops.normed_gate import NEIGHBOURS
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
+from .normed import normed
 
 
 class ECABlock(reference.ECABlock, hands_on=True):
@@ -30,3 +32,11 @@ class ECABlock(reference.ECABlock, hands_on=True):
         if not backend.use_triton(x, weights[0], shortcut):
             return super().forward(x, shortcut)
         return ops.eca(x, weights[0], shortcut, activation=self.activation)
+
+    def behind(self, norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor | None:
+        if backend.is_plain(x) or type(self).forward is not ECABlock.forward:
+            return None
+        weights = self.weights()
+        if not (weights and weights[1] is None and fit(weights, "11", biases=False)) or self.channels != x.shape[1]:
+            return None
+        return normed(norm, x, (weights[0], None, None, None), shortcut, NEIGHBOURS, "none", self.activation)

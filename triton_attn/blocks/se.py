@@ -8,11 +8,15 @@ saved     x, the means, the hidden units, the gate, ReLU's mask in bits
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
+from torch import Tensor, nn
 
 from .. import backend, functional, ops, reference
+from ..ops.normed_gate import DENSE
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
+from .normed import normed
 
 
 class SEBlock(reference.SEBlock, hands_on=True):
@@ -25,8 +29,7 @@ class SEBlock(reference.SEBlock, hands_on=True):
         if weights and (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *kinds)) is not None:
             return y
         check_map(x, *expects(self.first()), shortcut)
-        layers, shapes = (weights and weights[:2], ["cc"]) if self.one_layer else (weights, ["mc", "cm"])
-        if not (weights and fit(layers, *shapes, biases=False)):
+        if not (weights and self._fit(weights)):
             return functional.gate_by(x, self.network, shortcut, pool=self.pool)
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
@@ -34,3 +37,16 @@ class SEBlock(reference.SEBlock, hands_on=True):
         return ops.channel_gate(
             x, *weights, shortcut=shortcut, pool=pool, hidden_activation=hidden_activation, activation=activation
         )
+
+    def behind(self, norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor | None:
+        if backend.is_plain(x) or type(self).forward is not SEBlock.forward or self.pool != "mean":
+            return None
+        weights = self.weights()
+        if weights is None or not self._fit(weights) or weights[0].shape[1] != x.shape[1]:
+            return None
+        return normed(norm, x, weights, shortcut, DENSE, self.hidden_activation, self.activation)
+
+    def _fit(self, weights: Any) -> bool:
+        if self.one_layer:
+            return fit(weights[:2], "cc", biases=False)
+        return fit(weights, "mc", "cm", biases=False)

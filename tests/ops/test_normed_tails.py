@@ -1,0 +1,153 @@
+"""Residual blocks whose batch norm goes with the attention behind it, under the interpreter: when they do, and as what.
+
+What the op computes is tests/ops/test_normed_gate.py's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import triton_attn
+from triton_attn import reference
+from triton_attn.ops import launch
+from triton_attn.reference.resnet import Bottleneck
+
+pytestmark = pytest.mark.interpreter
+CHANNELS = 16
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that were started."""
+    names: list[str] = []
+    start = launch.start
+
+    def watched(kernel: Any, *arguments: Any, **more: Any) -> None:
+        names.append(kernel.fn.__name__)
+        start(kernel, *arguments, **more)
+
+    monkeypatch.setattr(launch, "start", watched)
+    return names
+
+
+def block(name: str = "se", package: Any = triton_attn) -> Bottleneck:
+    torch.manual_seed(0)
+    kinds = {"se": lambda c: package.SEBlock(c, 4), "eca": package.ECABlock}
+    made = Bottleneck(CHANNELS, CHANNELS // 4, attention=kinds[name])
+    nn.init.normal_(made.bn3.weight)
+    return made
+
+
+def images() -> Tensor:
+    return torch.randn(2, CHANNELS, 5, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("name", ["se", "eca"])
+def test_steps_as_the_plain_block_takes_them(name: str, momentum: float | None, started: list[str]) -> None:
+    """Three of training and one of evaluation; every parameter and buffer comes out the same, counts to the bit."""
+    ours, plain = block(name), block(name, reference)
+    plain.load_state_dict(ours.state_dict())
+    found = []
+    for each in (ours, plain):
+        each.bn3.momentum = momentum
+        optimiser = torch.optim.SGD(each.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            each(images()).square().mean().backward()
+            optimiser.step()
+        with torch.no_grad():
+            found.append(each.eval()(images()))
+    assert started.count("normed_apply_fwd_kernel") == 4
+    assert started.count("normed_apply_bwd_kernel") == 3
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    for (key, a), b in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norms_of_all_kinds(affine: bool, tracked: bool, training: bool, started: list[str]) -> None:
+    ours, plain = block(), block(package=reference)
+    found = []
+    for each in (ours, plain):
+        each.bn3 = nn.BatchNorm2d(CHANNELS, eps=0.1, affine=affine, track_running_stats=tracked)
+        with torch.no_grad():
+            found.append(each.train(training)(images()))
+    assert "normed_apply_fwd_kernel" in started
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def listened(module: nn.Module) -> None:
+    module.register_forward_hook(lambda *_: None)
+
+
+class Norm(nn.BatchNorm2d):
+    """Somebody's own."""
+
+
+class Own(triton_attn.SEBlock):
+    """Somebody's own."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return super().forward(x, shortcut)
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "a hook on the batch norm": lambda b: listened(b.bn3),
+    "a hook on the attention": lambda b: listened(b.attention),
+    "a hook on a layer of the attention": lambda b: listened(b.attention.fc1),
+    "a batch norm of another class": lambda b: setattr(b, "bn3", Norm(CHANNELS)),
+    "a batch norm over processes": lambda b: setattr(b, "bn3", nn.SyncBatchNorm(CHANNELS).eval()),
+    "no batch norm": lambda b: setattr(b, "bn3", nn.Identity()),
+    "attention of another class": lambda b: setattr(b.attention, "__class__", Own),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_is_called(change: str, started: list[str]) -> None:
+    ours = block().eval()
+    CHANGES[change](ours)
+    with torch.no_grad():
+        y = ours(images())
+        assert not any(name.startswith("normed") for name in started)
+        assert "apply_gate_fwd_kernel" in started or "layer of" in change
+        with triton_attn.use_backend("reference"):
+            torch.testing.assert_close(y, ours(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_is_an_error_as_ever(started: list[str]) -> None:
+    ours = block().eval().bfloat16()
+    ours.bn3.double()
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        ours(images().bfloat16())
+    assert not any(name.startswith("normed") for name in started)
+
+
+def test_attention_behind_the_block_sees_its_map(started: list[str]) -> None:
+    ours = block().eval()
+    ours.attend_after(triton_attn.ECABlock)
+    with torch.no_grad():
+        y = ours(images())
+        assert started[-1] == "apply_gate_fwd_kernel"
+        with triton_attn.use_backend("reference"):
+            torch.testing.assert_close(y, ours(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_autocast(started: list[str]) -> None:
+    ours = block()
+    plain = copy.deepcopy(ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(images().bfloat16())
+        with triton_attn.use_backend("reference"):
+            right = plain(images().bfloat16())
+    assert "normed_apply_fwd_kernel" in started
+    assert y.dtype == right.dtype
+    torch.testing.assert_close(y, right, rtol=5e-2, atol=5e-2)

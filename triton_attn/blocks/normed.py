@@ -1,0 +1,50 @@
+"""A residual block's tail whose batch norm, attention, shortcut and ReLU are one op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import backend, ops
+from ..ops.normed_gate import Weights, is_served, taken_in
+from ..reference.batch_norm import BatchNorm, counted, plain_norm
+
+
+def normed(
+    module: nn.Module, x: Tensor, weights: Weights, shortcut: Tensor | None, *constants: str, activation: str = "none"
+) -> Tensor | None:
+    """The gated map of ``module(x)``, where that is a plain batch norm and all of it is served; else None.
+
+    ``weights`` and ``constants`` (network, hidden activation, activation) are those of :func:`.ops.normed_gate`,
+    ``activation`` is what stands behind the batch norm. Nothing has happened where it is None.
+    """
+    if (norm := plain_norm(module, activation)) is None:
+        return None
+    given = norm.training, norm.eps, norm.activation
+    if (found := ops.NORMED_GATE.again(x, *norm.tensors, *weights, shortcut, *constants, *given)) is not None:
+        return taken_in(counted(module, norm), found)
+    if not (_fits(module, x, norm, weights, shortcut) and backend.use_triton(x, *norm.tensors, *weights, shortcut)):
+        return None
+    if module.momentum is None and torch.compiler.is_compiling():
+        return None  # its share is a number that no graph knows
+    return ops.normed_gate(x, counted(module, norm), weights, shortcut, *constants)
+
+
+def _fits(module: nn.Module, x: Tensor, norm: BatchNorm, weights: Weights, shortcut: Tensor | None) -> bool:
+    """Whether the two modules would make what the op makes; of all else they say what is wrong."""
+    first = weights[0]
+    own = [each for each in (*norm.tensors, *weights) if each is not None]
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in backend.DTYPES or not is_served(x, norm):
+        return False
+    if x.shape[1] != module.num_features or any(each.device != x.device for each in own):
+        return False
+    if shortcut is not None and (shortcut.shape, shortcut.dtype, shortcut.device) != (x.shape, x.dtype, x.device):
+        return False
+    if any(each is not None and each.dtype != first.dtype for each in weights):
+        return False
+    if any(each is not None and each.dtype not in (x.dtype, torch.float32) for each in norm.tensors):
+        return False
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return first.dtype == x.dtype
+    return torch.promote_types(x.dtype, torch.get_autocast_dtype(kind)) == x.dtype
