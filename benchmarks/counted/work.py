@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -25,6 +26,8 @@ from torch.utils._pytree import tree_leaves
 SAMPLED = 8  # programs of a grid: scattered, since the last ones of a row often have less to do
 GOLDEN = 0.6180339887
 SECTOR = 32
+OPERATORS = [f"{side}{name}" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")]
+OPERATORS += ["gt", "ge", "lt", "le", "eq", "ne"]
 
 
 @dataclass
@@ -200,7 +203,7 @@ class _Program:
     def __init__(self) -> None:
         self.accesses: list[tuple[int, int, bool]] = []
         self.products = self.operations = self.summed = self.rounds = self.meetings = 0
-        self.round_open = False
+        self.round_open = self.in_operator = False
 
     def _access(self, pointers: Any, mask: Any, written: bool) -> None:
         addresses = pointers.data
@@ -213,19 +216,17 @@ class _Program:
                 self.rounds += not self.round_open
                 self.round_open = True
 
-    def _compute(self, result: Any) -> Any:
-        if np.issubdtype(result.data.dtype, np.floating) or "float" in str(result.dtype) or "fp" in str(result.dtype):
-            self.operations += result.data.size
-            if result.data.size > 1:
-                self.round_open = False
-        return result
+    def _compute(self, size: int) -> None:
+        self.operations += size
+        if size > 1:
+            self.round_open = False
 
-    def watching(self) -> Any:
-        from contextlib import ExitStack
-
+    def watching(self) -> ExitStack:
+        """Within this, what the interpreter does is counted."""
+        from triton.language import core
         from triton.runtime import interpreter
 
-        builder, stack = interpreter.InterpreterBuilder, ExitStack()
+        builder, tensor, stack = interpreter.InterpreterBuilder, core.tensor, ExitStack()
         own = {name: getattr(builder, name) for name in ("create_masked_load", "create_masked_store", "create_dot")}
         own |= {name: getattr(builder, name) for name in ("binary_op", "unary_op", "ternary_op")}
         reduce = interpreter.ReduceOps.apply_impl
@@ -250,11 +251,32 @@ class _Program:
             return reduce(this, values)
 
         def computed(name: str) -> Callable[..., Any]:
-            return lambda this, *rest: self._compute(own[name](this, *rest))
+            def compute(this: Any, *rest: Any) -> Any:
+                result = own[name](this, *rest)
+                if not self.in_operator and result.dtype.is_floating():
+                    self._compute(result.data.size)
+                return result
+
+            return compute
+
+        def operator(name: str) -> Callable[..., Any]:
+            """The language's operators may go to NumPy, or to the builder."""
+            apply = getattr(tensor, name)
+
+            def compute(left: Any, *rest: Any, **more: Any) -> Any:
+                with mock.patch.object(self, "in_operator", True):
+                    result = apply(left, *rest, **more)
+                if left.dtype.is_floating():
+                    self._compute(result.handle.data.size)
+                return result
+
+            return compute
 
         stack.enter_context(mock.patch.object(interpreter.ReduceOps, "apply_impl", summed))
         for name, other in (("create_masked_load", load), ("create_masked_store", store), ("create_dot", dot)):
             stack.enter_context(mock.patch.object(builder, name, other))
         for name in ("binary_op", "unary_op", "ternary_op"):
             stack.enter_context(mock.patch.object(builder, name, computed(name)))
+        for name in OPERATORS:
+            stack.enter_context(mock.patch.object(tensor, f"__{name}__", operator(f"__{name}__")))
         return stack

@@ -129,6 +129,18 @@ def test_attention_parity(shape: tuple[int, int, int, int], dtype: torch.dtype, 
     check_attention(*shape, dtype, transposed)
 
 
+@pytest.mark.parametrize(("transposed", "scale"), [(False, 1.0), (True, -0.5)])
+def test_longer_rows_by_the_library(transposed: bool, scale: float) -> None:
+    assert attention_rules.by_library(64, 200, 70, 270, 2)
+    check_attention(70, 270, 64, 200, torch.float16, transposed, scale)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_a_block_of_longer_rows(layout: str, dtype: torch.dtype) -> None:
+    check_block(build(172), (2, 172, 13, 20), dtype, layout, with_shortcut=layout == "contiguous")
+
+
 @pytest.mark.parametrize("scale", [0.125, -2.0, 0.0])
 @pytest.mark.parametrize("shape", [(20, 30, 16, 8), (20, 30, 16, 128)], ids=["tiled", "whole"])
 def test_scale(shape: tuple[int, int, int, int], scale: float) -> None:

@@ -64,6 +64,13 @@ def test_the_matrix_is_kept_where_that_moves_less() -> None:
     """Of ResNet-50's sites at 224², on the maps of 14 × 14 and 7 × 7."""
     sites = [(32, 64, 12544), (128, 256, 3136), (256, 512, 784), (512, 1024, 196), (1024, 2048, 49)]
     assert [rules.keeps_rows(d, dv, positions, positions) for d, dv, positions in sites] == [False] * 3 + [True] * 2
+    assert [rules.by_library(d, dv, positions, positions, 2) for d, dv, positions in sites] == [False] * 2 + [
+        True,
+        False,
+        False,
+    ]
+    assert not rules.by_library(256, 512, 784, 784, 4)
+    assert not rules.by_library(1024, 2048, 10**6, 1024, 2)
     assert not rules.keeps_rows(1024, 2048, 10**6, 1024)
     assert not rules.keeps_rows(16, 32, 64, 64)
 

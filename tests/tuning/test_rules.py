@@ -58,7 +58,9 @@ def test_dense(channels: int, hidden: int, parts: int) -> None:
         # Tensor cores multiply nothing smaller.
         assert min(config["BLOCK_N"], config["BLOCK_C"], config["BLOCK_M"]) >= 16
         assert config["BLOCK_C"] * max(config["BLOCK_N"], config["BLOCK_M"]) <= rules.TILE
-        assert config["BLOCK_N"] * config["BLOCK_C"] * config.get("BLOCK_S", 1) <= rules.TILE
+        # A thread has 32 elements of a tile's parts at most, and a program 256 threads.
+        assert config["BLOCK_N"] * config["BLOCK_C"] * config.get("BLOCK_S", 1) <= 1024 * config["num_warps"]
+        assert config["num_warps"] <= 8
 
 
 @given(channels=sizes, kernel_size=st.integers(1, 99), parts=sizes)
@@ -66,6 +68,13 @@ def test_neighbours(channels: int, kernel_size: int, parts: int) -> None:
     config = rules.neighbours(channels, kernel_size, parts)
     assert all(is_power_of_two(value) for value in config.values())
     assert config["BLOCK_C"] * config["BLOCK_K"] * config["BLOCK_S"] <= rules.TILE
+
+
+@given(channels=sizes, parts=sizes)
+def test_whole(channels: int, parts: int) -> None:
+    config = rules.whole(channels, parts)
+    assert all(is_power_of_two(value) for value in config.values())
+    assert config["BLOCK_C"] * config["BLOCK_S"] <= rules.TILE
 
 
 @given(size=sizes)

@@ -2,7 +2,7 @@
 
 op        ops/position_gate.py, where x is its own signal with the sum of both convolutions' weights; or
           ops/map_gate.py
-forward   position_gate_fwd
+forward   summed_layer, position_gate_fwd
 backward  position_gate_bwd, partial_sums
 saved     x, the signal if there is one, ReLU's mask in bits
 """

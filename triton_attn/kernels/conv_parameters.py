@@ -33,11 +33,16 @@ def conv_parameters_bwd_kernel(
     middle = 24 + tl.arange(0, 1)
     for start in range(0, parts, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
-        of_mean += load_columns(part_ptr, row, tap, parts, exists)
-        of_top += load_columns(part_ptr, row, 49 + tap, parts, exists)
-        not_finite += load_columns(part_ptr, row, 147 + tap, parts, exists)
-        total += load_columns(part_ptr, row, 98 + middle, parts, middle < 49)
-        seen += load_columns(part_ptr, row, 147 + middle, parts, middle < 49)
+        mean = load_columns(part_ptr, row, tap, parts, exists)
+        top = load_columns(part_ptr, row, 49 + tap, parts, exists)
+        other = load_columns(part_ptr, row, 147 + tap, parts, exists)
+        center = load_columns(part_ptr, row, 98 + middle, parts, middle < 49)
+        all_of_them = load_columns(part_ptr, row, 147 + middle, parts, middle < 49)
+        of_mean += mean
+        of_top += top
+        not_finite += other
+        total += center
+        seen += all_of_them
     # A tap that looks beyond the map from a position takes its gradient times 0, as in PyTorch.
     hidden = tl.sum(not_finite, axis=0) < tl.sum(tl.sum(seen, axis=0), axis=0)
     dtype = dweight_ptr.dtype.element_ty

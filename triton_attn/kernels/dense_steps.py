@@ -84,6 +84,7 @@ def hidden_of(
     for start in range(first_c, end_c, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside = (n < batch)[:, None] & (c < channels)[None, :]
+        weight = load_weight(weight_ptr, c, m, 1, channels, channels, hidden_size)  # on its way with the parts
         mean, peak = pooled_parts(
             None if SCALED else mean_ptr,
             peak_ptr,
@@ -108,7 +109,6 @@ def hidden_of(
             if SAVE:
                 if tl.program_id(1) == 0:
                     store_vectors(mean_ptr, mean, n, c, batch, channels)
-        weight = load_weight(weight_ptr, c, m, 1, channels, channels, hidden_size)
         hidden = tl.dot(vector_of(mean, peak, 0, POOL), weight, hidden, input_precision=PRECISION)
         if POOL == "both":
             second = tl.dot(vector_of(mean, peak, 1, POOL), weight, second, input_precision=PRECISION)
@@ -143,15 +143,16 @@ def dhidden_of(
     dhidden = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
     for start in range(first_c, end_c, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
+        weight = load_weight(weight_ptr, c, m, hidden_size, 1, channels, hidden_size)  # on their way with the parts
+        gate = load_vectors(gate_ptr, n, c, batch, channels)
         dgate = sum_parts(dgate_ptr, n, c, (n < batch)[:, None] & (c < channels)[None, :], channels, splits, BLOCK_S)
         if SCALED:
             dgate *= load_vectors(scale_ptr, n, c, batch, channels)
         if CHAINED:
             dnext, mean = load_vectors(dnext_ptr, n, c, batch, channels), load_vectors(mean_ptr, n, c, batch, channels)
             dgate += dnext * mean
-        dlogit = dgate * slope(load_vectors(gate_ptr, n, c, batch, channels), ACTIVATION)
+        dlogit = dgate * slope(gate, ACTIVATION)
         if tl.program_id(1) == 0:
             store_vectors(dlogit_ptr, dlogit, n, c, batch, channels)
-        weight = load_weight(weight_ptr, c, m, hidden_size, 1, channels, hidden_size)
         dhidden = tl.dot(dlogit, weight, dhidden, input_precision=PRECISION)
     return dhidden

@@ -127,18 +127,37 @@ def gate_of(logits, bias2_ptr, c, CHANNELS: tl.constexpr, PER_CHANNEL: tl.conste
 
 
 @triton.jit
+def summed_layer_kernel(
+    weight_ptr,  # (M, C) in the map's dtype
+    bias_ptr,  # (M,) float32
+    weight1_ptr,  # (M, C)
+    bias1_ptr,  # (M,)
+    more_weight_ptr,  # (M, C)
+    more_bias_ptr,  # (M,)
+    size,  # M · C
+    hidden,
+    BLOCK: tl.constexpr,
+):
+    """One layer of two, for the kernels that multiply by it again and again: weight1 + more, and so its bias.
+
+    Weights are rounded once, as PyTorch rounds a sum of them.
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    weight = tl.load(weight1_ptr + i, mask=i < size, other=0.0).to(tl.float32)
+    weight += tl.load(more_weight_ptr + i, mask=i < size, other=0.0).to(tl.float32)
+    tl.store(weight_ptr + i, weight.to(weight_ptr.dtype.element_ty), mask=i < size)
+    tl.store(bias_ptr + i, load_vector(bias1_ptr, i, hidden) + load_vector(more_bias_ptr, i, hidden), mask=i < hidden)
+
+
+@triton.jit
 def position_gate_fwd_kernel(
     y_ptr,  # (N, C, H, W)
     bits_ptr,  # (N, HW, C / 8), the bits of ReLU's mask, with SAVE_BITS
-    sum_ptr,  # (M, C) in DOT, the summed weight, with SAVE_SUM
-    bias_sum_ptr,  # (M,) float32, the summed bias, with SAVE_SUM
     x_ptr,  # (N, C, H, W)
     weight1_ptr,  # (M, C)
     bias1_ptr,  # (M,)
     weight2_ptr,  # (C, M) with PER_CHANNEL, else (1, M)
     bias2_ptr,  # (C,) or (1,)
-    more_weight_ptr,  # (M, C), added to weight1, with HAS_MORE
-    more_bias_ptr,  # (M,), likewise
     signal_ptr,  # (N, M, H, W), with HAS_SIGNAL
     shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
     stride_yn,
@@ -155,11 +174,9 @@ def position_gate_fwd_kernel(
     UNIT: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
-    HAS_MORE: tl.constexpr,
     HAS_SIGNAL: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
-    SAVE_SUM: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     DOT: tl.constexpr,
@@ -190,17 +207,6 @@ def position_gate_fwd_kernel(
         m = start + tl.arange(0, BLOCK_M)
         weight1 = load_weight(weight1_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, DOT)
         bias1 = load_vector(bias1_ptr, m, HIDDEN)
-        if HAS_MORE:
-            # Rounded once, as PyTorch rounds a sum of weights.
-            more = load_weight(more_weight_ptr, m[:, None], c[None, :], HIDDEN, CHANNELS, tl.float32)
-            weight1 = (weight1.to(tl.float32) + more).to(DOT)
-            bias1 += load_vector(more_bias_ptr, m, HIDDEN)
-            if SAVE_SUM:
-                if tl.program_id(0) == 0:
-                    own = (m < HIDDEN)[:, None] & (c < CHANNELS)[None, :]
-                    own_weight = weight1.to(sum_ptr.dtype.element_ty)
-                    tl.store(sum_ptr + m[:, None] * CHANNELS + c[None, :], own_weight, mask=own)
-                    tl.store(bias_sum_ptr + m, bias1, mask=m < HIDDEN)
         h = hidden_tile(
             x.to(DOT), weight1, bias1, signal_ptr, n, m, p, stride_hn, stride_ho,
             positions, HIDDEN, HAS_SIGNAL, CHANNELS_LAST, WIDE, PRECISION,

@@ -42,8 +42,9 @@ def spatial_conv_fwd_kernel(
     top = load_window(parts + positions, p, height, width, False)
     for _ in range(1, chunks):
         parts += 2 * positions
-        mean += load_window(parts, p, height, width, False)
+        more = load_window(parts, p, height, width, False)
         other = load_window(parts + positions, p, height, width, False)
+        mean += more
         top = tl.maximum(top, other, propagate_nan=tl.PropagateNan.ALL)
     mean = mean / channels
     logit = tl.sum(mean * load_taps(weight_ptr)[None, :], axis=1)
@@ -87,8 +88,10 @@ def spatial_conv_bwd_kernel(
     winner = tl.load(winners_ptr + n * chunks * positions + p, mask=inside_p, other=-1)
     for k in range(1, chunks):
         at = (n * chunks + k) * positions
-        window += load_window(dspatial_ptr + at, p, height, width, True)
-        winner = tl.minimum(winner, tl.load(winners_ptr + at + p, mask=inside_p, other=-1))
+        more = load_window(dspatial_ptr + at, p, height, width, True)
+        other = tl.load(winners_ptr + at + p, mask=inside_p, other=-1)
+        window += more
+        winner = tl.minimum(winner, other)
     # Beyond the map there is no gradient, whatever the slope of the zeros that stand for its gates.
     window *= slope(load_window(spatial_ptr + n * positions, p, height, width, True), ACTIVATION)
     dmean = tl.sum(window * load_taps(weight_ptr)[None, :], axis=1) / channels

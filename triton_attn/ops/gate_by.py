@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference.channel_gate import check_gate
-from ..tuning import rules
-from . import gating, launch
+from . import gating
 from .gating import Pooled
 from .layout import empty_map, served
 from .library import Launcher, Results, as_kept, keep
@@ -117,41 +116,9 @@ def _pooled_bwd(x: Tensor, peak: Tensor | None, dmean: Tensor | None, dpeak: Ten
     return dx
 
 
-def whole(parts: Pooled, positions: int, pool: str, saves: bool) -> Pooled:
-    """What was pooled in parts ``(N, S, C)``, ``(N, C)``."""
-    from ..kernels.pooled import pooled_kernel
-
-    given = parts.mean if parts.peak is None else parts.peak
-    assert given is not None
-    batch, splits, channels = given.shape
-    found = gating.empty_pooled((batch, channels), pool, given.device, saves)
-    config = rules.neighbours(channels, 1, splits)
-    launch.start(
-        pooled_kernel,
-        (batch * rules.cdiv(channels, config["BLOCK_C"]),),
-        given.device,
-        mean_ptr=found.mean,
-        peak_ptr=found.peak,
-        winner_ptr=found.winner,
-        sum_parts_ptr=parts.mean,
-        peak_parts_ptr=parts.peak,
-        winner_parts_ptr=parts.winner,
-        channels=channels,
-        positions=positions,
-        splits=splits,
-        MEAN=found.mean is not None,
-        MAX=found.peak is not None,
-        SAVE_WINNER=found.winner is not None,
-        BLOCK_C=config["BLOCK_C"],
-        BLOCK_S=config["BLOCK_S"],
-        num_warps=config["num_warps"],
-    )
-    return found
-
-
 def _pool(x: Tensor, pool: str, saves: bool) -> Results:
     x, channels_last = served(x)
-    return whole(gating.squeeze(x, channels_last, pool, saves=saves), x.shape[2] * x.shape[3], pool, saves)
+    return gating.whole(gating.squeeze(x, channels_last, pool, saves=saves), x.shape[2] * x.shape[3], pool, saves)
 
 
 def _pool_fake(x: Tensor, pool: str, saves: bool) -> Results:
@@ -174,7 +141,7 @@ def _apply_fake(x: Tensor, gate: Tensor, shortcut: Tensor | None, saves: bool) -
 def _squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    return (whole(Pooled(gating.squeeze_bwd(grad, x, bits, channels_last), None, None), 1, "mean", False).mean,)
+    return (gating.whole(Pooled(gating.squeeze_bwd(grad, x, bits, channels_last), None, None), 1, "mean", False).mean,)
 
 
 def _squeeze_bwd_fake(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:

@@ -131,6 +131,36 @@ def squeeze(x: Tensor, channels_last: bool, pool: str = "mean", *, saves: bool =
     return parts
 
 
+def whole(parts: Pooled, positions: int, pool: str, saves: bool) -> Pooled:
+    """What was pooled in parts ``(N, S, C)``, ``(N, C)``."""
+    from ..kernels.pooled import pooled_kernel
+
+    given = parts.mean if parts.peak is None else parts.peak
+    assert given is not None
+    batch, splits, channels = given.shape
+    found = empty_pooled((batch, channels), pool, given.device, saves)
+    config = rules.whole(channels, splits)
+    launch.start(
+        pooled_kernel,
+        (batch * rules.cdiv(channels, config["BLOCK_C"]),),
+        given.device,
+        mean_ptr=found.mean,
+        peak_ptr=found.peak,
+        winner_ptr=found.winner,
+        sum_parts_ptr=parts.mean,
+        peak_parts_ptr=parts.peak,
+        winner_parts_ptr=parts.winner,
+        channels=channels,
+        positions=positions,
+        splits=splits,
+        MEAN=found.mean is not None,
+        MAX=found.peak is not None,
+        SAVE_WINNER=found.winner is not None,
+        **config,
+    )
+    return found
+
+
 def squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None, channels_last: bool) -> Tensor:
     """``Σ grad · x`` for each split, ``(N, S, C)`` float32, with ``grad`` behind the mask that ``bits`` hold."""
     from ..kernels.squeeze import squeeze_bwd_kernel

@@ -43,7 +43,12 @@ class Problem:
     @property
     def keeps_rows(self) -> bool:
         """Whether the softmax is kept for the backward."""
-        return attention_rules.keeps_rows(*self.sizes)
+        return attention_rules.keeps_rows(*self.sizes) or self.by_library
+
+    @property
+    def by_library(self) -> bool:
+        """Whether they are too long for a tile, and the library's products make them."""
+        return attention_rules.by_library(*self.sizes, self.q.itemsize)
 
     @property
     def counts_again(self) -> bool:

@@ -1,4 +1,7 @@
-"""Non-local attention by whole rows, on small maps: the softmax is kept, and the backward is four library products."""
+"""Non-local attention by whole rows, on small maps: the softmax is kept, and the backward is four library products.
+
+Rows of up to 256 keys are one kernel's; longer ones are made by two products of the library's, a softmax between them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from ..tuning import attention_rules, rules
 from . import launch
-from .non_local_problem import Gradients, Output, Problem, in_units
+from .non_local_problem import LOG2_E, Gradients, Output, Problem, empty_rows, in_units
 
 
 def forward(out: Output, bias: Tensor | None, scale: float) -> None:
@@ -16,6 +19,9 @@ def forward(out: Output, bias: Tensor | None, scale: float) -> None:
 
     given = out.given
     d, dv, length, source = given.sizes
+    if given.by_library:
+        _by_library(out, bias, scale)
+        return
     launch.tuned(
         non_local_whole_fwd_kernel,
         lambda config: (out.y.shape[0] * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["SLICE"]),),
@@ -27,6 +33,61 @@ def forward(out: Output, bias: Tensor | None, scale: float) -> None:
         SAVES=out.kept is not None,
         **out.arguments(bias, scale),
         **in_units(given, **out.maps),
+    )
+
+
+def _by_library(out: Output, bias: Tensor | None, scale: float) -> None:
+    from ..kernels.non_local_whole import non_local_tail_kernel
+
+    given = out.given
+    _, dv, length, source = given.sizes
+    batch, rows, maps = out.y.shape[0], out.kept, out.maps
+    if rows is None:
+        shape = (batch, length, attention_rules.pitch(source))
+        rows = torch.empty(shape, dtype=given.q.dtype, device=given.q.device)
+    weight, v = rows[..., :source], given.v
+    # With ``out=`` autocast leaves the factors as they are.
+    torch.bmm(given.q, given.k.transpose(1, 2), out=weight)
+    _softmax(rows, source, scale)
+    y = maps["y"]
+    assert y is not None
+    if out.x is None:  # no bias, and no tail
+        torch.bmm(weight, v, out=y)
+        return
+    bias = v.new_zeros(dv) if bias is None else bias
+    attended = empty_rows(v, (batch, length, dv), v.dtype, given.channels_last)
+    torch.bmm(weight, v, out=attended)
+    config = attention_rules.tail(length, dv, given.channels_last)
+    sizes = in_units(given, o=attended, **{name: t for name, t in maps.items() if name in ("y", "x", "s")})
+    taken: tuple[str, ...] = ("HAS_SHORTCUT", "SAVE_BITS", "CHANNELS_LAST")
+    taken += ("y_ptr", "bits_ptr", "x_ptr", "bias_ptr", "shortcut_ptr")
+    launch.start(
+        non_local_tail_kernel,
+        (batch * rules.cdiv(length, config["BLOCK_M"]) * rules.cdiv(dv, config["BLOCK_V"]),),
+        out.y.device,
+        o_ptr=attended,
+        **{name: value for name, value in out.arguments(bias, scale).items() if name in taken},
+        **{name: value for name, value in sizes.items() if name not in ("width", "source")},
+        **config,
+    )
+
+
+def _softmax(rows: Tensor, source: int, scale: float) -> None:
+    """Of scores ``(N, L, pitch)``, in place."""
+    from ..kernels.non_local_whole import softmax_fwd_kernel
+
+    config, count = attention_rules.softmax(rows.shape[2]), rows.shape[0] * rows.shape[1]
+    launch.start(
+        softmax_fwd_kernel,
+        (rules.cdiv(count, config["BLOCK_R"]),),
+        rows.device,
+        rows_ptr=rows,
+        count=count,
+        source=source,
+        pitch=rows.shape[2],
+        scale=abs(scale) * LOG2_E,
+        NEGATIVE=scale < 0,
+        **config,
     )
 
 
@@ -44,7 +105,7 @@ def backward(given: Problem, room: Gradients, grad: Tensor, softmax: Tensor, sca
     dscore = padded[..., :source]
     torch.bmm(grad, given.v.transpose(1, 2), out=dscore)
     batch, length, pitch = padded.shape
-    config = attention_rules.softmax_bwd(pitch)
+    config = attention_rules.softmax(pitch)
     launch.start(
         softmax_bwd_kernel,
         (rules.cdiv(batch * length, config["BLOCK_R"]),),

@@ -134,7 +134,10 @@ def forward(
     shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     y = empty_map(x, channels_last)
     bits = _empty_bits(x) if saves and shortcut is not None else None
-    weight, bias = _empty_sums(x, weight1) if saves and more_weight is not None else (None, None)
+    weight, bias = None, None
+    if more_weight is not None and more_bias is not None:
+        weight1, bias1 = weight, bias = _summed_layer(x, weight1, bias1, more_weight, more_bias)
+    network = _network(x, channels_last, weight1, bias1, weight2, bias2, signal)
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -150,22 +153,16 @@ def forward(
         x.device,
         y_ptr=y,
         bits_ptr=bits,
-        sum_ptr=weight,
-        bias_sum_ptr=bias,
         x_ptr=x,
         shortcut_ptr=shortcut,
-        more_weight_ptr=None if more_weight is None else more_weight.contiguous(),
-        more_bias_ptr=None if more_bias is None else more_bias.contiguous(),
-        HAS_MORE=more_weight is not None,
         HAS_SHORTCUT=shortcut is not None,
         ACTIVATION=activation,
         SAVE_BITS=bits is not None,
-        SAVE_SUM=weight is not None,
         WIDE=_is_wide(x, y, shortcut, signal),
-        **_network(x, channels_last, weight1, bias1, weight2, bias2, signal),
+        **network,
         **_map_strides(channels_last, y=y, x=x, s=shortcut),
     )
-    return y, weight, bias, bits
+    return (y, weight, bias, bits) if saves else (y, None, None, None)
 
 
 def _forward_fake(
@@ -293,6 +290,31 @@ def _empty_sums(x: Tensor, weight1: Tensor) -> tuple[Tensor, Tensor]:
     """Room for a sum of weights, as it is multiplied, and of biases."""
     bias = torch.empty(weight1.shape[0], dtype=torch.float32, device=x.device)
     return torch.empty(weight1.shape, dtype=x.dtype, device=x.device), bias
+
+
+def _summed_layer(
+    x: Tensor, weight1: Tensor, bias1: Tensor, more_weight: Tensor, more_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum of two layers."""
+    from ..kernels.position_gate import summed_layer_kernel
+
+    weight, bias = _empty_sums(x, weight1)
+    block = 1024
+    launch.start(
+        summed_layer_kernel,
+        (rules.cdiv(weight.numel(), block),),
+        x.device,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        weight1_ptr=weight1.contiguous(),
+        bias1_ptr=bias1.contiguous(),
+        more_weight_ptr=more_weight.contiguous(),
+        more_bias_ptr=more_bias.contiguous(),
+        size=weight.numel(),
+        hidden=bias.numel(),
+        BLOCK=block,
+    )
+    return weight, bias
 
 
 def _mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:

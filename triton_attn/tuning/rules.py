@@ -119,16 +119,19 @@ CHUNK = 512
 def dense_hidden(channels: int, hidden: int, parts: int, peaks: bool = False) -> dict[str, int]:
     """Blocks for a product that sums over channels, and adds up parts: of the forward's first layer, and backward.
 
-    None goes by the batch: the order of a sum must not. Maxima need four registers for an element of a tile.
+    None goes by the batch: the order of a sum must not. A program has few steps with much to read in each, since it
+    waits for every one: so many warps that a thread has 32 elements of the parts, or 16 with maxima, which need four
+    registers each.
     """
     block_s = parts_block(parts)
+    block_c = min(max(power_of_two(channels), 16), 64 if peaks else 128, (256 if peaks else 512) // block_s)
     return {
         "CHUNK": CHUNK,
         "BLOCK_N": ROWS,
-        "BLOCK_C": min(max(power_of_two(channels), 16), max((64 if peaks else 128) // block_s, 16)),
+        "BLOCK_C": block_c,
         "BLOCK_M": 16 if hidden <= 256 else 32,
         "BLOCK_S": block_s,
-        "num_warps": 4,
+        "num_warps": max(ROWS * block_c * block_s // (512 if peaks else 1024), 4),
     }
 
 
@@ -169,6 +172,17 @@ def dense_weights(channels: int, hidden: int) -> dict[str, int]:
         "BLOCK_M": min(max(power_of_two(hidden), 16), 32),
         "num_warps": 4,
     }
+
+
+# Of CBAM's sums of the gates' gradient: more parts than these are added up by a launch of their own.
+MOST_PARTS = 4
+
+
+@cache
+def whole(channels: int, parts: int) -> dict[str, int]:
+    """Blocks for adding up parts for somebody else."""
+    block_s = min(power_of_two(parts), 32)
+    return {"BLOCK_C": min(power_of_two(channels), TILE // 2 // block_s, 256), "BLOCK_S": block_s, "num_warps": 4}
 
 
 @cache
