@@ -40,6 +40,13 @@ def test_the_readme_is_one_screen() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 70
 
 
+def test_the_readme_names_both_families() -> None:
+    rows = [line.split("|")[-2] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| … ")]
+    tutorials, published = ([each.strip(" `") for each in row.split(",")] for row in rows)
+    assert sorted(tutorials) == triton_attn.list_attention("tutorial")
+    assert sorted(f"published.{name}" for name in published) == triton_attn.list_attention("published")
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     text = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
     listed = re.findall(r"^::: (\S+)\.(\w+)$", text, re.MULTILINE)
