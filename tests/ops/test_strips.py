@@ -93,7 +93,7 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
     )
 
 
-@settings(max_examples=14)
+@settings(max_examples=10)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 70),
@@ -112,7 +112,7 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
 def test_parity(
     batch: int, channels: int, height: int, width: int, dtype: torch.dtype, layout: str, with_shortcut: bool, kind: str
 ) -> None:
-    channels = max(min(channels, 2**13 // (batch * height * width)), 1)
+    channels = max(min(channels, 2**12 // (batch * height * width)), 1)
     check((batch, channels, height, width), dtype, layout, with_shortcut, kind)
 
 
@@ -274,8 +274,8 @@ def test_gates_wider_than_the_map_and_a_shortcut_of_another_dtype() -> None:
 def test_same_inputs_same_bits_and_grad_is_kept() -> None:
     torch.manual_seed(0)
     for layout in LAYOUTS[:2]:
-        network, inputs = Network(40), [lay_out(torch.randn(2, 40, 35, 7).half(), layout) for _ in range(2)]
-        grad = lay_out(torch.randn(2, 40, 35, 7).half(), layout)
+        network, inputs = Network(12), [lay_out(torch.randn(2, 12, 35, 7).half(), layout) for _ in range(2)]
+        grad = lay_out(torch.randn(2, 12, 35, 7).half(), layout)
         kept = grad.clone()
         half = network.half()
         first = run(gate_rows_and_columns, half, inputs, grad)
@@ -298,11 +298,10 @@ def test_opcheck(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = rows, columns, *strip_passes.NO_LAYER
     if channels_last:
         gates = torch.randn(2, 5, 3), torch.randn(2, 3, 3), torch.randn(6, 3), None, torch.randn(6, 3), None, "sigmoid"
-    for saves in (False, True):
-        torch.library.opcheck(strip_passes.APPLY.registered, (x, *gates, shortcut, saves))
-    torch.library.opcheck(strip_passes.APPLY.registered, (x, *gates, None, True))
+    for tail, saves in ((shortcut, True), (None, False)):
+        torch.library.opcheck(strip_passes.APPLY.registered, (x, *gates, tail, saves))
     _, bits = strip_passes.APPLY.registered(x, *gates, shortcut, True)
-    for each in (None, bits):
+    for each in (None, bits) if layout == "contiguous" else (bits,):
         torch.library.opcheck(strip_passes.SUMS_BWD.registered, (grad, x, *gates, each))
         torch.library.opcheck(strip_passes.APPLY_BWD.registered, (grad, *gates, each, rows, columns, channels_last))
 
