@@ -66,7 +66,7 @@ class Program:
         module = llvm.parse_assembly(ir)
         module.verify()
         # An engine takes its machine along when it goes.
-        machine = target.create_target_machine(opt=1, codemodel="large", jit=True)
+        machine = target.create_target_machine(opt=0, codemodel="large", jit=True)
         self._engine = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
         self._entry = self._engine.get_function_address("entry")
