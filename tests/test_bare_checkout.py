@@ -84,9 +84,14 @@ def test_it_imports(python: Path, checkout: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_the_command_for_a_gpu(python: Path, checkout: Path, tmp_path: Path) -> None:
-    """By Triton's interpreter: its lane is collected, and every suite runs, but blocks, which is what calls is."""
-    stages = [stage for stage in STAGES if stage != "blocks"]
+def test_the_command_for_a_gpu(python: Path, checkout: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """By Triton's interpreter: its lane is collected, and suites run: of blocks, which is what calls is, and of tuning.
+
+    Those of networks are imported alone; --every-case runs them.
+    """
+    left_out = {"blocks"} if request.config.getoption("--every-case") else {"blocks", "nonlocal", "models"}
+    stages = [stage for stage in STAGES if stage not in left_out]
+    assert "test_models[" in run(python, "-m", "pytest", "--collect-only", "-q", "benchmarks/timed", cwd=checkout)
     words = ("make", "gpu", "QUICK=1", "BUDGET=60m", f"PYTHON={python}", f"OUTPUT={tmp_path}")
     printed = run(*words, f"STAGES={','.join(stages)}", cwd=checkout)
     assert "Without matplotlib no page is written" in printed
@@ -96,7 +101,7 @@ def test_the_command_for_a_gpu(python: Path, checkout: Path, tmp_path: Path) -> 
     tests = json.loads((folder / "tests.json").read_text())
     assert (tests["failed"], tests["skips"]) == (0, ["Skipped: no GPU: torch.cuda.is_available() is False"])
     assert tests["skipped"] > 500
-    for suite in ("calls", "nonlocal", "models"):
+    for suite in {"calls", "nonlocal", "models"} & {*stages}:
         for case in json.loads((folder / f"{suite}.json").read_text())["cases"].values():
             assert {"ours", "eager"} <= case["seconds"].keys()
             assert all(0 < each["q1"] <= each["median"] <= each["q3"] for each in case["ours_over"].values())
