@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         archive(folder)
     from benchmarks.written.claims import as_text, judge
 
-    print(f"\n== claims\n{as_text(judge(arguments.output, counted=RESULTS))}")
+    print(f"\n== claims\n{as_text(judge(arguments.output))}")
     print(f"\nAll of it in one file: {folder}.tar.gz")
     return int(failed)
 

@@ -2,14 +2,13 @@
 
 ``pytest benchmarks/timed/bench_nonlocal.py``; choose with ``-k "layer1 and backward"``. On a CPU ours is what users get
 there. A rival gets what suits it: zeros that make q and k as wide as v, where it wants one width, are not timed, and
-FlexAttention is tried with smaller blocks where its own do not fit. TFLOP/s count the products of the formula, two
-forward and four backward, whatever a provider computes again.
+FlexAttention is tried with smaller blocks where its own do not fit.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.files import device, on_gpu, quartiles
+from benchmarks.files import device, on_gpu
 from benchmarks.timed.cases import BACKWARD, FORWARD, WIDTHS, AttentionCase
 from benchmarks.timed.clocks import Run, Timer
 from benchmarks.timed.turns import Prepared
@@ -98,14 +97,12 @@ def prepare(case: AttentionCase) -> Prepared:
     q, k, v, grad = (torch.randn(*shape, width, device=device()).to(dtype) for width in (d, d, dv, dv))
     q, k = q * d**-0.25, k * d**-0.25
     inputs = [t.detach().requires_grad_(case.direction != FORWARD) for t in (q, k, v)]
-    taken: dict[str, dict[str, int]] = {}
 
     def trial(provider: str, options: dict[str, int]) -> Run:
         # Who projects to q and k can have them padded for nothing, by rows of zeros among the weights.
         own = padded(inputs) if wants_one_width(provider) else inputs
         run = _run(PROVIDERS[provider](**options), own, grad, case.direction)
         check(run()[0], *inputs)
-        taken[provider] = options
         return run
 
     def make(provider: str) -> Run:
@@ -115,13 +112,8 @@ def prepare(case: AttentionCase) -> Prepared:
                 return trial(provider, options)
         return trial(provider, last)
 
-    def extra(_: Mapping[str, Run], samples: Mapping[str, list[float]]) -> dict[str, Any]:
-        medians = {name: quartiles(each)["median"] for name, each in samples.items()}
-        tflops = {name: case.flop / median / 1e12 for name, median in medians.items()}
-        found = {"widths": WIDTHS[case.site], "positions": case.positions, "tflops": tflops}
-        return found | ({"flex_options": taken["flex"]} if "flex" in taken else {})
-
-    return Prepared({provider: partial(make, provider) for provider in providers(case)}, extra=extra)
+    about = {"widths": WIDTHS[case.site], "positions": case.positions}
+    return Prepared({provider: partial(make, provider) for provider in providers(case)}, extra=lambda *_: about)
 
 
 def padded(inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """Which cases each suite has, by size; of those that the claims are about the most wanted come first.
 
-Sizes: ``tiny`` tries that a suite runs, ``small`` is a CPU's, ``goal`` what is claimed of a GPU, ``full`` more.
+Sizes: ``tiny`` tries that a suite runs, ``small`` is a CPU's, ``goal`` what is claimed of a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from triton_attn.registry import list_attention
 
 FORWARD, BACKWARD, TRAINING, INFERENCE = "forward", "backward", "training", "inference"  # training is both ways
 LAYOUTS = ("channels_last", "contiguous")
-DTYPES = ("bfloat16", "float32")
 
 
 class Case:
@@ -59,9 +58,8 @@ def blocks(size: str) -> Iterator[BlockCase]:
         for way, site, block in product((TRAINING, FORWARD, BACKWARD), GOAL_SITES, GOAL_BLOCKS):
             yield BlockCase(block, site, SITES[site], "bfloat16", "channels_last", way)
     else:
-        sites, dtypes = (SITES, DTYPES) if size == "full" else (SMALL_SITES, ("float32",))
-        for block, site, dtype, layout, way in product(names, sites, dtypes, reversed(LAYOUTS), ways):
-            yield BlockCase(block, site, sites[site], dtype, layout, way)
+        for block, site, layout, way in product(names, SMALL_SITES, reversed(LAYOUTS), ways):
+            yield BlockCase(block, site, SMALL_SITES[site], "float32", layout, way)
 
 
 def calls(size: str) -> Iterator[BlockCase]:
@@ -93,12 +91,6 @@ class AttentionCase(Case):
         return (self.image // STRIDES[self.site]) ** 2
 
     @property
-    def flop(self) -> int:
-        """Of the products in the formula: two forward and four backward."""
-        products = {FORWARD: 2, BACKWARD: 4, TRAINING: 6}[self.direction]
-        return self.batch * self.positions**2 * sum(WIDTHS[self.site]) * products
-
-    @property
     def rivals(self) -> tuple[str, ...]:
         """Whom ours meets on a GPU."""
         # The matrices of 64 images of the stem are 20 GB in bfloat16. Eager and compiled would hold as much each while
@@ -112,7 +104,7 @@ class AttentionCase(Case):
 
 def nonlocals(size: str) -> Iterator[AttentionCase]:
     """q, k and v as ResNet-50's non-local blocks make them; on a CPU the stem's, at maps of 28², 56² and 112²."""
-    ways = (FORWARD, BACKWARD) if size in ("tiny", "goal") else (FORWARD, BACKWARD, TRAINING)
+    ways = (FORWARD, BACKWARD, TRAINING) if size == "small" else (FORWARD, BACKWARD)
     if size in ("tiny", "small"):
         maps = [("stem", 16)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
         yield from (AttentionCase(site, image, 1, "float32", way) for (site, image), way in product(maps, ways))
@@ -125,9 +117,8 @@ def nonlocals(size: str) -> Iterator[AttentionCase]:
         if (site, batch, way) != ("stem", 64, BACKWARD)
     ]
     batches = ((64, 224), (16, 224), (1, 224), (1, 512), (1, 1024))
-    sites, dtypes = ("layer1", "layer2", "layer3", "stem", "layer4"), DTYPES if size == "full" else ("bfloat16",)
-    every = product(batches, sites, ways, dtypes)
-    rest = [AttentionCase(site, image, batch, dtype, way) for (batch, image), site, way, dtype in every]
+    every = product(batches, ("layer1", "layer2", "layer3", "stem", "layer4"), ways)
+    rest = [AttentionCase(site, image, batch, "bfloat16", way) for (batch, image), site, way in every]
     yield from dict.fromkeys([*first, *rest])
 
 
@@ -178,11 +169,10 @@ def models(size: str) -> Iterator[NetworkCase]:
             yield NetworkCase("resnet50", name, where, 2, 112, "float32", "contiguous", mode)
     else:
         rest = [each for each in every if each not in GOAL_NETWORKS]
-        layouts = LAYOUTS if size == "full" else LAYOUTS[:1]
         order = ((GOAL_NETWORKS, False), (GOAL_NETWORKS[:1], True), (rest, False), ([*GOAL_NETWORKS[1:], *rest], True))
         for chosen, compiled in order:
-            for (name, where), layout, mode in product(chosen, layouts, modes):
-                yield NetworkCase("resnet50", name, where, 64, 224, "bfloat16", layout, mode, compiled)
+            for (name, where), mode in product(chosen, modes):
+                yield NetworkCase("resnet50", name, where, 64, 224, "bfloat16", "channels_last", mode, compiled)
 
 
 def tuning(size: str) -> Iterator[BlockCase]:

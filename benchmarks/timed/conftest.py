@@ -16,7 +16,7 @@ from benchmarks.timed.clocks import CpuClock, GpuClock, Timer, WallClock
 from benchmarks.timed.memory import freed_memory_kept
 from benchmarks.timed.turns import Prepared, Results, measure, words
 
-SIZES = ("tiny", "small", "goal", "full")
+SIZES = ("tiny", "small", "goal")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,8 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.counted import compile_report, host_time
-from benchmarks.counted.ceilings import ALLOWED, CEILINGS, over
+from benchmarks.counted import host_time
 from benchmarks.files import LATE, RESULTS, ResultError, load
 from benchmarks.timed import cases
 from benchmarks.timed.turns import ENDED
@@ -24,7 +23,6 @@ from benchmarks.timed.turns import ENDED
 PASS, SO_FAR, SHORT, OPEN = "pass", "passes so far", "falls short", "not measured"
 NAMED = 3  # of what is missing
 NOT_YET = (LATE, ENDED)  # reasons that say nothing of a provider
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 APPLY = ("apply_gate", "spatial_apply", "map_gate", "position_gate_fwd")
 
 Content = Mapping[str, Any]
@@ -44,10 +42,6 @@ class Claim:
     least: float | None = None
     unit: str = "times"
 
-    @property
-    def kind(self) -> str:
-        return "counted" if self.file in COUNTED else "measured"
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -57,7 +51,6 @@ class Verdict:
     goal: str
     found: str
     verdict: str
-    kind: str
     source: str
 
 
@@ -163,49 +156,17 @@ def tuned(content: Content) -> Values:
         yield name, case["seconds"]["rule"] / case["seconds"]["table"]
 
 
-def traffic(name: str, content: Content) -> Values:
-    """Passes over their ceiling; what else is over one, in words."""
-    for row in (content or {"rows": []})["rows"]:
-        if row["case"] != name:
-            continue
-        what = f"{row['layout']}{', shortcut' if row['shortcut'] else ''}"
-        if row["ours"] is None:
-            yield what, "Triton does not serve it"
-            continue
-        ours = [row["ours"][way] for way in ("forward", "backward")]
-        moved, sectors, launches = (tuple(each[key] for each in ours) for key in ("total", "sectors", "launches"))
-        about = row["shortcut"], ITEMSIZE[content["dtype"]], row["shape"][1]
-        if lines := over(what, CEILINGS[name], *about, moved, sectors, launches):
-            yield what, "; ".join(lines)
-        for way, total, most in zip(("forward", "backward"), moved, CEILINGS[name].passes(*about), strict=True):
-            yield f"{what}, {way}", total / most
-
-
-def spills(content: Content) -> Values:
-    for row in (compile_report.Row(**row) for row in (content or {"rows": []})["rows"]):
-        if not compile_report.may_spill(row):
-            yield f"{row.kernel}, {row.target}, {row.dtype}, {row.layout}", row.spilled
-
-
-def promise(name: str) -> str:
-    """A block's ceiling in words."""
-    ceiling = CEILINGS[name]
-    launches = "; at most {} + {} launches".format(*ceiling.launches) if ceiling.launches else ""
-    return f"{ceiling.forward:g} + {ceiling.backward:g} passes over the map, and a shortcut's{launches}"
-
-
-COUNTED = ("traffic.json", "compile/report.json")
 FASTER, TAX = "1.3 times as fast as eager PyTorch and torch.compile", "less than eager's, torch.compile's and timm's"
 COPY, RIVALS = "85% of what a copy moves in the same time", "ahead of SDPA, FlexAttention, eager and compiled"
 CALL, RULE = "no longer than eager PyTorch's, by the clock on the wall", "within 10% of the tuned config on every shape"
 HOST = f"at most {host_time.GOAL} of the plain block's, every block, both directions"
-MATRIX, ON_CPU, SPILLS = "no more than the matrix", "at most 1.05 times its time", "none (non-local: 16 bits, sm_90 up)"
+MATRIX, ON_CPU = "no more than the matrix", "at most 1.05 times its time"
 BLOCK, NETWORK = "{block}, {site}, {layout}, {direction}", "{attention}, {where}, {mode}"
 FORMULA, TIMM = partial(on_cpu, "formula"), partial(on_cpu, "timm")
 AWAY = partial(on_cpu, "eager", "{positions} positions, {direction}")
 BLOCKS, NETWORKS, NONLOCAL = "cpu/blocks.json", "cpu/models.json", "cpu/nonlocal.json"
 WAYS, MODES = (cases.FORWARD, cases.BACKWARD), (cases.TRAINING, cases.INFERENCE)
-POINTS, PASSES = "points beside another's", "of them"
+POINTS = "points beside another's"
 TAXED = list(product(("se", "eca", "cbam"), MODES))
 
 # Name, goal, file, where in it, and what bounds it.
@@ -228,8 +189,6 @@ CLAIMS = [
     Claim("ResNet-50 on a CPU, timm's network", ON_CPU, NETWORKS, partial(TIMM, NETWORK), most=1.05),
     Claim("non-local on a CPU, the explicit matrix", ON_CPU, NONLOCAL, AWAY, most=1.05),
     Claim("non-local on a CPU, memory", MATRIX, NONLOCAL, memory, most=1.0),
-    *(Claim(f"{n}, traffic", promise(n), COUNTED[0], partial(traffic, n), ALLOWED, unit=PASSES) for n in CEILINGS),
-    Claim("registers", SPILLS, COUNTED[1], spills, most=0.0, unit="spilled"),
 ]
 
 
@@ -241,8 +200,8 @@ def gpu_folders(results: Path) -> list[Path]:
     return sorted(path for path in found if path.name not in others)
 
 
-def judge(results: Path, counted: Path | None = None) -> list[Verdict]:
-    """All claims, judged by the result files in a folder; what was counted may lie in another one.
+def judge(results: Path) -> list[Verdict]:
+    """All claims, judged by the result files in a folder.
 
     Raises:
         ResultError: a file cannot be read, or is not what its name says.
@@ -253,14 +212,14 @@ def judge(results: Path, counted: Path | None = None) -> list[Verdict]:
         for claim in CLAIMS:
             if folder == folders[0] or claim.file.startswith("<GPU>"):
                 file = claim.file.replace("<GPU>", folder)
-                path = (counted or results if claim.kind == "counted" else results) / file
+                path = results / file
                 content = load(path) if path.exists() else {}
                 try:
                     values = list(claim.values(content))
                 except (KeyError, TypeError, AttributeError) as error:
                     wrong = f"expected a result file of this suite, but {error!r} is not as it should be"
                     raise ResultError(f"{path}: {wrong}") from error
-                found.append(Verdict(claim.name, claim.goal, *decided(claim, values), claim.kind, file))
+                found.append(Verdict(claim.name, claim.goal, *decided(claim, values), file))
     return found
 
 

@@ -29,10 +29,10 @@ def performance(results: Path) -> Page:
         "# Performance",
         "",
         "<!-- Written by `python -m benchmarks.written.page` from the files in benchmarks/results. -->",
-        "What the library claims, what was found, and the files that say so. **Measured** is time on the device "
-        "named; **counted** is bytes, launches and registers, which need no GPU and are the same every time. "
-        "`make bench` makes the times on a CPU and the traffic, `make compile-report` the machine code, `make gpu` "
-        "what needs a GPU, and `make report` this page from whatever there is.",
+        "What the library claims, what was found, and the files that say so. Claims are of time and memory, measured "
+        "on the device named; bytes, launches and registers are counted, which needs no GPU, and are the same every "
+        "time. `make bench` makes the times on a CPU and the traffic, `make compile-report` the machine code, `make "
+        "gpu` what needs a GPU, and `make report` this page from whatever there is.",
         "",
         "One T is one pass over the feature map: N·C·H·W·itemsize bytes. A ratio of times is the median over rounds in "
         "which all took turns, with its quartiles. A claim is decided by its worst case, and passes only if all that "
@@ -48,9 +48,13 @@ def performance(results: Path) -> Page:
             page.add(f"Not measured on this device: {', '.join(absent)}. `make gpu` measures them.")
     if not folders:
         page.add("**No time on a GPU has been measured**: `make gpu` on a machine with one does.")
-    page.add("## Counted")
-    if (results / "traffic.json").exists():
-        sections.traffic(page, load(results / "traffic.json"))
+    page.add(
+        "## Counted",
+        "",
+        "What every block moves stands in [one table](measuring.md#what-is-counted), and on its own page with what it "
+        "keeps; what it may move and launch at most in `benchmarks/counted/ceilings.py`, which `make traffic` holds. "
+        "`make guard`, which the tests run, fails where a byte, a launch, a register or a spill is more than before.",
+    )
     if (results / predicted.FILE).exists() and (results / predicted.MEASURED).exists():
         sections.predictions(page, load(results / predicted.FILE), load(results / predicted.MEASURED))
     page.add(

@@ -70,50 +70,24 @@ def save(path: Path, draw: Draw, size: tuple[float, float], note: str) -> None:
         pyplot.close(figure)
 
 
-def grouped_bars(axes: Any, groups: Sequence[str], values: Mapping[str, Mapping[str, float]], unit: str) -> None:
-    """Bars side by side: for every group one of each provider that has a value there."""
-    providers = list(values)
-    width = 0.8 / max(len(providers), 1)
-    for i, provider in enumerate(providers):
-        at = [j for j, group in enumerate(groups) if group in values[provider]]
-        axes.bar(
-            [j + (i - (len(providers) - 1) / 2) * width for j in at],
-            [values[provider][groups[j]] for j in at],
-            width=0.92 * width,
-            color=colour(provider, providers),
-            label=words(provider),
-        )
-    axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
-    axes.set_ylabel(unit)
-    axes.grid(axis="y", color="#dddddd")
-    axes.set_axisbelow(True)
-    axes.axhline(0, color="#000000", linewidth=0.8)
-
-
-def traffic(data: Mapping[str, Mapping[str, Sequence[float]]]) -> Draw:
-    """Passes over the map by block: ``data[provider][block]`` is forward and backward."""
-
-    def draw(figure: Any) -> None:
-        for axes, i, title in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("forward", "backward"), strict=True):
-            blocks = list(next(iter(data.values())))
-            values = {who: {block: each[i] for block, each in found.items()} for who, found in data.items()}
-            grouped_bars(axes, blocks, values, "T, passes over the map" if i == 0 else "")
-            axes.set_title(title)
-        axes.legend(frameon=False)
-
-    return draw
-
-
 def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
-    """The tax in percent: ``data[title][provider][attention]``."""
+    """The tax in percent, as bars side by side: ``data[title][provider][attention]``."""
 
     def draw(figure: Any) -> None:
         all_axes = figure.subplots(1, len(data), squeeze=False)[0]
         for axes, (title, values) in zip(all_axes, data.items(), strict=True):
             groups = list(dict.fromkeys(group for each in values.values() for group in each))
-            percent = {who: {group: 100 * tax for group, tax in each.items()} for who, each in values.items()}
-            grouped_bars(axes, groups, percent, "time over the plain network's, %" if axes is all_axes[0] else "")
+            width = 0.8 / len(values)
+            for i, (provider, paid) in enumerate(values.items()):
+                at = [groups.index(group) + (i - (len(values) - 1) / 2) * width for group in paid]
+                bars = {"color": colour(provider, list(values)), "label": words(provider), "width": 0.92 * width}
+                axes.bar(at, [100 * each for each in paid.values()], **bars)
+            axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+            axes.grid(axis="y", color="#dddddd")
+            axes.set_axisbelow(True)
+            axes.axhline(0, color="#000000", linewidth=0.8)
             axes.set_title(title)
+        all_axes[0].set_ylabel("time over the plain network's, %")
         all_axes[0].legend(frameon=False)
 
     return draw

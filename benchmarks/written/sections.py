@@ -15,7 +15,6 @@ from benchmarks.written.plots import words
 
 Content = Mapping[str, Any]
 OURS = ("ours", "ours-compile")
-GATES = ("se", "eca", "coordinate", "cbam", "dual", "gate", "pixel")
 
 
 @dataclass
@@ -88,8 +87,8 @@ def claims(page: Page) -> None:
     rows = []
     for each in sorted(judge(page.results), key=lambda each: order.get(each.verdict, 3)):
         verdict = each.verdict if each.verdict == "pass" else f"**{each.verdict}**"
-        rows.append((each.name, each.goal, each.found or "—", verdict, each.kind, f"`{each.source}`"))
-    page.table("claim | goal | found | verdict | how | file in benchmarks/results", rows)
+        rows.append((each.name, each.goal, each.found or "—", verdict, f"`{each.source}`"))
+    page.table("claim | goal | found | verdict | file in benchmarks/results", rows)
 
 
 def models(page: Page, file: str, content: Content) -> None:
@@ -254,28 +253,6 @@ def measured(page: Page, folder: Path) -> Iterator[str]:
             section(page, file, load(page.results / file))
         else:
             yield suite
-
-
-def traffic(page: Page, content: Content) -> None:
-    page.add(
-        "### Traffic",
-        "",
-        "Bytes that a block moves, in passes over its map, forward and backward: ours under Triton's interpreter, load "
-        "by load, eager PyTorch operator by operator. Fewer bytes are not yet less time.",
-    )
-    rows = {row["case"]: row for row in content["rows"] if row["layout"] == "channels_last" and row["shortcut"]}
-    data = {
-        who: {
-            block: [rows[block][who][way]["total"] for way in ("forward", "backward")]
-            for block in GATES
-            if block in rows and rows[block]["ours"]
-        }
-        for who in ("ours", "eager")
-    }
-    note = page.source("traffic.json", content)
-    about = f"with shortcut and ReLU, channels_last, {content['dtype']}; {note}"
-    page.picture("traffic", "traffic by block", plots.traffic(data), data, (9.0, 3.6), about)
-    page.add("What every block keeps for its backward is on its own page.")
 
 
 def predictions(page: Page, content: Content, took: Content) -> None:

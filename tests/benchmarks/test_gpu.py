@@ -74,7 +74,7 @@ def test_stages_come_in_the_order_of_want_and_share_the_time(
     assert gpu.main([*QUICK, "--output", str(tmp_path), "--stages", "nonlocal,models"]) == 0
     said = capsys.readouterr().out
     assert "Cut off; not run: nonlocal, models" in said
-    assert "se, traffic" in said  # the claims are judged all the same
+    assert "se, both ways" in said  # the claims are judged all the same
     with tarfile.open(tmp_path / "interpreter.tar.gz") as packed:
         assert sorted(packed.getnames())[1:] == [f"interpreter/{name}.json" for name in ("blocks", "calls", "tests")]
 

@@ -65,10 +65,9 @@ def test_the_rooms_import_one_way() -> None:
     ],
 )
 def test_what_the_claims_are_about_comes_first(suite: str, goal: int, first: str) -> None:
-    found = {size: list(map(str, SUITES[suite](size))) for size in ("tiny", "small", "goal", "full")}
+    found = {size: list(map(str, SUITES[suite](size))) for size in ("tiny", "small", "goal")}
     assert all(len(each) == len(set(each)) for each in found.values())
     assert (len(found["goal"]), found["goal"][0]) == (goal, first)
-    assert {*found["goal"]} <= {*found["full"]}
     assert found["tiny"]
     assert bool(found["small"]) == (suite in ("blocks", "nonlocal", "models"))  # a CPU's
 
@@ -273,7 +272,6 @@ def test_flex_attention_is_tried_with_smaller_blocks(monkeypatch: pytest.MonkeyP
     prepared = bench_nonlocal.prepare(ATTENTION)
     prepared.makers["flex"]()
     assert tried == bench_nonlocal.FLEX_OPTIONS[:3]
-    assert prepared.extra({}, {"flex": [1.0]})["flex_options"] == tried[-1]
     monkeypatch.setitem(bench_nonlocal.PROVIDERS, "flex", lambda **_: lambda q, _, v: q @ v)
     with pytest.raises(RuntimeError):  # by the last
         bench_nonlocal.prepare(ATTENTION).makers["flex"]()

@@ -16,6 +16,7 @@ from benchmarks.counted import traffic
 from benchmarks.counted.ceilings import CEILINGS, Ceiling, over
 from benchmarks.counted.kept import count_kept
 from benchmarks.counted.meter import Traffic, count
+from benchmarks.files import RESULTS
 
 pytestmark = pytest.mark.interpreter
 
@@ -105,6 +106,13 @@ def test_a_ceiling_with_and_without_the_tail() -> None:
     # Seven float32 values for each position, of 64 channels in 2 bytes or 32 in 4.
     ceiling = Ceiling(4, 6, mask_reads=3, position_values=(7, 0))
     assert ceiling.passes(False, 2, 64) == ceiling.passes(False, 4, 32) == (4 + 28 / 128, 6)
+
+
+def test_the_committed_counts_are_within_their_ceilings() -> None:
+    for row in json.loads((RESULTS / "traffic.json").read_text())["rows"]:
+        ours = [row["ours"][way] for way in ("forward", "backward")]
+        found = ((one[key], other[key]) for one, other in (ours,) for key in ("total", "sectors", "launches"))
+        assert over(row["case"], CEILINGS[row["case"]], row["shortcut"], 2, row["shape"][1], *found) == []
 
 
 def test_what_is_over_a_ceiling_is_named() -> None:
