@@ -36,7 +36,7 @@ class Mutant:
 
 
 def mutants(name: str, every: int = 1) -> list[Mutant]:
-    """Of all launches of a block's training step, in both layouts, each barrier left out in turn, or one of ``every``."""
+    """Of all launches of a block's training step, in both layouts, each barrier left out in turn, or one of so many."""
     made: list[Mutant] = []
     counted = count()
 
