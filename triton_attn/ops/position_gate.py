@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend
 from ..reference.channel_gate import activate
 from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
-from .gating import in_units, unpacked
+from .gating import unpacked
 from .layout import empty_map, row_stride, rows, served
 from .library import Launcher, Op, Results
 from .map_gate import map_gate
 from .partial_sums import partial_sums
+from .position_network import empty_sums, is_wide, map_strides, network_arguments, summed_layer
 
 
 def pixel_attention(
@@ -136,8 +136,8 @@ def forward(
     bits = _empty_bits(x) if saves and shortcut is not None else None
     weight, bias = None, None
     if more_weight is not None and more_bias is not None:
-        weight1, bias1 = weight, bias = _summed_layer(x, weight1, bias1, more_weight, more_bias)
-    network = _network(x, channels_last, weight1, bias1, weight2, bias2, signal)
+        weight1, bias1 = weight, bias = summed_layer(x, weight1, bias1, more_weight, more_bias)
+    network = network_arguments(x, channels_last, weight1, bias1, weight2, bias2, signal)
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -158,9 +158,9 @@ def forward(
         HAS_SHORTCUT=shortcut is not None,
         ACTIVATION=activation,
         SAVE_BITS=bits is not None,
-        WIDE=_is_wide(x, y, shortcut, signal),
+        WIDE=is_wide(x, y, shortcut, signal),
         **network,
-        **_map_strides(channels_last, y=y, x=x, s=shortcut),
+        **map_strides(channels_last, y=y, x=x, s=shortcut),
     )
     return (y, weight, bias, bits) if saves else (y, None, None, None)
 
@@ -181,7 +181,7 @@ def _forward_fake(
     x, channels_last = served(x)
     return (
         empty_map(x, channels_last),
-        *(_empty_sums(x, weight1) if saves and more_weight is not None else (None, None)),
+        *(empty_sums(x, weight1) if saves and more_weight is not None else (None, None)),
         _empty_bits(x) if saves and shortcut is not None else None,
     )
 
@@ -246,9 +246,9 @@ def backward(
         NEEDS_MAP=needs_map,
         NEEDS_SIGNAL=dsignal is not None,
         NEEDS_WEIGHTS=needs_weights,
-        WIDE=_is_wide(x, grad, dx, dshortcut, signal, dsignal),
-        **_network(x, channels_last, *own, weight2, bias2, signal),
-        **_map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
+        WIDE=is_wide(x, grad, dx, dshortcut, signal, dsignal),
+        **network_arguments(x, channels_last, *own, weight2, bias2, signal),
+        **map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
     )
     return dx, dsignal, dshortcut, None if partials is None else partial_sums(partials, weight1.dtype)
 
@@ -286,37 +286,6 @@ def _empty_bits(x: Tensor) -> Tensor:
     return torch.empty((batch, height * width, rules.cdiv(channels, 8)), dtype=torch.uint8, device=x.device)
 
 
-def _empty_sums(x: Tensor, weight1: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for a sum of weights, as it is multiplied, and of biases."""
-    bias = torch.empty(weight1.shape[0], dtype=torch.float32, device=x.device)
-    return torch.empty(weight1.shape, dtype=x.dtype, device=x.device), bias
-
-
-def _summed_layer(
-    x: Tensor, weight1: Tensor, bias1: Tensor, more_weight: Tensor, more_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The sum of two layers."""
-    from ..kernels.position_gate import summed_layer_kernel
-
-    weight, bias = _empty_sums(x, weight1)
-    block = 1024
-    launch.start(
-        summed_layer_kernel,
-        (rules.cdiv(weight.numel(), block),),
-        x.device,
-        weight_ptr=weight,
-        bias_ptr=bias,
-        weight1_ptr=weight1.contiguous(),
-        bias1_ptr=bias1.contiguous(),
-        more_weight_ptr=more_weight.contiguous(),
-        more_bias_ptr=more_bias.contiguous(),
-        size=weight.numel(),
-        hidden=bias.numel(),
-        BLOCK=block,
-    )
-    return weight, bias
-
-
 def _mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
     """What these bits say, as booleans ``(N, C, H, W)``."""
     batch, channels, height, width = x.shape
@@ -325,53 +294,6 @@ def _mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 def _parameters(weight1: Tensor, weight2: Tensor) -> int:
     return weight1.numel() + weight1.shape[0] + weight2.numel() + weight2.shape[0]
-
-
-def _network(
-    x: Tensor,
-    channels_last: bool,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    signal: Tensor | None,
-) -> dict[str, Any]:
-    """The launch arguments of the gate network, and how it multiplies."""
-    import triton.language as tl
-
-    if signal is not None:
-        signal, _ = served(signal, channels_last)
-    dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[x.dtype]
-    if dot == tl.bfloat16 and backend.interpreting():
-        dot = tl.float32  # the interpreter cannot multiply bfloat16
-    return {
-        "weight1_ptr": weight1.contiguous(),
-        "bias1_ptr": bias1.contiguous(),
-        "weight2_ptr": weight2.contiguous(),
-        "bias2_ptr": bias2.contiguous(),
-        "signal_ptr": signal,
-        "stride_hn": 0 if signal is None else signal.stride(0),
-        "stride_ho": 0 if signal is None else row_stride(signal, channels_last),
-        "CHANNELS": weight1.shape[1],
-        "HIDDEN": weight1.shape[0],
-        "PER_CHANNEL": weight2.shape[0] > 1,
-        "HAS_SIGNAL": signal is not None,
-        "DOT": dot,
-        "PRECISION": chips.precision(x.dtype, chips.chip_of(x.device)),
-    }
-
-
-def _map_strides(channels_last: bool, x: Tensor, **maps: Tensor | None) -> dict[str, Any]:
-    """Strides and positions of maps like ``x``, in units."""
-    unit, strides = in_units(channels_last, rows(x, channels_last)[1], x=x, **maps)
-    positions = x.shape[2] * x.shape[3]
-    return {"CHANNELS_LAST": channels_last, "positions": positions if channels_last else positions // unit, **strides}
-
-
-def _is_wide(*maps: Tensor | None) -> bool:
-    """Whether an element of an image of one of the maps lies 2³¹ elements or more behind its first."""
-    shapes = ((t.shape[1:], t.stride()[1:]) for t in maps if t is not None)
-    return any(sum((size - 1) * stride for size, stride in zip(*each, strict=True)) >= 2**31 for each in shapes)
 
 
 def _gradients(found: Results, tensors: Results) -> Results:
