@@ -1,9 +1,8 @@
 """CBAM and dual attention as one op: dual is CBAM whose channel gate is the product of two bottlenecks.
 
 Passes over the map: 4 forward and 5 backward, 5 and 6 with a shortcut (and a mask of one bit per element). Beside them
-go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 7 backward, for
-a second bottleneck 1 and 2 more, and one more of each for every bottleneck whose layers are large; backward one more
-where a map has many positions, and the gates' gradient many parts.
+go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 8 backward,
+for a second bottleneck 1 and 2 more, and one more of each for every bottleneck whose layers are large.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from ..reference import cbam as plain
 from ..reference import dual as plain_dual
-from ..tuning import rules
 from . import dense, gating, spatial
 from .dense import Made, Network, Parameters
 from .gating import Pooled
@@ -175,11 +173,10 @@ def backward(
     dpooled, winner, dgate, dtaps = spatial.reading_bwd(
         grad, x, gate, pooled, of_positions, conv_weight, activation, channels_last, bits
     )
-    if dgate.shape[1] > rules.MOST_PARTS:
-        # Added up once, by many programs: those of a network are few, and wait for every part.
-        whole = gating.whole(Pooled(dgate, None, None), 1, "mean", False).mean
-        assert whole is not None
-        dgate = whole[:, None]
+    # Added up once, by many programs: those of a network are few, and wait for every part.
+    whole = gating.whole(Pooled(dgate, None, None), 1, "mean", False).mean
+    assert whole is not None
+    dgate = whole[:, None]
     first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
     network = _network(activation)
     one = Made(gate1, hidden1, Pooled(mean1, None, None))

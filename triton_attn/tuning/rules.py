@@ -120,8 +120,8 @@ def dense_hidden(channels: int, hidden: int, parts: int, peaks: bool = False) ->
     """Blocks for a product that sums over channels, and adds up parts: of the forward's first layer, and backward.
 
     None goes by the batch: the order of a sum must not. A program has few steps with much to read in each, since it
-    waits for every one: so many warps that a thread has 32 elements of the parts, or 16 with maxima, which need four
-    registers each.
+    waits for every one: so many warps that a thread has 32 elements of the parts at most, or 16 with maxima, which need
+    four registers each.
     """
     block_s = parts_block(parts)
     block_c = min(max(power_of_two(channels), 16), 64 if peaks else 128, (256 if peaks else 512) // block_s)
@@ -131,7 +131,7 @@ def dense_hidden(channels: int, hidden: int, parts: int, peaks: bool = False) ->
         "BLOCK_C": block_c,
         "BLOCK_M": 16 if hidden <= 256 else 32,
         "BLOCK_S": block_s,
-        "num_warps": max(ROWS * block_c * block_s // (512 if peaks else 1024), 4),
+        "num_warps": 8 if block_c * block_s > 64 else 4,
     }
 
 
@@ -172,10 +172,6 @@ def dense_weights(channels: int, hidden: int) -> dict[str, int]:
         "BLOCK_M": min(max(power_of_two(hidden), 16), 32),
         "num_warps": 4,
     }
-
-
-# Of CBAM's sums of the gates' gradient: more parts than these are added up by a launch of their own.
-MOST_PARTS = 4
 
 
 @cache
