@@ -29,6 +29,7 @@ from benchmarks.timed.cases import (
 from benchmarks.timed.clocks import CpuClock, measure_launches
 from benchmarks.timed.formulas import FORMULAS
 from benchmarks.timed.providers import PROVIDERS, Reference, Setup, WrongResult
+from triton_attn.reference import resnet
 from triton_attn.reference.non_local import attend_explicit
 from triton_attn.reference.registry import BLOCKS as PLAIN
 
@@ -210,12 +211,14 @@ def test_a_tax_is_against_the_like() -> None:
 @pytest.mark.interpreter
 def test_a_compiled_network_is_timed_with_our_ops_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graphs, "compiler", "eager")
+    block, _ = resnet.ARCHITECTURES["resnet18"]
+    monkeypatch.setitem(resnet.ARCHITECTURES, "resnet18", (block, (1, 1, 1, 1)))
     makers = bench_models.prepare(replace(NETWORK, compiled=True, mode=INFERENCE)).makers
     for make in makers.values():
         torch.compiler.reset()
         assert make()().shape == (2, 1000)
     torch.compiler.reset()
-    with triton_attn.use_backend("reference"), pytest.raises(ValueError, match="of 8 blocks 0 were compiled with an"):
+    with triton_attn.use_backend("reference"), pytest.raises(ValueError, match="of 4 blocks 0 were compiled with an"):
         makers["ours-compile"]()
 
 
