@@ -80,6 +80,11 @@ def odd(name: str, value: object) -> None:
         raise ValueError(f"{name} must be odd, got {value}")
 
 
+def is_autocast(t: Tensor) -> bool:
+    """Whether autocast is in force where this tensor lies. Of tensors without data PyTorch cannot be asked."""
+    return t.device.type != "meta" and torch.is_autocast_enabled(t.device.type)
+
+
 def check_map(
     x: Tensor,
     channels: int | None,
@@ -115,7 +120,7 @@ def check_map(
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if parameter is not None and x.device != parameter.device:
         raise ValueError(f"{name} is on {x.device}, but the block's parameters are on {parameter.device}")
-    if parameter is not None and x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+    if parameter is not None and x.dtype != parameter.dtype and not is_autocast(x):
         raise TypeError(
             f"{name} is {x.dtype}, but the block's parameters are {parameter.dtype}: convert one of them, "
             "or use torch.autocast"

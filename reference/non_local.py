@@ -17,7 +17,7 @@ from torch.fx import Proxy
 from . import attention_by_rows
 from .attention_by_rows import AttentionByRows
 from .channel_gate import check_choice
-from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_width
+from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_width, is_autocast
 from .identity import last_convolution
 from .layers import POINTWISE, expects, plain_weights
 from .tracing import node
@@ -111,7 +111,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mode: str) ->
             raise ValueError(f"{name} must be 3-D, (N, positions, channels), got shape {tuple(t.shape)}")
         if t.dtype not in FLOATS:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
-        if t.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+        if t.dtype != q.dtype and not is_autocast(q):
             raise TypeError(f"{name} is {t.dtype}, but q is {q.dtype}: convert one of them, or use torch.autocast")
         if t.device != q.device:
             raise ValueError(f"{name} is on {t.device}, but q is on {q.device}")

@@ -156,3 +156,8 @@ def test_cbam_and_dual_are_the_blocks(with_shortcut: bool) -> None:
         (triton_attn.DualAttentionBlock(8, 4), functional.dual),
     ):
         assert torch.equal(function(x, *block.parameters(), shortcut), block(x, shortcut))
+
+
+def test_attention_of_tensors_without_data() -> None:
+    q = torch.empty(2, 6, 4, device="meta")
+    assert functional.nonlocal_attention(q, q, q).shape == q.shape

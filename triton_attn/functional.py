@@ -24,7 +24,7 @@ from .reference.batch_norm import BatchNorm as BatchNorm
 from .reference.batch_norm import batch_norm, check_norm
 from .reference.cbam import cbam as plain_cbam
 from .reference.cbam import check_spatial_gate
-from .reference.common import check_map
+from .reference.common import check_map, is_autocast
 from .reference.coordinate import LINEAR
 from .reference.dual import dual as plain_dual
 from .reference.pixel import check_pixel_network
@@ -344,7 +344,7 @@ def nonlocal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mode
         BackendError: ``use_backend("triton")`` is in force and Triton cannot serve.
     """
     plain_non_local.check_attention(q, k, v, scale, mode)
-    if torch.is_autocast_enabled(q.device.type) and torch.float64 not in (q.dtype, k.dtype, v.dtype):
+    if is_autocast(q) and torch.float64 not in (q.dtype, k.dtype, v.dtype):
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
     if mode == "softmax" and backend.use_triton(q, k, v):
         return ops.non_local(q, k, v, scale=scale)

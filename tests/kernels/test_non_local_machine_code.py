@@ -87,6 +87,17 @@ def test_site(target: str, dtype: torch.dtype, layout: str, site: str) -> None:
                 assert "mma.sync" not in ptx, what
 
 
+@pytest.mark.parametrize(("name", "site"), [("published.nonlocal", "layer2"), ("published.position", "layer3")])
+def test_as_published(name: str, site: str) -> None:
+    """Fewer keys than queries, and queries and keys of an eighth of the channels: no spills on Hopper."""
+    channels, side = SITES[site]
+    shape = (64, channels, side, side)
+    found = block_launches(name, shape, torch.bfloat16, torch.channels_last, True, target="sm_90")
+    assert any(launch.name in PRODUCTS for launch in found)
+    for launch in found:
+        assert compiled_quickly(launch, "sm_90").spilled == 0 or not promised(), launch.name
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_the_batch_changes_no_program(site: str) -> None:
     """The last, smaller batch of an epoch compiles nothing again, and sums in no other order."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..reference.cbam import pooled_channels
+from ..reference.common import is_autocast
 from . import gating, spatial
 from .gate_by import POOL
 from .layout import empty_map, served
@@ -28,7 +29,7 @@ def cbam_by(x: Tensor, channels: Network, positions: Network, shortcut: Tensor |
     ``channels`` takes and returns ``(N, C, 1, 1)``, ``positions`` ``(N, 1, H, W)``, in the dtype of ``x``. Not for
     compilation, where nothing can call them from within an op.
     """
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x):
         # The gates come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
     link, last = _Link(), in_one(x, shortcut)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..reference.channel_gate import activate
+from ..reference.common import is_autocast
 from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
@@ -78,7 +79,7 @@ def position_gate(
     position; ``more_weight`` and ``more_bias`` are added to weight1 and bias1; ``signal`` ``(N, m, H, W)``; in place of
     σ another ``activation`` of map_gate's.
     """
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x):
         # The gates would come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
     network = (weight1, bias1, weight2, bias2, more_weight, more_bias)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import backend, functional, ops
 from ..ops.channel_attention import channel_attention
 from ..reference import published
-from ..reference.common import add_shortcut, check_map
+from ..reference.common import add_shortcut, check_map, is_autocast
 from ..reference.layers import expects, fit, is_touched
 
 
@@ -46,7 +46,7 @@ class ChannelAttention(published.ChannelAttention):
             return super().forward(x, shortcut)
         backend.refuse("attention between channels is products of the library alone")
         check_map(x, self.channels, self.gamma, shortcut)
-        plain = backend.requested_backend() == "reference" or torch.is_autocast_enabled(x.device.type)
+        plain = backend.requested_backend() == "reference" or is_autocast(x)
         if plain or torch.compiler.is_compiling():
             return super().forward(x, shortcut)
         return channel_attention(x, self.gamma, shortcut)
