@@ -36,6 +36,6 @@ def test_a_batch_of_16_fills_a_chip(channels: int, positions: int) -> None:
 
 @given(positions=sizes)
 def test_conv(positions: int) -> None:
-    for config in spatial_rules.conv(positions), spatial_rules.conv_bwd(positions):
-        # The window around a position has 64 columns, of which a thread has 16 elements.
-        assert config["BLOCK_P"] * 64 <= 16 * 32 * config["num_warps"]
+    config = spatial_rules.conv(positions)
+    # The window around a position has 64 columns, of which a thread has 16 elements.
+    assert config["BLOCK_P"] * 64 <= 16 * 32 * config["num_warps"]

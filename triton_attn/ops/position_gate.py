@@ -18,7 +18,7 @@ from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
 from .gating import unpacked
-from .layout import empty_map, row_stride, rows, served
+from .layout import empty_map, is_channels_last, row_stride, rows, served
 from .library import Launcher, Op, Results
 from .map_gate import map_gate
 from .partial_sums import partial_sums
@@ -110,9 +110,17 @@ def _logits(
     """What the gate is the sigmoid of, in plain PyTorch."""
     if more_weight is not None and more_bias is not None:
         weight1, bias1 = weight1 + more_weight, bias1 + more_bias
-    hidden = torch.conv2d(x, weight1, bias1)
+    hidden = _convolved(x, weight1, bias1)
     hidden = hidden if signal is None else hidden + signal
-    return torch.conv2d(torch.relu(hidden), weight2, bias2)
+    return _convolved(torch.relu(hidden), weight2, bias2)
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1×1 convolution; of a channels_last map one matrix product, which adds the bias as it writes."""
+    if not is_channels_last(x):
+        return torch.conv2d(x, weight, bias)
+    rows = torch.nn.functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias)
+    return rows.permute(0, 3, 1, 2)
 
 
 def forward(

@@ -123,7 +123,7 @@ def reading_bwd(
     from ..kernels.spatial_conv import spatial_conv_bwd_kernel
 
     batch, channels, height, width = x.shape
-    positions, config = height * width, spatial_rules.conv_bwd(height * width)
+    positions, config = height * width, spatial_rules.conv(height * width)
     conv_blocks = rules.cdiv(positions, config["BLOCK_P"])
     dpooled, dgate = torch.empty_like(pooled), empty_dgate(x)
     winner = torch.empty((batch, positions), dtype=torch.int32, device=x.device)

@@ -37,17 +37,7 @@ def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> di
 
 @cache
 def conv(positions: int) -> dict[str, int]:
-    """Blocks of the convolution, whose window of 64 columns around each position has 16 elements in a thread.
-
-    Small programs: a chip has many of them at once, and none waits for more than four warps.
-    """
-    block = 16 if positions <= 256 else 32
-    return {"BLOCK_P": block, "num_warps": block // 8}
-
-
-@cache
-def conv_bwd(positions: int) -> dict[str, int]:
-    """The same of its backward, where every block leaves sums for all taps: few of them, on a large map."""
+    """Blocks of the convolution, whose window of 64 columns around each position has 16 elements in a thread."""
     block = 16 if positions <= 256 else 128
     return {"BLOCK_P": block, "num_warps": block // 8}
 
