@@ -43,6 +43,12 @@ BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(6, 8), position_values=(12, 4
 CEILINGS = {
     "se": SQUEEZE,
     "eca": replace(SQUEEZE, launches=(3, 4)),
+    # Sums of the batch norm are vectors of every span, and of the batch. Running statistics take four launches here,
+    # one on a GPU.
+    "se, behind a batch norm": Ceiling(3.05, 5.05, mask_reads=2, launches=(8, 5)),
+    "se, behind a batch norm in evaluation": Ceiling(3.05, 4.05, mask_reads=2, launches=(4, 5)),
+    "eca, behind a batch norm": Ceiling(3.05, 5.05, mask_reads=2, launches=(8, 5)),
+    "eca, behind a batch norm in evaluation": Ceiling(3.05, 4.05, mask_reads=2, launches=(4, 5)),
     # Every span of the multiply's backward reads two vectors more where maxima are pooled.
     "coordinate": Ceiling(3, 4.05, mask_reads=2, launches=(4, 5)),
     "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2, launches=(4, 5)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.counted import inductor
 from benchmarks.counted.ceilings import CEILINGS, over
 from benchmarks.counted.kept import count_kept
 from benchmarks.counted.meter import ROLES, Traffic, count
@@ -55,7 +57,12 @@ class Case:
         return SHAPES.get(self.block, SHAPE)
 
 
+# What a residual block does behind its last convolution: the batch norm is counted too, training or not.
+NORMED, NORMED_EVALUATION = "behind a batch norm", "behind a batch norm in evaluation"
+TAILS = [Case(block, variant) for block in ("se", "eca") for variant in (NORMED, NORMED_EVALUATION)]
 VARIANTS = [Case("coordinate", "maxima tied"), Case("gate", "own signal")]
+# Of a tail also what Inductor plans, for ResNet-50's layer1 at batch 64: it splits the sums of smaller maps.
+INDUCTOR_SHAPE = (64, 256, 56, 56)
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Row:
     shape: tuple[int, ...]
     eager: Side
     ours: Side | None = None
+    inductor: tuple[float, ...] | None = None  # T forward and backward; in evaluation of an inference alone
 
     def excess(self) -> list[str]:
         """What of this row is over its ceiling; a block that is served must have one."""
@@ -160,13 +168,16 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
         inputs["shortcut"] = draw()
     inputs = {name: t.requires_grad_() for name, t in inputs.items()}
     block = triton_attn.create_attention(case.block, shape[1]).to(DTYPE)
-    parameters = list(block.parameters())
+    norm = None
+    if case in TAILS:
+        norm = torch.nn.BatchNorm2d(shape[1], dtype=DTYPE).train(case.variant == NORMED)
+    parameters = [*block.parameters(), *(norm.parameters() if norm is not None else ())]
     served = triton_attn.explain(block, x[:1, :, :2, :2])[0].backend == "triton"
 
     def run(backend: Any) -> Side:
         with triton_attn.use_backend(backend):
             with count(x, parameters) as forward, count_kept(parameters) as kept:
-                y = block(**inputs)
+                y = tail(block, norm, **inputs)
             size = x.numel() * x.itemsize
             held = Held(kept.total / size, kept.of(y) / size)
             with count(x, parameters) as backward:
@@ -180,24 +191,72 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
         shape=shape,
         eager=run("reference"),
         ours=run("triton") if served else run("auto") if case.block in WITHOUT_KERNELS else None,
+        inductor=planned(case, memory_format, with_shortcut) if norm is not None else None,
     )
 
 
+def tail(block: Any, norm: torch.nn.Module | None, x: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
+    """The block's output, for the batch norm's output if there is one: in one where the block has that."""
+    if norm is None:
+        return block(x, **others)
+    y = block.behind(norm, x, others.get("shortcut"))
+    return block(norm(x), **others) if y is None else y
+
+
+def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool) -> tuple[float, ...]:
+    """What Inductor plans to move for the plain formula of a tail, in T."""
+    from triton_attn import reference
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(INDUCTOR_SHAPE[1], dtype=DTYPE)
+            self.block = reference.registry.BLOCKS[case.block](INDUCTOR_SHAPE[1], dtype=DTYPE)
+
+        def forward(self, x: torch.Tensor, *shortcut: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.block(self.norm(x), *shortcut)
+            return y
+
+    training = case.variant == NORMED
+
+    def make() -> tuple[torch.nn.Module, list[torch.Tensor]]:
+        maps = (torch.empty(INDUCTOR_SHAPE, dtype=DTYPE) for _ in range(1 + with_shortcut))
+        laid = [each.contiguous(memory_format=memory_format).requires_grad_(training) for each in maps]
+        return Plain().train(training), laid
+
+    size = math.prod(INDUCTOR_SHAPE) * DTYPE.itemsize
+    return tuple(moved / size for moved, _ in inductor.moved(make, training))
+
+
 def measure_all(names: Sequence[str], shape: Sequence[int] | None = None) -> Iterator[Row]:
-    """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one."""
-    for case in sorted([*map(Case, names), *(each for each in VARIANTS if each.block in names)], key=str):
+    """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one.
+
+    ``"tails"`` are SE and ECA with the batch norm in front, in channels_last.
+    """
+    blocks = (name for name in names if name != "tails")
+    for case in sorted([*map(Case, blocks), *(each for each in VARIANTS if each.block in names)], key=str):
         if case.block in PUBLISHED:  # layouts and shortcuts are their tests' affair
             yield measure(case, True, False, shape)
             continue
         for channels_last in (False, True):
             for shortcut in (False, True):
                 yield measure(case, channels_last, shortcut, shape)
+    if "tails" in names:
+        for case in TAILS:
+            yield from (measure(case, True, shortcut, shape) for shortcut in (False, True))
 
 
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     head = ["block", "layout", "shortcut + ReLU", "forward, T", "backward, T", "eager forward, T", "eager backward, T"]
-    head += ["eager / ours", "kept, T", "eager keeps, T", "sectors / bytes", "launches (of them over the map)"]
+    head += [
+        "Inductor, T",
+        "eager / ours",
+        "kept, T",
+        "eager keeps, T",
+        "sectors / bytes",
+        "launches (of them over the map)",
+    ]
     head += ["eager launches"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
@@ -212,7 +271,8 @@ def table(rows: list[Row]) -> str:
             sectors = f"{max(each.sectors for each in row.ours.both):.2f}"
             launches = " + ".join(f"{each.launches} ({each.map_launches})" for each in row.ours.both)
         tail = "yes" if row.shortcut else "no"
-        cells = [str(row.case), row.layout, tail, *ours, *eager, ratio, kept, held(asdict(row.eager.kept))]
+        plans = " + ".join(f"{each:.1f}" for each in row.inductor or ())
+        cells = [str(row.case), row.layout, tail, *ours, *eager, plans, ratio, kept, held(asdict(row.eager.kept))]
         lines.append([*cells, sectors, launches, eager_launches])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -249,6 +309,7 @@ def as_json(rows: list[Row]) -> str:
                 "shape": row.shape,
                 "ours": row.ours and asdict(row.ours),
                 "eager": asdict(row.eager),
+                **({} if row.inductor is None else {"inductor": row.inductor}),
             }
             for row in rows
         ],
@@ -271,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET must be 1 or unset: kernels are counted under Triton's interpreter")
     import triton_attn
 
-    known = [*triton_attn.list_attention(), *PUBLISHED]
+    known = [*triton_attn.list_attention(), *PUBLISHED, "tails"]
     names = arguments.blocks.split(",") if arguments.blocks else known
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"--blocks: unknown {', '.join(unknown)}; known are {', '.join(known)}")

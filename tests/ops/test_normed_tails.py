@@ -141,6 +141,24 @@ def test_attention_behind_the_block_sees_its_map(started: list[str]) -> None:
             torch.testing.assert_close(y, ours(images()), rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_it_is_one_op_in_the_graph() -> None:
+    from benchmarks.counted.graphs import Graphs
+
+    ours, graphs = block(), Graphs("aot_eager")
+    plain = copy.deepcopy(ours)
+    y = torch.compile(ours, fullgraph=True, backend=graphs)(images())
+    y.square().mean().backward()
+    with triton_attn.use_backend("reference"):
+        right = plain(images())
+        right.square().mean().backward()
+    assert graphs.ops == [["triton_attn.normed_channel_gate.default"]]
+    torch.testing.assert_close(y, right, rtol=1e-4, atol=1e-5)
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    for (key, a), b in zip(ours.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
+
+
 def test_autocast(started: list[str]) -> None:
     ours = block()
     plain = copy.deepcopy(ours)

@@ -6,6 +6,7 @@ They are the schema, the fake, the registration of autograd, and tracing with sy
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from triton_attn.registry import BLOCKS
 
 pytestmark = pytest.mark.interpreter
 
+OTHERS = ("gate, own signal", "nonlocal, whole rows", "behind a batch norm", "attention")
 Inputs = dict[str, Tensor]
 Subject = tuple[Callable[..., Tensor], Inputs]
 
@@ -36,6 +38,10 @@ def subject(name: str, tail: bool, layout: str) -> Subject:
         sizes = {"q": (9, 16), "k": (7, 16), "v": (7, 64 if tail else 8)}
         given = {key: torch.randn(2, *size) for key, size in sizes.items()}
         return functional.nonlocal_attention, given
+    if name == "behind a batch norm":
+        sizes = {"weight1": (4, 16), "bias1": (4,), "weight2": (16, 4), "bias2": (16,), "weight": (16,), "bias": (16,)}
+        given = {"x": draw(2, 16, 5, 3), **{key: torch.randn(size) for key, size in sizes.items()}, **shortcut}
+        return partial(normed, activation="none" if tail else "silu"), given
     if name == "gate, own signal":
         block: Any = triton_attn.AttentionGate(16, 6)
         given = {"x": draw(2, 16, 5, 3), "gating": torch.randn(2, 6, 5, 3), **shortcut}
@@ -47,6 +53,11 @@ def subject(name: str, tail: bool, layout: str) -> Subject:
         options = {"reduction": 2} if name in ("se", "cbam", "dual", "coordinate") else {}
         block, given = BLOCKS[name](16, **options), {"x": draw(2, 16, 5, 3), **shortcut}
     return block, given
+
+
+def normed(x: Tensor, weight: Tensor, bias: Tensor, activation: str, **others: Tensor) -> Tensor:
+    norm = functional.BatchNorm(weight, bias, training=True, activation=activation)
+    return functional.channel_gate(x, **others, norm=norm)
 
 
 class Calls(TorchDispatchMode):
@@ -83,7 +94,9 @@ def as_leaf(t: Any, requires_grad: bool) -> Any:
 
 
 @pytest.mark.parametrize(("tail", "layout"), [(False, "contiguous"), (True, "channels_last")])
-@pytest.mark.parametrize("name", [*sorted(BLOCKS), "gate, own signal", "nonlocal, whole rows", "attention"])
+@pytest.mark.parametrize(
+    "name", [*sorted(BLOCKS), "gate, own signal", "nonlocal, whole rows", "behind a batch norm", "attention"]
+)
 def test_opcheck(name: str, tail: bool, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
     # Tracing with symbolic sizes takes longer than all the rest.
