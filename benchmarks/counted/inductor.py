@@ -44,7 +44,7 @@ def moved(make: Callable[[], tuple[nn.Module, Sequence[Tensor]]], training: bool
 
     def compiler(graph: torch.fx.GraphModule, given: list[Any]) -> Callable[..., Any]:
         compiled: Any = compile_fx.compile_fx(graph, given, inner_compile=cast("Any", inner))
-        return compiled  # type: ignore[no-any-return]
+        return compiled
 
     torch._dynamo.reset()
     with _assumed_gpu(), FakeTensorMode(), torch.set_grad_enabled(training):
