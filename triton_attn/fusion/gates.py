@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import backend, functional, ops
+from ..blocks.normed import normed
 from ..ops.library import Op
+from ..ops.normed_gate import DENSE, NEIGHBOURS
 from ..reference import channel_gate as plain
 from ..reference.layers import is_touched
 from .layers import GATES, HIDDEN, is_dense, unknown
@@ -79,6 +81,19 @@ class ChannelGate:
         if not backend.use_triton(x, shortcut):
             return None
         return functional.gate_by(x, partial(self.network, module), shortcut, pool=self.pool(module))
+
+    def behind(self, module: Any, norm: nn.Module, x: Tensor, shortcut: Tensor | None) -> Tensor | None:
+        """The output for ``norm(x)``, whose map is never written; None where that is not for one op, and nothing has
+        happened.
+        """
+        if self.obstacle(module) is not None or not isinstance(known := self.one_op(module), tuple):
+            return None
+        op, weights, (pool, *kinds) = known
+        if pool != "mean" or x.dim() != 4 or not fits(x, weights):
+            return None
+        if op is ops.ECA:
+            return normed(norm, x, (weights[0], None, None, None), shortcut, NEIGHBOURS, "none", *kinds)  # type: ignore[arg-type]
+        return normed(norm, x, weights, shortcut, DENSE, *kinds)  # type: ignore[arg-type]
 
 
 _CONSTANTS = {ops.CHANNEL_GATE: ("pool", "hidden_activation", "activation"), ops.ECA: ("pool", "activation")}

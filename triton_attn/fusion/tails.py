@@ -64,12 +64,18 @@ class Tail:
         children = module._modules
         if self.obstacle(module) is not None or self._drops(module):
             return None  # the attention answers for itself
+        *before, last = self.before
         y = x
-        for name in self.before:
+        for name in before:
             y = children[name](y)
         through = children.get(self.shortcut)
         shortcut = x if through is None else through(x)
-        attention = children[self.attention]
+        attention, norm = children[self.attention], children[last]
+        if isinstance(attention.fused_by, ChannelGate):
+            tail = attention.fused_by.behind(attention, norm, y, shortcut)
+            if tail is not None:
+                return tail
+        y = norm(y)
         tail = attention.fused_by(attention, y, shortcut=shortcut)
         if tail is not None:
             return tail
