@@ -63,9 +63,26 @@ def played(call: Callable[[], Any]) -> int:
     return len(seen)
 
 
+NORMED = "behind a batch norm"
+
+
+class Normed(nn.Module):
+    """An ECA block and the batch norm in front, as one call."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.block = triton_attn.ECABlock(channels)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        y = self.block.behind(self.norm, x, shortcut)
+        assert y is not None
+        return y
+
+
 def block_of(name: str = "se", dtype: torch.dtype = BF16, channels: int = CHANNELS) -> nn.Module:
     torch.manual_seed(0)
-    return BLOCKS[name](channels).to(dtype)
+    return (Normed if name == NORMED else BLOCKS[name])(channels).to(dtype)
 
 
 def draw(
@@ -219,8 +236,13 @@ def check_the_same_launches_of_slices() -> None:
         same_launches(name, channels_last, BF16, (8, 8), "with shortcut", mode, cut)
 
 
+def check_the_same_launches_behind_a_batch_norm() -> None:
+    for channels_last, tail, mode in itertools.product((False, True), ("", "with shortcut"), MODES):
+        same_launches(NORMED, channels_last, BF16, (8, 8), tail, mode)
+
+
 def check_a_call_plays_one_plan_each_way() -> None:
-    for name in sorted(BLOCKS):
+    for name in (*sorted(BLOCKS), NORMED):
         block, x = block_of(name), draw()
         grad = torch.ones_like(x)
         leaf = x.clone().requires_grad_()
