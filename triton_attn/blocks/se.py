@@ -29,7 +29,7 @@ class SEBlock(reference.SEBlock, hands_on=True):
         if weights and (y := ops.CHANNEL_GATE.again(x, *weights, shortcut, *kinds)) is not None:
             return y
         check_map(x, *expects(self.first()), shortcut)
-        if not (weights and self._fit(weights)):
+        if not (weights and _fit(weights, self.one_layer)):
             return functional.gate_by(x, self.network, shortcut, pool=self.pool)
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
@@ -42,11 +42,11 @@ class SEBlock(reference.SEBlock, hands_on=True):
         if backend.is_plain(x) or type(self).forward is not SEBlock.forward or self.pool != "mean":
             return None
         weights = self.weights()
-        if weights is None or not self._fit(weights) or weights[0].shape[1] != x.shape[1]:
+        if weights is None or not _fit(weights, self.one_layer) or weights[0].shape[1] != x.shape[1]:
             return None
         return normed(norm, x, weights, shortcut, DENSE, self.hidden_activation, self.activation)
 
-    def _fit(self, weights: Any) -> bool:
-        if self.one_layer:
-            return fit(weights[:2], "cc", biases=False)
-        return fit(weights, "mc", "cm", biases=False)
+
+def _fit(weights: Any, one_layer: bool) -> bool:
+    """Whether weights are of the shapes that the op takes."""
+    return fit(weights[:2], "cc", biases=False) if one_layer else fit(weights, "mc", "cm", biases=False)
