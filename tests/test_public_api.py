@@ -56,7 +56,7 @@ def test_list_attention():
 
 
 # Theirs is a forward that takes the batch norm before it in as well.
-BEHIND = dict.fromkeys(("se", "eca", "published.se"), {"behind"})
+BEHIND = {key: {"behind"} for key in ("se", "eca", "published.se")}
 
 
 @pytest.mark.parametrize(("cls", "name"), CLASSES.items())
