@@ -298,6 +298,7 @@ FIXED = (
     Configuration(STRIPS, (1, 40, 35, 3), BF16, "channels_last", options=NO_BIAS),
     Configuration(STRIPS, (1, 3, 4, 133), F16, with_shortcut=True, options=NO_BIAS),
     Configuration(STRIPS, (1, 16, 8, 8), BF16, training=False, options=NO_BIAS),
+    Configuration(STRIPS, (2, 12, 5, 7), F32, "channels_last", needs="map"),
     Configuration(CBAM_BY, (2, 32, 5, 7), F32, with_shortcut=True),
     Configuration(CBAM_BY, (2, 32, 5, 7), F32, "channels_last", targets=NEXT),
     Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
