@@ -191,17 +191,6 @@ def test_who_traces_gets_the_formula(mode: str, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(run_it(x), right, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast(dtype: torch.dtype) -> None:
-    network, x = Network(8).eval(), torch.randn(2, 8, 5, 3).to(dtype)
-    found = []
-    for backend in ("triton", "reference"):
-        with torch.autocast("cpu", torch.bfloat16), triton_attn.use_backend(backend):
-            found.append(functional.gate_by(x, network))
-    assert found[0].dtype == found[1].dtype
-    torch.testing.assert_close(*found, atol=2e-2, rtol=2e-2)
-
-
 def test_a_wider_gate_or_shortcut_makes_a_wider_map() -> None:
     x, shortcut = torch.randn(2, 8, 5, 3).bfloat16().requires_grad_(), torch.randn(2, 8, 5, 3)
     for network, after in ((lambda v: v.float().sigmoid(), None), (torch.sigmoid, shortcut)):

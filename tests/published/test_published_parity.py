@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import triton_attn
+from tests.ops.subjects import filled
 from tests.parity import DTYPES, LAYOUTS, assert_within, away_from_the_kink, largest_error, lay_out
 from triton_attn.reference.registry import PUBLISHED as PLAIN
 from triton_attn.registry import PUBLISHED
@@ -40,19 +41,6 @@ IDLE = {
     "published.nonlocal": {"phi.bias", "g.bias", "out.bias"},
     "published.position": {"key_conv.bias"},
 }
-
-
-def filled(block: nn.Module) -> nn.Module:
-    """With γs and norms that are not zero, as published blocks have them at first."""
-    with torch.no_grad():
-        for key, parameter in block.named_parameters():
-            if key.endswith("gamma"):
-                parameter.fill_(0.8)
-            elif "norm" in key and key.endswith("weight"):
-                parameter.normal_(mean=1.0, std=0.2)
-            elif "norm" in key:
-                parameter.normal_(std=0.2)
-    return block
 
 
 def run(block: nn.Module, inputs: list[Tensor], grad: Tensor, keywords: list[str]) -> list[Tensor]:
