@@ -99,10 +99,13 @@ def fit(weights: Any, *shapes: str, biases: bool = True) -> bool:
         shapes: rows and columns of each weight, digits or letters that stand for one size wherever they are: ``"mc"``.
         biases: whether there must be biases.
     """
+    # Loops, which the oldest torch.compile of those that are served can follow; any() over a generator it cannot.
     sizes: dict[str, int] = {str(size): size for size in range(1, 3)}
     for weight, bias, shape in zip(weights[::2], weights[1::2], shapes, strict=True):
         if weight is None or (biases and bias is None):
             return False
-        if any(sizes.setdefault(letter, size) != size for letter, size in zip(shape, weight.shape, strict=False)):
-            return False
+        for dimension, letter in enumerate(shape):
+            size = weight.shape[dimension]
+            if sizes.setdefault(letter, size) != size:
+                return False
     return True
