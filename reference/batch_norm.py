@@ -41,12 +41,15 @@ class BatchNorm(NamedTuple):
     eps: float = 1e-5
     activation: str = "none"
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Weight, bias, and the running statistics that the map is normalised by, None in training."""
-        if self.training:
-            return self.weight, self.bias, None, None
-        return self.weight, self.bias, self.running_mean, self.running_var
+
+def tensors_of(norm: BatchNorm) -> tuple[Tensor | None, ...]:
+    """Weight, bias, and the running statistics that the map is normalised by, None in training.
+
+    A function: the oldest torch.compile that is served cannot follow a property of a tuple.
+    """
+    if norm.training:
+        return norm.weight, norm.bias, None, None
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
 def batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:

@@ -21,7 +21,7 @@ from .reference.attention_gate import attention_gate as plain_attention_gate
 from .reference.attention_gate import check_gate_network as check_attention_gate_network
 from .reference.attention_gate import check_gating
 from .reference.batch_norm import BatchNorm as BatchNorm
-from .reference.batch_norm import batch_norm, check_norm
+from .reference.batch_norm import batch_norm, check_norm, tensors_of
 from .reference.cbam import cbam as plain_cbam
 from .reference.cbam import check_spatial_gate
 from .reference.common import check_map, is_autocast
@@ -77,7 +77,7 @@ def channel_gate(
     if norm is not None:
         check_norm(norm, x.shape[1], x.device)
         weights = weight1, bias1, weight2, bias2
-        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *norm.tensors, *weights, shortcut):
+        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *tensors_of(norm), *weights, shortcut):
             return ops.normed_gate(x, norm, weights, shortcut, DENSE, hidden_activation, activation)
         x = batch_norm(x, norm)
     served = backend.use_triton(x, weight1, bias1, weight2, bias2, shortcut)
@@ -182,7 +182,7 @@ def eca(
     check_map(x, x.shape[1] if isinstance(x, Tensor) and x.dim() == 4 else 1, weight, shortcut)
     if norm is not None:
         check_norm(norm, x.shape[1], x.device)
-        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *norm.tensors, weight, shortcut):
+        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *tensors_of(norm), weight, shortcut):
             return ops.normed_gate(x, norm, (weight, None, None, None), shortcut, NEIGHBOURS, "none", activation)
         x = batch_norm(x, norm)
     serve = ops.eca if backend.use_triton(x, weight, shortcut) else plain.eca

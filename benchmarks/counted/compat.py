@@ -63,7 +63,7 @@ class Part:
 
 PYTEST = ("pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--tb=line", "--show-capture=no")
 # Of every op: numbers forward and backward, registration with PyTorch, one graph, autocast.
-CORE = "parity or pool_and_activation or opcheck or compiles or autocast or test_dot or backend"
+CORE = "parity or pool_and_activation or opcheck or compile or autocast or test_dot or backend"
 PARTS = (
     Part("interpreter", (*PYTEST, "--lane", "interpreter", "tests/ops", "tests/test_backend.py", "-k", CORE)),
     Part("compile", (*PYTEST, "--lane", "compile")),

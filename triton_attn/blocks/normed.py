@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import backend, ops
 from ..ops.normed_gate import Weights, is_served, taken_in
-from ..reference.batch_norm import BatchNorm, counted, plain_norm
+from ..reference.batch_norm import BatchNorm, counted, plain_norm, tensors_of
 
 
 def normed(
@@ -21,9 +21,9 @@ def normed(
     if (norm := plain_norm(module, activation)) is None:
         return None
     given = norm.training, norm.eps, norm.activation
-    if (found := ops.NORMED_GATE.again(x, *norm.tensors, *weights, shortcut, *constants, *given)) is not None:
+    if (found := ops.NORMED_GATE.again(x, *tensors_of(norm), *weights, shortcut, *constants, *given)) is not None:
         return taken_in(counted(module, norm), found)
-    if not (_fits(module, x, norm, weights, shortcut) and backend.use_triton(x, *norm.tensors, *weights, shortcut)):
+    if not (_fits(module, x, norm, weights, shortcut) and backend.use_triton(x, *tensors_of(norm), *weights, shortcut)):
         return None
     if module.momentum is None and torch.compiler.is_compiling():
         return None  # its share is a number that no graph knows
@@ -33,17 +33,20 @@ def normed(
 def _fits(module: nn.Module, x: Tensor, norm: BatchNorm, weights: Weights, shortcut: Tensor | None) -> bool:
     """Whether the two modules would make what the op makes; of all else they say what is wrong."""
     first = weights[0]
-    own = [each for each in (*norm.tensors, *weights) if each is not None]
+    statistics = [each for each in tensors_of(norm) if each is not None]
+    layers = [each for each in weights if each is not None]
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in backend.DTYPES or not is_served(x, norm):
         return False
-    if x.shape[1] != module.num_features or any(each.device != x.device for each in own):
+    if x.shape[1] != module.num_features:
         return False
     if shortcut is not None and (shortcut.shape, shortcut.dtype, shortcut.device) != (x.shape, x.dtype, x.device):
         return False
-    if any(each is not None and each.dtype != first.dtype for each in weights):
-        return False
-    if any(each is not None and each.dtype not in (x.dtype, torch.float32) for each in norm.tensors):
-        return False
+    for each in layers:  # loops: the oldest torch.compile that is served cannot follow any() over a generator
+        if each.device != x.device or each.dtype != first.dtype:
+            return False
+    for each in statistics:
+        if each.device != x.device or each.dtype not in (x.dtype, torch.float32):
+            return False
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return first.dtype == x.dtype

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..reference import batch_norm as plain_norm
 from ..reference import channel_gate as plain
-from ..reference.batch_norm import BatchNorm
+from ..reference.batch_norm import BatchNorm, tensors_of
 from . import batch_norm, dense, gating
 from .batch_norm import Norm
 from .dense import Made, Network
@@ -42,7 +42,7 @@ def normed_gate(
     constants = (network, hidden, activation, norm.training, norm.eps, norm.activation)
     last = in_one(x, shortcut)
     last = None if last is None else served(last, channels_last)[0]
-    found: Any = NORMED_GATE(x, *norm.tensors, *weights, last, *constants)
+    found: Any = NORMED_GATE(x, *tensors_of(norm), *weights, last, *constants)
     y = taken_in(norm, found)
     return y if shortcut is None or last is not None else torch.relu(y + shortcut)
 
