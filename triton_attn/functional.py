@@ -77,7 +77,8 @@ def channel_gate(
     if norm is not None:
         check_norm(norm, x.shape[1], x.device)
         weights = weight1, bias1, weight2, bias2
-        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *tensors_of(norm), *weights, shortcut):
+        tensors = (*tensors_of(norm), *weights)
+        if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *tensors, shortcut):
             return ops.normed_gate(x, norm, weights, shortcut, DENSE, hidden_activation, activation)
         x = batch_norm(x, norm)
     served = backend.use_triton(x, weight1, bias1, weight2, bias2, shortcut)

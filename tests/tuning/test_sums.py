@@ -18,7 +18,7 @@ from triton_attn.tuning import spaces
 
 pytestmark = pytest.mark.compile
 
-STAGE1, STAGE2, STAGE3 = (64, 256, 56, 56), (64, 512, 28, 28), (64, 1024, 14, 14)
+STAGE1, STAGE3 = (64, 256, 56, 56), (64, 1024, 14, 14)
 CASES = [
     ("se", STAGE1),
     ("se", (8, 96, 9, 13)),
@@ -26,8 +26,7 @@ CASES = [
     ("cbam", STAGE1),
     ("pixel", STAGE3),
     ("gate", STAGE1),
-    ("nonlocal", STAGE1),
-    ("nonlocal", STAGE2),
+    ("nonlocal", STAGE1),  # at STAGE2 its products are the library's
     ("nonlocal", STAGE3),
 ]
 
