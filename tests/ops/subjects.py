@@ -158,7 +158,7 @@ def mixed(subjects: Sequence[Subject], *values: Sequence[Any]) -> list[tuple[Any
     return found
 
 
-CHANNEL, SPATIAL = {"large": (24, 40, 30)}, {"large": (24, 40, 30), "prepare": clear_maxima, "dimmed": "weight"}
+CHANNEL, SPATIAL = {"large": (24, 28, 22)}, {"large": (24, 28, 22), "prepare": clear_maxima, "dimmed": "weight"}
 POSITION = {"by_norms": True, "dimmed": "conv1.weight", "heavy": (64, 3, 5)}
 STRIPS = {"large": (12, 35, 7), "is_op": False, "takes_no_positions": False}
 WIDE = {"large": (300, 5, 7), "by_norms": True, "takes_no_positions": False, "is_op": False, "alone": 0}
@@ -185,11 +185,11 @@ SUBJECTS = (
     ),
     Subject("nonlocal, tiled", lambda p, c: p.NonLocalBlock(c), large=(32, 9, 10), by_norms=True),
     Subject("nonlocal, whole", lambda p, c: p.NonLocalBlock(c), channels=64, large=(96, 9, 10), by_norms=True, alone=1),
-    Subject("simam", published("SimAM", identity=True), large=(70, 24, 22)),
-    # Networks between kernels.
-    Subject("a network's gate", lambda _, c: ByNetwork(c), large=(24, 40, 30), is_op=False),
-    Subject("scse", published("SCSE", 2), large=(70, 24, 22), is_op=False),
-    Subject("global context", published("GlobalContext", hidden_channels=8), large=(70, 24, 22), is_op=False),
+    Subject("simam", published("SimAM", identity=True), large=(5, 24, 22)),
+    # Networks between kernels; their sums have parts of 512 positions, and of 64 channels.
+    Subject("a network's gate", lambda _, c: ByNetwork(c), large=(24, 28, 22), is_op=False),
+    Subject("scse", published("SCSE", 2), large=(70, 5, 7), is_op=False),
+    Subject("global context", published("GlobalContext", hidden_channels=8), large=(5, 24, 22), is_op=False),
     Subject(
         "published cbam",
         published("CBAM", 2),
