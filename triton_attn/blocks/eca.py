@@ -11,10 +11,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import backend, functional, ops, reference
+from ..normed import normed
 from ..ops.normed_gate import NEIGHBOURS
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
-from .normed import normed
 
 
 class ECABlock(reference.ECABlock, hands_on=True):

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import backend, functional, ops, reference
+from ..normed import normed
 from ..ops.normed_gate import DENSE
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
-from .normed import normed
 
 
 class SEBlock(reference.SEBlock, hands_on=True):

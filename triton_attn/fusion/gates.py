@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backend, functional, ops
-from ..blocks.normed import normed
+from ..normed import normed
 from ..ops.library import Op
 from ..ops.normed_gate import DENSE, NEIGHBOURS
 from ..reference import channel_gate as plain

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import backend, ops
-from ..ops.normed_gate import Weights, is_served, taken_in
-from ..reference.batch_norm import BatchNorm, counted, plain_norm, tensors_of
+from . import backend, ops
+from .ops.normed_gate import Weights, is_served, taken_in
+from .reference.batch_norm import BatchNorm, counted, plain_norm, tensors_of
 
 
 def normed(
@@ -48,6 +48,6 @@ def _fits(module: nn.Module, x: Tensor, norm: BatchNorm, weights: Weights, short
         if each.device != x.device or each.dtype not in (x.dtype, torch.float32):
             return False
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return first.dtype == x.dtype
     return torch.promote_types(x.dtype, torch.get_autocast_dtype(kind)) == x.dtype
