@@ -10,6 +10,7 @@ gpu          on a GPU, skipped where there is none; it needs pytest alone, none 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ LANES = ("plain", "interpreter", "compile", "execute", "gpu")
 # How many values of a test's parameters meet in some case, whatever they are: the slow lanes take any value once, and
 # have their drawn cases and fixed lists beside that. The gpu lane leaves nothing out.
 TOGETHER = {"interpreter": 1, "compile": 1, "gpu": 99}
+# A file of one lane alone.
+WHOLE = re.compile(r"^pytestmark = (?:\[\s*)?pytest\.mark\.(\w+)", re.MULTILINE)
 
 try:
     import hypothesis
@@ -61,7 +64,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """
     lane = config.getoption("--lane")
     if lane == "plain":
-        return None
+        whole = collection_path.suffix == ".py" and WHOLE.search(collection_path.read_text(encoding="utf-8"))
+        return True if whole and whole[1] in LANES else None
     files = collection_path.rglob("*.py") if collection_path.is_dir() else [collection_path]
     named = any(f"mark.{lane}" in file.read_text(encoding="utf-8") for file in files if file.suffix == ".py")
     return None if named else True
