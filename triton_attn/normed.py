@@ -48,6 +48,6 @@ def _fits(module: nn.Module, x: Tensor, norm: BatchNorm, weights: Weights, short
         if each.device != x.device or each.dtype not in (x.dtype, torch.float32):
             return False
     kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if x.is_meta or not torch.is_autocast_enabled(kind):  # the meta device has no autocast to ask for
         return first.dtype == x.dtype
     return torch.promote_types(x.dtype, torch.get_autocast_dtype(kind)) == x.dtype
