@@ -12,11 +12,10 @@ from .batch_norm import load_norm
 from .common import (
     activate_hidden,
     activate_hidden_bwd,
-    load_bits,
+    finish_tile,
+    load_grad,
     load_tile,
     over_positions,
-    relu,
-    store_bits,
     store_tile,
     tile_at,
 )
@@ -124,21 +123,15 @@ def normed_apply_fwd_kernel(
     scale = over_positions(weight * inverse, CHANNELS_LAST)
     gate = over_positions(gate, CHANNELS_LAST)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for p in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
         v = (load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) - mean) * scale + bias
         y = activate_hidden(v, ACTIVATION) * gate
-        if HAS_SHORTCUT:
-            y = relu(y + load_tile(shortcut_ptr, n, outer, inner, mask, stride_sn, stride_so))
-            if SAVE_BITS:
-                # Not (y > 0): PyTorch's ReLU passes the gradient where its result is NaN.
-                kept = (y <= 0.0) == 0
-                store_bits(bits_ptr, kept, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-        store_tile(y_ptr, y, n, outer, inner, mask, stride_yn, stride_yo)
+        finish_tile(
+            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
+            HAS_SHORTCUT, SAVE_BITS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -199,13 +192,9 @@ def normed_sums_kernel(
     slope = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     slope_moment = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
     for p in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
-        if HAS_BITS:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
         off = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) - over_positions(mean, CHANNELS_LAST)
         off = tl.where(mask, off, 0.0)
         if ACTIVATION == "none":
@@ -297,16 +286,11 @@ def normed_apply_bwd_kernel(
         by_mean = over_positions(tl.load(by_mean_ptr + c, mask=exists, other=0.0), CHANNELS_LAST)
         by_variance = over_positions(tl.load(by_variance_ptr + c, mask=exists, other=0.0), CHANNELS_LAST)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     for p in range(first_p, last_p, BLOCK_P):
-        outer, inner_start, inner, mask, outer_size, inner_size = tile_at(
-            p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
-        grad = load_tile(grad_ptr, n, outer, inner, mask, stride_gn, stride_go)
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        outer, _, inner, mask, _, _ = tile
+        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
         if HAS_SHORTCUT:
-            kept = load_bits(bits_ptr, n, outer, inner_start, outer_size, inner_size, BLOCK_OUTER, BLOCK_INNER)
-            grad = tl.where(kept, grad, 0.0)
             store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
         dv = grad * gate + dpooled
         if TRAINING or ACTIVATION != "none":
