@@ -195,8 +195,8 @@ def keys_bwd(
             sums = n * (slice_d * needs_k + slice_v * needs_v) + (1 + needs_k) * n * m
             if needs_v and slice_v == 512 and n * m == 64 * 64:
                 continue  # spills
-            if d == v == 256 and n * m == 64 * (64 if needs_k else 128):
-                continue  # spills, where the keys are no multiple of 16
+            if d == v == 256 and n * m >= 64 * 64:
+                continue  # spills, where the keys are no multiple of 16; under Triton 3.6 both gradients' kernels do
             most_sums = accumulators(warps, itemsize) * (9 if in_chunks else 10) // 12
             if fits(kept + stages * streamed, itemsize, chip) and sums <= most_sums:
                 return {
