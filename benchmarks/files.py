@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import statistics
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ def versions(*more: str) -> dict[str, str]:
     """The versions of this library, Python, PyTorch and Triton, and of ``more`` that ``triton-attn info`` knows."""
     found = info.versions()
     return {name: found[name] for name in ("triton_attn", "Python", "torch", "triton", *more)}
+
+
+def markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """A table."""
+    heads = list(head)
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
 def today() -> str:

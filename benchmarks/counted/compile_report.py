@@ -35,7 +35,7 @@ from benchmarks.counted.machine_code import (
     served_blocks,
 )
 from benchmarks.counted.ptx import compiled_quickly
-from benchmarks.files import RESULTS, today, versions, write
+from benchmarks.files import RESULTS, markdown, today, versions, write
 
 # Where ResNet-50 takes attention, at 224² and batch 64.
 SITES = {
@@ -179,7 +179,7 @@ def summary(rows: Sequence[Row]) -> str:
         groups[row.kernel, row.target].append(row)
     head = ["kernel", "target", "programs", "registers, up to", "spilled", "shared bytes, up to"]
     head += ["occupancy bound, at least", "widest load, bytes", "widest store, bytes", "tensor-core instructions"]
-    return _markdown(
+    return markdown(
         head,
         (
             [
@@ -203,17 +203,12 @@ def table(rows: Iterable[Row]) -> str:
     """All rows."""
     head = ["kernel", "target", "dtype", "layout", "warps", "registers", "spilled", "shared bytes", "occupancy bound"]
     head += ["widest load, bytes", "widest store, bytes", "tensor-core instructions", "blocks", "programs"]
-    return _markdown(head, ([*astuple(row)[:8], f"{row.occupancy:.0%}", *astuple(row)[9:]] for row in rows))
+    return markdown(head, ([*astuple(row)[:8], f"{row.occupancy:.0%}", *astuple(row)[9:]] for row in rows))
 
 
 def _range(values: Iterable[int]) -> str:
     low, *rest = sorted(set(values))
     return f"{low} to {rest[-1]}" if rest else str(low)
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

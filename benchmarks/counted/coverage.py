@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import triton_attn
-from benchmarks.files import versions, write
+from benchmarks.files import markdown, versions, write
 from triton_attn.fuse_command import build
 from triton_attn.fusion import Report
 
@@ -111,7 +111,7 @@ def totals(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def table(result: dict[str, Any], key: str, head: tuple[str, str]) -> list[str]:
+def table(result: dict[str, Any], key: str, head: tuple[str, str]) -> str:
     """Modules and architectures by class, or by what was left and why, as a table of Markdown."""
     modules: Counter[str] = Counter()
     networks: defaultdict[str, list[str]] = defaultdict(list)
@@ -119,17 +119,13 @@ def table(result: dict[str, Any], key: str, head: tuple[str, str]) -> list[str]:
         for kind, number in each[key].items():
             modules[kind] += number
             networks[kind].append(name)
-    lines = [f"| {head[0]} | modules | architectures | {head[1]} |", "| --- | --- | --- | --- |"]
+    rows = []
     for kind, number in modules.most_common():
+        name, _, why = kind.partition(": ")
         of = networks[kind]
-        lines.append(
-            f"| `{kind.replace(': ', '`: ', 1) if ': ' in kind else kind + '`'} | {number} | {len(of)} | {_some(of)} |"
-        )
-    return lines
-
-
-def _some(of: list[str]) -> str:
-    return ", ".join(of[:3]) + (" …" if len(of) > 3 else "")
+        such = ", ".join(of[:3]) + (" …" if len(of) > 3 else "")
+        rows.append((f"`{name}`: {why}" if why else f"`{name}`", number, len(of), such))
+    return markdown((head[0], "modules", "architectures", head[1]), rows)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -148,20 +144,24 @@ def page(result: dict[str, Any]) -> str:
             "",
             "## Fused",
             "",
-            *table(result, "fused", ("class", "such as")),
+            table(result, "fused", ("class", "such as")),
             "",
             "## Left",
             "",
-            *table(result, "left", ("class and reason", "such as")),
+            table(result, "left", ("class and reason", "such as")),
             "",
             "## Not wholly",
             "",
-            "| architecture | fused | left |",
-            "| --- | --- | --- |",
-            *(
-                f"| {name} | {each['one_op'] + each['by_parts']} of {each['modules']} | "
-                f"{', '.join(f'{number} {kind}' for kind, number in each['left'].items())} |"
-                for name, each in rest
+            markdown(
+                ("architecture", "fused", "left"),
+                (
+                    (
+                        name,
+                        f"{each['one_op'] + each['by_parts']} of {each['modules']}",
+                        ", ".join(f"{number} {kind}" for kind, number in each["left"].items()),
+                    )
+                    for name, each in rest
+                ),
             ),
             "",
             "## Wholly",

@@ -23,7 +23,7 @@ from benchmarks.counted import inductor
 from benchmarks.counted.ceilings import CEILINGS, over
 from benchmarks.counted.kept import count_kept
 from benchmarks.counted.meter import ROLES, Traffic, count
-from benchmarks.files import today, versions, write
+from benchmarks.files import markdown, today, versions, write
 
 SHAPE = (2, 64, 28, 28)
 # Partial gradients of parameters are as large as the parameters, per program: little beside a larger map.
@@ -258,7 +258,7 @@ def table(rows: list[Row]) -> str:
         "launches (of them over the map)",
     ]
     head += ["eager launches"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in rows:
         eager = [f"{each.total:.1f}" for each in row.eager.both]
         eager_launches = " + ".join(str(each.launches) for each in row.eager.both)
@@ -274,7 +274,7 @@ def table(rows: list[Row]) -> str:
         plans = " + ".join(f"{each:.1f}" for each in row.inductor or ())
         cells = [str(row.case), row.layout, tail, *ours, *eager, plans, ratio, kept, held(asdict(row.eager.kept))]
         lines.append([*cells, sectors, launches, eager_launches])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown(head, lines)
 
 
 def held(kept: Mapping[str, float]) -> str:
@@ -286,12 +286,12 @@ def held(kept: Mapping[str, float]) -> str:
 def role_table(rows: list[Row]) -> str:
     """What the passes of the served blocks are made of: ours, forward and backward, by role of the tensor."""
     head = ["block", "layout", "shortcut + ReLU", *(f"{role}s, T" for role in ROLES)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in rows:
         if row.ours is not None:
             cells = [" + ".join(f"{each.roles[role]:.3f}" for each in row.ours.both) for role in ROLES]
             lines.append([str(row.case), row.layout, "yes" if row.shortcut else "no", *cells])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown(head, lines)
 
 
 def as_json(rows: list[Row]) -> str:

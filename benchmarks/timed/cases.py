@@ -12,11 +12,14 @@ from itertools import product
 from triton_attn.registry import list_attention
 
 FORWARD, BACKWARD, TRAINING, INFERENCE = "forward", "backward", "training", "inference"  # training is both ways
+MODES = (TRAINING, INFERENCE)
 LAYOUTS = ("channels_last", "contiguous")
 
 
 class Case:
     """The base of all: a case is called by its fields."""
+
+    own = "ours"  # what ours is called
 
     def __str__(self) -> str:
         fields = astuple(self)  # type: ignore[call-overload]
@@ -150,8 +153,7 @@ class NetworkCase(Case):
         return 240.0 if self.compiled else 0.0
 
     @property
-    def own(self) -> str:
-        """What ours is called here."""
+    def own(self) -> str:  # type: ignore[override]
         return "ours-compile" if self.compiled else "ours"
 
     def __str__(self) -> str:
@@ -161,7 +163,7 @@ class NetworkCase(Case):
 
 def models(size: str) -> Iterator[NetworkCase]:
     """ResNet-50 with every attention, in every block, and behind the stem and the last stage."""
-    every, modes = [(name, where) for where in WHERE for name in list_attention()], (TRAINING, INFERENCE)
+    every, modes = [(name, where) for where in WHERE for name in list_attention()], MODES
     if size == "tiny":
         yield NetworkCase("resnet18", "se", "layer4", 2, 32, "float32", "channels_last", TRAINING)
     elif size == "small":

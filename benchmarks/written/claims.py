@@ -8,8 +8,9 @@ is no speed, and is not looked at.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,10 +21,9 @@ from benchmarks.files import LATE, RESULTS, ResultError, load
 from benchmarks.timed import cases
 from benchmarks.timed.turns import ENDED
 
-PASS, SO_FAR, SHORT, OPEN = "pass", "passes so far", "falls short", "not measured"
+SHORT, SO_FAR, PASS, OPEN = ORDER = ("falls short", "passes so far", "pass", "not measured")
 NAMED = 3  # of what is missing
 NOT_YET = (LATE, ENDED)  # reasons that say nothing of a provider
-APPLY = ("apply_gate", "spatial_apply", "map_gate", "position_gate_fwd")
 
 Content = Mapping[str, Any]
 # By what it is of: a number, None where it is not measured yet, or in words how ours failed.
@@ -54,106 +54,79 @@ class Verdict:
     source: str
 
 
-def records(content: Content, **wanted: Any) -> list[dict[str, Any]]:
-    """The cases of a file that have these values."""
-    found = content["cases"].values() if content else ()
-    return [case for case in found if all(case[key] == value for key, value in wanted.items())]
+def rows(content: Content) -> list[dict[str, Any]]:
+    """The cases of a result file; those of host time and the launches of a table of configs as the others are."""
+    nothing: dict[str, Any] = {"peak_bytes": {}, "not_timed": {}}
+    found = [{"key": key, **nothing, **case} for key, case in content.get("cases", {}).items()]
+    for case in found:
+        if "ratio" in case:
+            took = {"ours": case["ours_us"]["median"] / 1e6, "eager": case["plain_us"]["median"] / 1e6}
+            case |= {"seconds": {who: {"median": each} for who, each in took.items()}}
+            case |= {"ours_over": {"eager": case["ratio"]}}
+    for entry in content.get("entries", ()):
+        key = "{kernel}, {dtype}, {layout}, {channels} channels, {positions} positions, {config}".format(**entry)
+        took, ratio = (
+            {"ours": entry["rule_seconds"], "tuned": entry["seconds"]},
+            entry["rule_seconds"] / entry["seconds"],
+        )
+        seconds = {who: {"median": each} for who, each in took.items()}
+        found.append({"key": key, **nothing, "seconds": seconds, "ours_over": {"tuned": {"median": ratio}}})
+    return found
 
 
-def record(content: Content, case: Any) -> dict[str, Any] | None:
-    """That of a case, or None."""
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(case).items()}
-    return next(iter(records(content, **fields)), None)
+# Of a record: ours beside a rival.
+def time(found: Content, _: str, rival: str) -> float:
+    return found["ours_over"][rival]["median"]
 
 
-def beside(where: str, found: Content | None, rivals: Iterable[str], own: str = "ours") -> Values:
-    """Our time over each rival's, round by round; one that refuses the case is no rival in it."""
-    refused = found["not_timed"] if found else {own: LATE}
-    if found is None or own in refused:
-        yield where, None if refused[own] in NOT_YET else refused[own]
-        return
-    for rival in rivals:
-        if rival in found["ours_over"]:
-            yield f"{where}, {rival}", found["ours_over"][rival]["median"]
-        elif refused.get(rival, LATE) in NOT_YET:
-            yield f"{where}, {rival}", None
+def speed(found: Content, _: str, rival: str) -> float:
+    return 1 / found["ours_over"][rival]["median"]
 
 
-def all_beside(pairs: Iterable[tuple[str, Content | None, Iterable[str]]], inverse: bool = False) -> Values:
-    """The same of many cases, as ratios or their inverse; a rival that refuses everything was not beaten."""
-    seen, every, timed = set(), dict[str, None](), False
-    for where, found, rivals in pairs:
-        every |= dict.fromkeys(rivals)
-        for what, value in beside(where, found, rivals):
-            seen.add(what.rpartition(", ")[2])
-            timed |= isinstance(value, float)
-            yield what, 1 / value if inverse and isinstance(value, float) else value
-    yield from ((f"{rival} anywhere", None) for rival in every if timed and rival not in seen)
+def points(found: Content, own: str, rival: str) -> float:
+    """Of a hundred, ours less another's."""
+    return 100 * (found["tax"][own]["median"] - found["tax"][rival]["median"])
 
 
-def blocks(block: str, content: Content) -> Values:
-    wanted = [case for case in cases.blocks("goal") if (case.block, case.direction) == (block, cases.TRAINING)]
-    return all_beside(((case.site, record(content, case), ("eager", "compile")) for case in wanted), inverse=True)
+def memory(found: Content, own: str, rival: str) -> float:
+    return found["peak_bytes"][own] / found["peak_bytes"][rival]
+
+
+def of(suite: str, rivals: str, name: str, value: Any, content: Content, size: str = "goal", **wanted: Any) -> Values:
+    """A value for every rival in a suite's cases that have these fields.
+
+    One that refuses a case is no rival in it; one that refuses all of them was not beaten.
+    """
+    refusing, timed = dict[str, bool](), False
+    for case in cases.SUITES[suite](size):
+        if not wanted.items() <= vars(case).items():
+            continue
+        found, what = content.get("cases", {}).get(str(case)), name.format(case)
+        why = found["not_timed"].get(case.own) if found else LATE
+        if why is not None:
+            yield what, None if why in NOT_YET else why
+            continue
+        for who in (*found["ours_over"], *found["not_timed"]):
+            if who.partition(" ")[0] in rivals.split():  # timm's own formula is its counterpart, too
+                met = who in found["ours_over"]
+                timed |= met
+                refusing[who] = refusing.get(who, True) and not met and found["not_timed"][who] not in NOT_YET
+                if met or found["not_timed"][who] in NOT_YET:
+                    yield f"{what}, {who}", value(found, case.own, who) if met else None
+    yield from ((f"{rival} anywhere", None) for rival, always in refusing.items() if timed and always)
+
+
+def recorded(rival: str, content: Content) -> Values:
+    """Our time over a rival's in all cases of a file, whichever these are."""
+    yield from ((case["key"], case["ours_over"][rival]["median"]) for case in rows(content))
 
 
 def copies(content: Content) -> Values:
-    for case in records(content, dtype="bfloat16", layout="channels_last"):
+    """What the kernels that apply a gate move, as a share of what a copy moves."""
+    for case in rows(content):
         for launch in case.get("launches", ()):
-            if launch["kernel"].startswith(APPLY):
+            if launch["kernel"].startswith(("apply_gate", "spatial_apply", "map_gate", "position_gate_fwd")):
                 yield f"{case['block']}, {case['site']}, {launch['kernel']}", launch["share_of_copy"]
-
-
-def calls(direction: str, content: Content) -> Values:
-    wanted = [case for case in cases.calls("goal") if case.direction == direction]
-    where = "{0.block}, {0.site}, batch {0.shape[0]}"
-    return all_beside((where.format(case), record(content, case), ["eager"]) for case in wanted)
-
-
-def nonlocals(direction: str, content: Content) -> Values:
-    wanted = [case for case in cases.nonlocals("goal") if case.direction == direction]
-    where = "{0.site} at {0.image}², batch {0.batch}"
-    return all_beside(((where.format(case), record(content, case), case.rivals) for case in wanted), inverse=True)
-
-
-def taxes(attention: str, mode: str, content: Content) -> Values:
-    """In points of a hundred, ours less another's."""
-    for compiled, own, rivals in ((False, "ours", ("eager", "timm")), (True, "ours-compile", ("compile",))):
-        wanted = {"attention": attention, "where": "block", "mode": mode, "layout": "channels_last"}
-        found = next(iter(records(content, **wanted, compiled=compiled)), None)
-        for what, value in beside(" and ".join(rivals), found, rivals, own):
-            rival = what.rpartition(", ")[2]
-            if found and isinstance(value, float):
-                value = 100 * (found["tax"][own]["median"] - found["tax"][rival]["median"])
-            yield rival, value
-
-
-def on_cpu(rival: str, where: str, content: Content) -> Values:
-    for case in records(content):
-        # timm's own formula is its counterpart, too.
-        labels = [label for label in (*case["ours_over"], *case["not_timed"]) if label.partition(" ")[0] == rival]
-        if labels or "ours" in case["not_timed"]:
-            yield from beside(where.format(**case), case, labels)
-
-
-def memory(content: Content) -> Values:
-    for case in records(content):
-        peak = case["peak_bytes"]
-        if "eager" in peak and "ours" in peak:
-            yield f"{side(case)}², {case['direction']}", peak["ours"] / peak["eager"]
-
-
-def side(case: Content) -> int:
-    """The side of a non-local case's map."""
-    return round(case["positions"] ** 0.5)
-
-
-def host(content: Content) -> Values:
-    yield from ((key, case["ratio"]["median"]) for key, case in (content or {"cases": {}})["cases"].items())
-
-
-def tuned(content: Content) -> Values:
-    for name, case in (content or {"cases": {}})["cases"].items():
-        yield name, case["seconds"]["rule"] / case["seconds"]["table"]
 
 
 FASTER, TAX = "1.3 times as fast as eager PyTorch and torch.compile", "less than eager's, torch.compile's and timm's"
@@ -161,43 +134,51 @@ COPY, RIVALS = "85% of what a copy moves in the same time", "ahead of SDPA, Flex
 CALL, RULE = "no longer than eager PyTorch's, by the clock on the wall", "within 10% of the tuned config on every shape"
 HOST = f"at most {host_time.GOAL} of the plain block's, every block, both directions"
 MATRIX, ON_CPU = "no more than the matrix", "at most 1.05 times its time"
-BLOCK, NETWORK = "{block}, {site}, {layout}, {direction}", "{attention}, {where}, {mode}"
-FORMULA, TIMM = partial(on_cpu, "formula"), partial(on_cpu, "timm")
-AWAY = partial(on_cpu, "eager", "{positions} positions, {direction}")
-BLOCKS, NETWORKS, NONLOCAL = "cpu/blocks.json", "cpu/models.json", "cpu/nonlocal.json"
-WAYS, MODES = (cases.FORWARD, cases.BACKWARD), (cases.TRAINING, cases.INFERENCE)
-POINTS = "points beside another's"
-TAXED = list(product(("se", "eca", "cbam"), MODES))
+SDPA = "eager compile sdpa sdpa-flash sdpa-efficient sdpa-cudnn flex"
+AT, MAP = "{0.block}, {0.site}, batch {0.shape[0]}", "{0.site} at {0.image}², batch {0.batch}"
+BLOCK, NETWORK = "{0.block}, {0.site}, {0.layout}, {0.direction}", "{0.attention}, {0.where}, {0.mode}"
 
-# Name, goal, file, where in it, and what bounds it.
-CLAIMS = [
-    *(Claim(f"{n}, both ways", FASTER, "<GPU>/blocks.json", partial(blocks, n), least=1.3) for n in cases.GOAL_BLOCKS),
-    Claim("apply kernels", COPY, "<GPU>/blocks.json", copies, least=0.85, unit="of a copy"),
-    Claim("inference at batch 1 and 16", CALL, "<GPU>/calls.json", partial(calls, cases.FORWARD), most=1.0),
-    Claim("training at batch 1 and 16", CALL, "<GPU>/calls.json", partial(calls, cases.TRAINING), most=1.0),
-    Claim("a call's host time", HOST, "<GPU>/host_time.json", host, most=host_time.GOAL),
-    *(Claim(f"non-local, {way}", RIVALS, "<GPU>/nonlocal.json", partial(nonlocals, way), least=1.0) for way in WAYS),
-    *(
-        Claim(f"tax of {n} in every block, {mode}", TAX, "<GPU>/models.json", partial(taxes, n, mode), 0.0, unit=POINTS)
-        for n, mode in TAXED
-    ),
-    Claim("configs by rule", RULE, "<GPU>/tuning.json", tuned, most=1.10, unit="times its time"),
-    Claim("a call's host time, no GPU", HOST, "cpu/host_time.json", host, most=host_time.GOAL),
-    Claim("blocks on a CPU, the tutorial's formula", ON_CPU, BLOCKS, partial(FORMULA, BLOCK), most=1.05),
-    Claim("blocks on a CPU, timm's counterpart", ON_CPU, BLOCKS, partial(TIMM, BLOCK), most=1.05),
-    Claim("ResNet-50 on a CPU, with the formula", ON_CPU, NETWORKS, partial(FORMULA, NETWORK), most=1.05),
-    Claim("ResNet-50 on a CPU, timm's network", ON_CPU, NETWORKS, partial(TIMM, NETWORK), most=1.05),
-    Claim("non-local on a CPU, the explicit matrix", ON_CPU, NONLOCAL, AWAY, most=1.05),
-    Claim("non-local on a CPU, memory", MATRIX, NONLOCAL, memory, most=1.0),
-]
+
+def claims() -> Iterator[Claim]:
+    """The table: name, goal, file, where in it, and what bounds it."""
+    for name in cases.GOAL_BLOCKS:
+        values = partial(of, "blocks", "eager compile", "{0.site}", speed, block=name, direction=cases.TRAINING)
+        yield Claim(f"{name}, both ways", FASTER, "<GPU>/blocks.json", values, least=1.3)
+    yield Claim("apply kernels", COPY, "<GPU>/blocks.json", copies, least=0.85, unit="of a copy")
+    for name, way in (("inference", cases.FORWARD), ("training", cases.TRAINING)):
+        values = partial(of, "calls", "eager", AT, time, direction=way)
+        yield Claim(f"{name} at batch 1 and 16", CALL, "<GPU>/calls.json", values, most=1.0)
+    yield Claim("a call's host time", HOST, "<GPU>/host_time.json", partial(recorded, "eager"), most=host_time.GOAL)
+    for way in (cases.FORWARD, cases.BACKWARD):
+        values = partial(of, "nonlocal", SDPA, MAP, speed, direction=way)
+        yield Claim(f"non-local, {way}", RIVALS, "<GPU>/nonlocal.json", values, least=1.0)
+    for name, mode in product(("se", "eca", "cbam"), cases.MODES):
+        what = "{0.own}"
+        values = partial(of, "models", "eager compile timm", what, points, attention=name, where="block", mode=mode)
+        claim, unit = f"tax of {name} in every block, {mode}", "points beside another's"
+        yield Claim(claim, TAX, "<GPU>/models.json", values, most=0.0, unit=unit)
+    yield Claim("configs by rule", RULE, "<GPU>/tuning.json", partial(recorded, "tuned"), 1.1, unit="times its time")
+    yield Claim("a call's host time, no GPU", HOST, "cpu/host_time.json", partial(recorded, "eager"), host_time.GOAL)
+    for name, suite, who, what in (
+        ("blocks on a CPU, the tutorial's formula", "blocks", "formula", BLOCK),
+        ("blocks on a CPU, timm's counterpart", "blocks", "timm", BLOCK),
+        ("ResNet-50 on a CPU, with the formula", "models", "formula", NETWORK),
+        ("ResNet-50 on a CPU, timm's network", "models", "timm", NETWORK),
+        ("non-local on a CPU, the explicit matrix", "nonlocal", "eager", "{0.positions} positions, {0.direction}"),
+    ):
+        yield Claim(name, ON_CPU, f"cpu/{suite}.json", partial(of, suite, who, what, time, size="small"), most=1.05)
+    values = partial(of, "nonlocal", "eager", "{0.positions} positions, {0.direction}", memory, size="small")
+    yield Claim("non-local on a CPU, memory", MATRIX, "cpu/nonlocal.json", values, most=1.0)
+
+
+CLAIMS = list(claims())
 
 
 def gpu_folders(results: Path) -> list[Path]:
     """The folders with results of GPUs."""
     files = {Path(claim.file).name for claim in CLAIMS if claim.file.startswith("<GPU>")}
-    others = ("cpu", "interpreter", "compile")
     found = {path.parent for path in results.glob("*/*.json") if path.name in files}
-    return sorted(path for path in found if path.name not in others)
+    return sorted(path for path in found if path.name not in ("cpu", "interpreter", "compile"))
 
 
 def judge(results: Path) -> list[Verdict]:
@@ -251,18 +232,14 @@ def decided(claim: Claim, values: Iterable[tuple[str, float | str | None]]) -> t
 
 def listed(names: list[str]) -> str:
     """The first of some names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return "; ".join(names[:NAMED]) + more
+    return "; ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def as_text(verdicts: list[Verdict]) -> str:
-    """The table for a terminal."""
-    rows = [("claim", "goal", "measured or counted", "verdict")]
-    rows += [(each.name, each.goal, each.found or "—", each.verdict) for each in verdicts]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    counts = {verdict: sum(each.verdict == verdict for each in verdicts) for verdict in (PASS, SO_FAR, SHORT, OPEN)}
-    return "\n".join([*lines, "", ", ".join(f"{count} {verdict}" for verdict, count in counts.items())])
+    """For a terminal, a line each."""
+    lines = [f"{each.verdict:13}  {each.name}: {each.found or '—'} (goal: {each.goal})" for each in verdicts]
+    counts = Counter(each.verdict for each in verdicts)
+    return "\n".join([*lines, "", ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER)])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,44 +9,32 @@ from typing import Any
 from triton_attn.files import new_file
 
 Draw = Callable[[Any], None]  # into a figure
+Series = Mapping[str, Mapping[Any, float]]  # by provider
 
-# Okabe and Ito's colours, which people who see few colours can tell apart.
-COLOURS = {
-    "ours": "#0072B2",
-    "ours-compile": "#56B4E9",
-    "eager": "#E69F00",
-    "formula": "#E69F00",
-    "compile": "#D55E00",
-    "timm": "#009E73",
-    "sdpa": "#CC79A7",
-    "flex": "#999999",
+# What a legend calls a provider, and its colour: Okabe and Ito's, which people who see few colours can tell apart.
+PROVIDERS = {
+    "ours": ("triton_attn", "#0072B2"),
+    "ours-compile": ("triton_attn, compiled", "#56B4E9"),
+    "eager": ("eager PyTorch", "#E69F00"),
+    "formula": ("the plain formula", "#E69F00"),
+    "compile": ("torch.compile", "#D55E00"),
+    "timm": ("timm", "#009E73"),
+    "sdpa": ("scaled_dot_product_attention", "#CC79A7"),
+    "flex": ("FlexAttention", "#999999"),
 }
 OTHERS = ("#CC79A7", "#999999", "#F0E442", "#000000", "#56B4E9")
-WORDS = {
-    "ours": "triton_attn",
-    "ours-compile": "triton_attn, compiled",
-    "eager": "eager PyTorch",
-    "formula": "the plain formula",
-    "compile": "torch.compile",
-    "sdpa": "scaled_dot_product_attention",
-    "flex": "FlexAttention",
-}
 
 
 def words(provider: str) -> str:
     """A provider as a legend calls it."""
-    return WORDS.get(provider, provider)
+    return PROVIDERS[provider][0] if provider in PROVIDERS else provider
 
 
-def colour(provider: str, providers: Sequence[str]) -> str:
-    """A provider's colour, the same in all pictures where it has one of its own."""
-    unnamed = [each for each in providers if each not in COLOURS]
-    return COLOURS[provider] if provider in COLOURS else OTHERS[unnamed.index(provider) % len(OTHERS)]
-
-
-def digest(data: Any) -> str:
-    """What tells the data of a picture from others."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+def looks(provider: str, providers: Sequence[str]) -> dict[str, str]:
+    """A provider's name and colour, the same in all pictures where it has a colour of its own."""
+    others = [each for each in providers if each not in PROVIDERS]
+    shade = PROVIDERS[provider][1] if provider in PROVIDERS else OTHERS[others.index(provider) % len(OTHERS)]
+    return {"color": shade, "label": words(provider)}
 
 
 def save(path: Path, draw: Draw, size: tuple[float, float], note: str) -> None:
@@ -70,7 +56,7 @@ def save(path: Path, draw: Draw, size: tuple[float, float], note: str) -> None:
         pyplot.close(figure)
 
 
-def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
+def tax(data: Mapping[str, Series]) -> Draw:
     """The tax in percent, as bars side by side: ``data[title][provider][attention]``."""
 
     def draw(figure: Any) -> None:
@@ -80,8 +66,7 @@ def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
             width = 0.8 / len(values)
             for i, (provider, paid) in enumerate(values.items()):
                 at = [groups.index(group) + (i - (len(values) - 1) / 2) * width for group in paid]
-                bars = {"color": colour(provider, list(values)), "label": words(provider), "width": 0.92 * width}
-                axes.bar(at, [100 * each for each in paid.values()], **bars)
+                axes.bar(at, [100 * each for each in paid.values()], width=0.92 * width, **looks(provider, [*values]))
             axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
             axes.grid(axis="y", color="#dddddd")
             axes.set_axisbelow(True)
@@ -93,15 +78,14 @@ def tax(data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw:
     return draw
 
 
-def growth(times: Mapping[str, Mapping[int, float]], memory: Mapping[str, Mapping[int, float]], title: str) -> Draw:
+def growth(times: Series, memory: Series, title: str) -> Draw:
     """Milliseconds and megabytes against the positions of the map, both logarithmic."""
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
         for axes, found, unit in ((left, times, "time, ms"), (right, memory, "memory beside the inputs, MB")):
             for provider, points in found.items():
-                shade = colour(provider, list(found))
-                axes.plot(list(points), list(points.values()), "o-", color=shade, label=words(provider), markersize=4)
+                axes.plot(list(points), list(points.values()), "o-", markersize=4, **looks(provider, [*found]))
             positions = sorted({size for points in found.values() for size in points})
             axes.set(xscale="log", yscale="log", xlabel="positions of the map", ylabel=unit)
             axes.set_xticks(positions, [f"{round(size**0.5)}²" for size in positions])

@@ -18,16 +18,17 @@ from benchmarks.written.claims import OPEN, PASS, SHORT, SO_FAR, Verdict, judge
 
 
 def case(fields: Any, ratios: dict[str, float], refused: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A record, of ours' ratios to others."""
+    """A record, of ours' ratios to others, and the case's name."""
     over = {who: {"median": ratio} for who, ratio in ratios.items()}
     own = {} if not ratios else {"ours": {"median": 1.0}}
-    return {**asdict(fields), "seconds": own, "ours_over": over, "not_timed": refused or {}, "peak_bytes": {}, **more}
+    found = {"seconds": own, "ours_over": over, "not_timed": refused or {}, "peak_bytes": {}}
+    return {"named": str(fields), **asdict(fields), **found, **more}
 
 
 def judged(tmp_path: Path, suite: str, records: Iterable[dict[str, Any]], device: str = "gpu") -> dict[str, Verdict]:
     path = tmp_path / device / f"{suite}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"cases": {str(i): each for i, each in enumerate(records)}}))
+    path.write_text(json.dumps({"cases": {each["named"]: each for each in records}}))
     return {each.name: each for each in judge(tmp_path)}
 
 
@@ -96,8 +97,12 @@ def test_other_claims_about_a_gpu(tmp_path: Path) -> None:
         found = judged(tmp_path, suite, records)
     assert found["training at batch 1 and 16"].verdict == PASS
     assert found["non-local, backward"].verdict == PASS
-    seconds = {"rule": 1.2, "table": 1.0}
-    assert judged(tmp_path, "tuning", [{"seconds": seconds}])["configs by rule"].verdict == SHORT
+    entry = {"kernel": "k", "dtype": "fp16", "layout": "contiguous", "channels": [8], "positions": 49, "config": {}}
+    (tmp_path / "gpu" / "tuning.json").write_text(
+        json.dumps({"entries": [{**entry, "rule_seconds": 1.2, "seconds": 1}]})
+    )
+    rule = {each.name: each for each in judge(tmp_path)}["configs by rule"]
+    assert (rule.verdict, rule.found[:29]) == (SHORT, "at most 1.20 times its time (")
 
 
 def test_a_tax_is_less_than_each_others(tmp_path: Path) -> None:
@@ -109,27 +114,28 @@ def test_a_tax_is_less_than_each_others(tmp_path: Path) -> None:
     name = "tax of se in every block, training"
     eager = network(False, ours=0.05, eager=0.2, timm=0.18)
     found = judged(tmp_path, "models", [eager])[name]
-    assert (found.verdict, found.found[:46]) == (SO_FAR, "at most -13.00 points beside another's (timm),")
-    assert found.found.endswith("not measured: compile")
+    assert (found.verdict, found.found[:52]) == (SO_FAR, "at most -13.00 points beside another's (ours, timm),")
+    assert found.found.endswith("not measured: ours-compile")
     assert judged(tmp_path, "models", [eager, network(True, ours_compile=0.1, compile=0.2)])[name].verdict == PASS
     assert judged(tmp_path, "models", [eager, network(True, ours_compile=0.3, compile=0.2)])[name].verdict == SHORT
 
 
 def test_a_cpu(tmp_path: Path) -> None:
     block = next(iter(cases.blocks("small")))
-    record = case(block, {"formula": 1.04, "timm (its own formula)": 1.16})
-    found = judged(tmp_path, "blocks", [record], "cpu")
-    assert found["blocks on a CPU, the tutorial's formula"].verdict == PASS
+    found = judged(tmp_path, "blocks", [case(block, {"formula": 1.04, "timm (its own formula)": 1.16})], "cpu")
+    assert found["blocks on a CPU, the tutorial's formula"].verdict == SO_FAR  # the others are missing
     against = found["blocks on a CPU, timm's counterpart"]
     assert (against.verdict, against.found[:17]) == (SHORT, "at most 1.16 time")
-    attention = next(iter(cases.nonlocals("small")))
-    refused = {"eager": "RuntimeError: not enough memory"}
-    records = [case(attention, {"eager": 1.0}, positions=49, peak_bytes={"ours": 1, "eager": 2})]
-    records += [case(attention, {"sdpa": 1.0}, refused, positions=49, peak_bytes={"ours": 9})]
+    small, *rest = cases.nonlocals("small")
+    records = [case(each, {"eager": 1.0}, peak_bytes={"ours": 1, "eager": 2}) for each in rest]
+    records += [case(small, {"sdpa": 1.0}, {"eager": "RuntimeError: not enough memory"}, peak_bytes={"ours": 9})]
     assert judged(tmp_path, "nonlocal", records, "cpu")["non-local on a CPU, memory"].verdict == PASS
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"cases": 3}', '{"cases": {"a": {"seconds": {"ours": 1}}}}'])
+NO_RECORD = json.dumps({"cases": {str(next(iter(cases.blocks("goal")))): {"seconds": {"ours": 1}}}})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"cases": 3}', NO_RECORD])
 def test_a_broken_file_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
     (tmp_path / "gpu").mkdir()
     (tmp_path / "gpu" / "blocks.json").write_text(text)

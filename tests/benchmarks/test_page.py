@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.files import RESULTS, ResultError
-from benchmarks.written import page, plots, tables
-from benchmarks.written.sections import SUITES, Page
+from benchmarks.written import page, plots
+from benchmarks.written.sections import Pictures, suites
 from triton_attn import list_attention
 
 BLOCK = "# SE\n<!-- traffic: se -->\nold\n<!-- end of traffic -->\nrest\n"
@@ -84,10 +84,9 @@ def spread(median: float) -> dict[str, float]:
     return {"median": median, "q1": 0.95 * median, "q3": 1.05 * median}
 
 
-def section(suite: str, *cases: dict[str, Any]) -> str:
-    made = Page(Path("."))
-    SUITES[suite](made, f"gpu/{suite}.json", {**HEAD, "cases": {str(i): each for i, each in enumerate(cases)}})
-    return "\n".join(made.lines)
+def section(folder: Path, suite: str, **content: Any) -> str:
+    (folder / f"{suite}.json").write_text(json.dumps({**HEAD, **content}))
+    return "\n".join(suites(folder, Pictures()))
 
 
 def timed(**more: Any) -> dict[str, Any]:
@@ -104,33 +103,45 @@ def timed(**more: Any) -> dict[str, Any]:
     }
 
 
-def test_blocks_and_their_losses() -> None:
+def test_blocks_and_their_losses(tmp_path: Path) -> None:
     slow = timed(block="gate", ours_over={"eager": spread(1.2)}, not_timed={"timm": "Wrong: a | b"})
-    text = section("blocks", timed(), slow, timed(block="eca", seconds={}, not_timed={"ours": "Boom: x"}))
+    broken = timed(block="eca", seconds={}, not_timed={"ours": "Boom: x"})
+    text = section(tmp_path, "blocks", cases={"a": timed(), "b": slow, "c": broken})
     table = text.partition("| --- |")[2].splitlines()[1:]
     rival = "eager PyTorch **1.20** (1.14–1.26); timm: Wrong: a / b"
-    assert table[0] == f"| gate, layer1, bfloat16, contiguous, training | 1000 | 10.0 | {rival} |"  # the worst first
-    assert "| 1000 | 10.0 | eager PyTorch 0.90 (0.85–0.95) |" in text  # a copy is no rival
+    about = "gate, layer1, bfloat16, contiguous, training"
+    assert table[0] == f"| {about} | 1000 | {rival} | triton_attn 10 |"  # the worst first
+    assert "| 1000 | eager PyTorch 0.90 (0.85–0.95) |" in text  # a copy is no rival
     assert "| **Boom: x** |" in text
-    assert "*NVIDIA Test 1, torch 2.11, Triton 3.6, 2026-11-24 (`results/gpu/blocks.json`)." in text
+    assert f"*NVIDIA Test 1, torch 2.11, Triton 3.6, 2026-11-24 (`results/{tmp_path.name}/blocks.json`)." in text
 
 
-def test_what_no_committed_file_has() -> None:
+def test_what_no_committed_file_has(tmp_path: Path) -> None:
     about = {"site": "stem", "image": 224, "batch": 1, "direction": "forward", "positions": 12544, "widths": [32, 64]}
-    text = section("nonlocal", timed(**about, not_timed={"flex": "no"}), timed(**about, seconds={}, ours_over={}))
-    assert "| stem, 112², batch 1, bfloat16, forward | 1.00 | eager PyTorch 0.90 (0.85–0.95)" in text
-    assert "| FlexAttention: no |" in text
-    launch = {"configs": 9, "other_bits": 1, "seconds": {"rule": 2e-6, "table": 1e-6, "best": 1e-6}}
-    launch["config"] = {"rule": {"SPAN": 1}, "table": {"SPAN": 2}}
-    assert "| 0 | 9, 1 with other bits | 2.0 | 1.0 | 1.0 | SPAN=2 |" in section("tuning", launch)
+    refused, failed = timed(**about, not_timed={"flex": "no"}), timed(**about, seconds={}, ours_over={})
+    text = section(tmp_path, "nonlocal", cases={"a": refused, "b": failed})
+    assert (
+        "| stem at 224², batch 1, bfloat16, forward | 1000 | eager PyTorch 0.90 (0.85–0.95); FlexAttention: no" in text
+    )
+    entry = {
+        "kernel": "k",
+        "dtype": "fp16",
+        "layout": "contiguous",
+        "channels": [8],
+        "positions": 49,
+        "config": {"S": 2},
+    }
+    text = section(tmp_path, "tuning", entries=[{**entry, "rule_seconds": 2e-6, "seconds": 1e-6}])
+    assert "| k, fp16, contiguous, [8] channels, 49 positions, {'S': 2} | 2 | tuned **2.00** | — |" in text
 
 
 def test_pictures_are_the_same_for_the_same_data(tmp_path: Path) -> None:
-    made = page.performance(RESULTS)
-    assert {name.partition("-")[0] for name in made.pictures} == {"tax", "nonlocal"}
+    pictures = Pictures()
+    assert len(list(suites(RESULTS / "cpu", pictures))) > 10
+    assert {name.partition("-")[0] for name in pictures} == {"tax", "nonlocal"}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        plots.save(tmp_path / name / "picture", *made.pictures["nonlocal-forward-cpu"])
+        plots.save(tmp_path / name / "picture", *pictures["nonlocal-forward-cpu"])
     for end in (".png", ".svg"):
         one, two = ((tmp_path / name / f"picture{end}").read_bytes() for name in ("one", "two"))
         assert one == two
@@ -138,17 +149,17 @@ def test_pictures_are_the_same_for_the_same_data(tmp_path: Path) -> None:
 
 
 def test_a_blocks_page() -> None:
-    text = tables.filled(BLOCK, RESULTS)
+    text = page.filled(BLOCK, RESULTS, Pictures())
     assert text.startswith("# SE\n<!-- traffic: se -->\nOne T is")
     assert text.endswith("<!-- end of traffic -->\nrest\n")
     assert text.count("| contiguous, with shortcut and ReLU | 4.") == 1
-    assert tables.filled(text, RESULTS) == text
+    assert page.filled(text, RESULTS, Pictures()) == text
     with pytest.raises(ResultError, match="no traffic of 'ecu'"):
-        tables.filled(BLOCK.replace("se -->", "ecu -->"), RESULTS)
+        page.filled(BLOCK.replace("se -->", "ecu -->"), RESULTS, Pictures())
 
 
 def test_costs_and_taxes() -> None:
-    cost, tax = (tables.KINDS[kind](RESULTS, "nvidia-h200").splitlines() for kind in ("cost", "tax"))
+    cost, tax = (page.KINDS[kind](RESULTS, "nvidia-h200", Pictures()).splitlines() for kind in ("cost", "tax"))
     assert [line.split("`")[1] for line in cost[2:]] == [*list_attention(), *list_attention("published")]
     se = "| `se` | 8,464 | 3.0 + 4.1 | 3.0 + 10.0 | (2, 64, 28, 28) | 3.1%, eager 33.6% | 17.0%, eager 44.3% |"
     assert se in cost
