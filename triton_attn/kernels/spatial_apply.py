@@ -72,14 +72,14 @@ def spatial_apply_bwd_kernel(
     dpeak_ptr,  # (N, C) float32, the gradient of max_hw x, with MAX
     peak_ptr,  # (N, C) float32, that maximum, with MAX
     place_ptr,  # (N, C) int32, where it is, or minus how often
-    stride_xn,
-    stride_xo,
+    stride_dn,
+    stride_do,
     stride_sn,
     stride_so,
     stride_gn,
     stride_go,
-    stride_mn,
-    stride_mo,
+    stride_xn,
+    stride_xo,
     channels,
     positions,
     UNIT: tl.constexpr,
@@ -95,8 +95,8 @@ def spatial_apply_bwd_kernel(
     No x is read, but to find the maxima over positions that tie, which share dpeak evenly.
     """
     unit = tl.full((), UNIT, tl.int64)
-    stride_xn, stride_xo, stride_sn, stride_so = stride_xn * unit, stride_xo * unit, stride_sn * unit, stride_so * unit
-    stride_gn, stride_go, stride_mn, stride_mo = stride_gn * unit, stride_go * unit, stride_mn * unit, stride_mo * unit
+    stride_dn, stride_do, stride_sn, stride_so = stride_dn * unit, stride_do * unit, stride_sn * unit, stride_so * unit
+    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
     if CHANNELS_LAST:
         channels *= UNIT
     else:
@@ -131,12 +131,12 @@ def spatial_apply_bwd_kernel(
             # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
             share = tl.where(peak == peak, dpeak / tl.where(place < 0, -place, 1).to(tl.float32), float("nan"))
             tied = over_positions(place < 0, CHANNELS_LAST)
-            x = load_tile(x_ptr, n, outer, inner, mask & tied, stride_mn, stride_mo)
+            x = load_tile(x_ptr, n, outer, inner, mask & tied, stride_xn, stride_xo)
             here = over_channels(p, CHANNELS_LAST) == over_positions(place, CHANNELS_LAST)
             at_peak = tl.where(tied, x == over_positions(peak, CHANNELS_LAST), here)
             at_peak |= over_positions(peak != peak, CHANNELS_LAST)
             dx += tl.where(at_peak, over_positions(share, CHANNELS_LAST), 0.0)
-        store_tile(dx_ptr, dx, n, outer, inner, mask, stride_xn, stride_xo)
+        store_tile(dx_ptr, dx, n, outer, inner, mask, stride_dn, stride_do)
 
 
 # Nothing is summed.

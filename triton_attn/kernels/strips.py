@@ -194,9 +194,9 @@ def strip_apply_fwd_kernel(
 @triton.jit
 def strip_apply_bwd_kernel(
     dx_ptr,  # (N, C, H, W)
-    dshortcut_ptr,  # (N, C, H, W), with HAS_BITS
+    dshortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
     grad_ptr,  # (N, C, H, W), the gradient of y
-    bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
+    bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
     row_gate_ptr,  # the gates of the rows, or with BY_LAYER the hidden units (N, H, hidden) behind them
     row_weight_ptr,  # (C, hidden), with BY_LAYER
     row_bias_ptr,  # (C,), with HAS_BIAS
@@ -205,8 +205,8 @@ def strip_apply_bwd_kernel(
     column_bias_ptr,
     drow_ptr,  # the gradients of the rows' means
     dcolumn_ptr,  # and of the columns'
-    stride_dxn,
-    stride_dxo,
+    stride_dn,
+    stride_do,
     stride_sn,
     stride_so,
     stride_gn,
@@ -219,7 +219,7 @@ def strip_apply_bwd_kernel(
     BY_LAYER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    HAS_BITS: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -228,8 +228,8 @@ def strip_apply_bwd_kernel(
 ):
     """dx = grad · row gate · column gate + dmean of its row / W + dmean of its column / H; and the shortcut's."""
     unit = tl.full((), UNIT, tl.int64)
-    stride_dxn, stride_dxo, stride_gn, stride_go = (
-        stride_dxn * unit, stride_dxo * unit, stride_gn * unit, stride_go * unit,
+    stride_dn, stride_do, stride_gn, stride_go = (
+        stride_dn * unit, stride_do * unit, stride_gn * unit, stride_go * unit,
     )  # fmt: skip
     stride_sn, stride_so = stride_sn * unit, stride_so * unit
     if CHANNELS_LAST:
@@ -253,7 +253,7 @@ def strip_apply_bwd_kernel(
         h = start + tl.arange(0, BLOCK_H)
         mask = tile_mask(c, h, w, channels, last, width, CHANNELS_LAST)
         grad = load_block(grad_ptr, n, tile_places(c, h, w, stride_go, width, CHANNELS_LAST), mask, stride_gn)
-        if HAS_BITS:
+        if HAS_SHORTCUT:
             places, there = byte_places(n, c, h, w, channels, height, last, width, CHANNELS_LAST, BLOCK_C, BLOCK_W)
             grad = tl.where(load_mask(bits_ptr, places, there, D0, D1, D2) & mask, grad, 0.0)
             places = n * stride_sn + tile_places(c, h, w, stride_so, width, CHANNELS_LAST)
@@ -265,7 +265,7 @@ def strip_apply_bwd_kernel(
         drow = load_strip(drow_ptr, n, c, h, channels, height, CHANNELS_LAST) / width
         dx = grad * of_rows(row_gate, CHANNELS_LAST) * of_columns(column_gate, CHANNELS_LAST)
         dx += of_rows(drow, CHANNELS_LAST) + of_columns(dcolumn, CHANNELS_LAST)
-        places = n * stride_dxn + tile_places(c, h, w, stride_dxo, width, CHANNELS_LAST)
+        places = n * stride_dn + tile_places(c, h, w, stride_do, width, CHANNELS_LAST)
         tl.store(dx_ptr + places, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 

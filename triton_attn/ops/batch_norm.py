@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..tuning import normed_rules, rules, weighed_rules
-from . import launch, spans
-from .gating import Pooled, empty_bits
-from .layout import empty_map
+from . import launch
+from .gating import Pooled
+from .library import new_like
+from .passes import Maps, multiply, multiply_bwd, start_by_spans
 from .spans import empty_parts, moments, spans_of
 
 
@@ -45,8 +46,8 @@ class Norm(NamedTuple):
         return told | {"ACTIVATION": self.activation} if activation else told
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
-    spans.start(kernel, like, channels_last, maps, normed_rules.normed, **arguments)
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
+    start_by_spans(kernel, like, channels_last, maps, normed_rules.normed, **arguments)
 
 
 class Squeezed(NamedTuple):
@@ -112,23 +113,8 @@ def apply_fwd(
     """``f(v) · gate`` by gates ``(N, C)``, or ``relu(… + shortcut)``; with ``saves`` also the mask's bits."""
     from ..kernels.normed_gate import normed_apply_fwd_kernel
 
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    _start(
-        normed_apply_fwd_kernel,
-        x,
-        channels_last,
-        {"y": y, "x": x, "s": shortcut},
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        gate_ptr=gate,
-        shortcut_ptr=shortcut,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-        **norm.arguments(x),
-    )
-    return y, bits
+    told = norm.arguments(x)
+    return multiply(_start, normed_apply_fwd_kernel, x, channels_last, shortcut, saves, gate_ptr=gate, **told)
 
 
 class Sums(NamedTuple):
@@ -188,10 +174,7 @@ def parameters_bwd(
     from ..kernels.batch_norm import batch_norm_parameters_bwd_kernel
 
     batch, parts, channels = found.dgate.shape
-    dweight, dbias = (
-        None if t is None or not needs else torch.empty(t.shape, dtype=t.dtype, device=t.device)
-        for t in (norm.weight, norm.bias)
-    )
+    dweight, dbias = new_like(norm.weight, norm.bias, needed=needs)
     by_mean, by_variance = (x.new_empty((channels,), dtype=torch.float32) if norm.training else None for _ in range(2))
     config = normed_rules.batch_statistics(channels, parts)
     told = norm.arguments(x, activation=False)
@@ -234,24 +217,19 @@ def apply_bwd(
     """The gradient of the map, and with ``bits`` that of the shortcut; ``by`` is for training."""
     from ..kernels.normed_gate import normed_apply_bwd_kernel
 
-    dx = empty_map(x, channels_last)
-    dshortcut = None if bits is None else empty_map(x, channels_last)
     read = x if norm.training or norm.activation != "none" else None
-    _start(
+    return multiply_bwd(
+        _start,
         normed_apply_bwd_kernel,
+        grad,
         x,
         channels_last,
-        {"d": dx, "s": dshortcut, "g": grad, "x": read},
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
-        grad_ptr=grad,
+        bits,
+        {"x": read},
         x_ptr=read,
-        bits_ptr=bits,
         gate_ptr=gate,
         dpooled_ptr=dpooled,
         by_mean_ptr=None if by is None else by.by_mean,
         by_variance_ptr=None if by is None else by.by_variance,
-        HAS_SHORTCUT=bits is not None,
         **norm.arguments(x),
     )
-    return dx, dshortcut

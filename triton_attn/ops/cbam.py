@@ -7,7 +7,7 @@ for a second bottleneck 1 and 2 more, and one more of each for every bottleneck 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from torch import Tensor
 from ..reference import cbam as plain
 from ..reference import dual as plain_dual
 from . import dense, gating, spatial
-from .dense import Made, Network, Parameters
+from .dense import Made, Network, Parameters, Weights
 from .gating import Pooled
-from .layout import empty_map, served
-from .library import Launcher, Op, Results
+from .layout import in_layout, served
+from .library import Launcher, Op, Results, new_like
+from .linked import added, in_one
+from .masks import mask
+from .passes import multiply_fake, room_bwd
 
 
 def _network(activation: str) -> Network:
@@ -27,8 +30,8 @@ def _network(activation: str) -> Network:
 
 def cbam(
     x: Tensor,
-    first: Parameters,
-    second: Parameters | None,
+    first: Weights,
+    second: Weights | None,
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None = None,
@@ -41,124 +44,94 @@ def cbam(
     of all gates.
     """
     x, channels_last = served(x)
+    last = in_one(x, shortcut)
     weights = (*first, *(second or (None,) * 4), conv_weight, conv_bias)
-    if shortcut is not None and shortcut.dtype != x.dtype:
-        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(CBAM(x, *weights, None, activation) + shortcut)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
-    return CBAM(x, *weights, shortcut, activation)
+    return added(CBAM(x, *weights, in_layout(last, channels_last), activation), shortcut, last)
 
 
-def forward(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    weight3: Tensor | None,
-    bias3: Tensor | None,
-    weight4: Tensor | None,
-    bias4: Tensor | None,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    shortcut: Tensor | None,
-    activation: str,
-    saves: bool,
-) -> Results:
-    """The output, and what the backward needs.
+class Kept(NamedTuple):
+    """What the backward needs.
 
     Of each bottleneck its gates and its inputs (N, C) and its hidden units (N, P, M); with two the product of their
     gates; the pooled values (N, 2, HW), the spatial gate (N, 1, HW), and the bits of ReLU's mask.
     """
-    x, channels_last = served(x)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
-    first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
-    network = _network(activation)
-    sums, positions = gating.squeeze(x, channels_last), x.shape[2] * x.shape[3]
-    one = dense.forward(sums, positions, first, network, x.dtype, saves=saves)
-    two, product, gate = None, None, one.gate
-    if second is not None:
-        gate = product = torch.empty_like(one.gate)
-        two = dense.forward(sums, positions, second, network, x.dtype, saves=saves, scale=one.gate, product=product)
-    parts = spatial.pool(x, gate, channels_last)
-    of_positions, pooled = spatial.convolve(x, parts, conv_weight, conv_bias, activation, saves)
-    y, bits = spatial.apply_fwd(x, gate, of_positions, channels_last, shortcut, saves)
-    return (y, *_kept(one), *_kept(two), product, pooled, of_positions, bits) if saves else (y, *(None,) * 10)
+
+    gate1: Tensor
+    mean1: Tensor
+    hidden1: Tensor | None
+    gate2: Tensor | None
+    mean2: Tensor | None
+    hidden2: Tensor | None
+    product: Tensor | None
+    pooled: Tensor
+    of_positions: Tensor
+    bits: Tensor | None
+
+    @classmethod
+    def of(cls, one: Made, two: Made | None, *others: Any) -> Kept:
+        """Of what the bottlenecks made, and the rest."""
+        of_both: list[Any] = [None] * 6
+        of_both[:3] = one.gate, one.pooled.mean, one.hidden
+        if two is not None:
+            of_both[3:] = two.gate, two.pooled.mean, two.hidden
+        return cls(*of_both, *others)
+
+    @property
+    def made(self) -> tuple[Made, Made | None]:
+        """What the bottlenecks made."""
+        one = Made(self.gate1, self.hidden1, Pooled(self.mean1, None, None))
+        return one, None if self.gate2 is None else Made(self.gate2, self.hidden2, Pooled(self.mean2, None, None))
 
 
-def _bottlenecks(*weights: Tensor | None) -> tuple[Parameters, Parameters | None]:
-    """The parameters of both, as the kernels take them."""
-    weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4 = weights
-    assert weight1 is not None
-    first = dense.contiguous((weight1, bias1, weight2, bias2))
-    return first, None if weight3 is None else dense.contiguous((weight3, bias3, weight4, bias4))
-
-
-def _kept(made: Made | None) -> Results:
-    return (None,) * 3 if made is None else (made.gate, made.pooled.mean, made.hidden)
-
-
-def _forward_fake(
+def forward(
     x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    weight3: Tensor | None,
-    bias3: Tensor | None,
-    weight4: Tensor | None,
-    bias4: Tensor | None,
+    first: Parameters,
+    second: Parameters | None,
     conv_weight: Tensor,
     conv_bias: Tensor,
     shortcut: Tensor | None,
     activation: str,
     saves: bool,
 ) -> Results:
+    """The output, and what is kept."""
     x, channels_last = served(x)
-    y = empty_map(x, channels_last)
-    if not saves:
-        return y, *(None,) * 10
     network = _network(activation)
-    one = dense.empty(x, x.shape[0], x.shape[1], weight1, weight2 is not None, network, saves)
-    two = None
-    if weight3 is not None:
-        two = dense.empty(x, x.shape[0], x.shape[1], weight3, weight4 is not None, network, saves)
-    return (
-        y,
-        *_kept(one),
-        *_kept(two),
-        None if two is None else torch.empty_like(one.gate),
-        spatial.empty_pooled(x),
-        spatial.empty_pooled(x, 1),
-        None if shortcut is None else gating.empty_bits(x, channels_last),
-    )
+    sums, positions = gating.squeeze(x, channels_last), x.shape[2] * x.shape[3]
+    one = dense.forward(sums, positions, dense.contiguous(first), network, x.dtype, saves=saves)
+    two, product, gate = None, None, one.gate
+    if second is not None:
+        gate = product = torch.empty_like(one.gate)
+        given = sums, positions, dense.contiguous(second), network, x.dtype
+        two = dense.forward(*given, saves=saves, scale=one.gate, product=product)
+    parts = spatial.pool(x, gate, channels_last)
+    of_positions, pooled = spatial.convolve(x, parts, conv_weight, conv_bias, activation, saves)
+    y, bits = spatial.apply_fwd(x, gate, of_positions, channels_last, in_layout(shortcut, channels_last), saves)
+    return (y, *Kept.of(one, two, product, pooled, of_positions, bits)) if saves else (y,)
+
+
+def _forward_fake(x: Tensor, first: Parameters, second: Parameters | None, *others: Any) -> Results:
+    *_, shortcut, activation, saves = others
+    y, bits = multiply_fake(x, shortcut, saves)
+    if not saves:
+        return (y,)
+    one, two = _empty(x, first, activation), None if second is None else _empty(x, second, activation)
+    product = None if two is None else torch.empty_like(one.gate)
+    return y, *Kept.of(one, two, product, spatial.empty_pooled(x), spatial.empty_pooled(x, 1), bits)
+
+
+def _empty(x: Tensor, parameters: Parameters, activation: str) -> Made:
+    two_layers = parameters.weight2 is not None
+    return dense.empty(x, x.shape[0], x.shape[1], parameters.weight1, two_layers, _network(activation), True)
 
 
 def backward(
     grad: Tensor,
     x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    weight3: Tensor | None,
-    bias3: Tensor | None,
-    weight4: Tensor | None,
-    bias4: Tensor | None,
+    first: Parameters,
+    second: Parameters | None,
     conv_weight: Tensor,
     conv_bias: Tensor,
-    gate1: Tensor,
-    mean1: Tensor,
-    hidden1: Tensor | None,
-    gate2: Tensor | None,
-    mean2: Tensor | None,
-    hidden2: Tensor | None,
-    product: Tensor | None,
-    pooled: Tensor,
-    of_positions: Tensor,
-    bits: Tensor | None,
+    kept: Kept,
     activation: str,
     needs_map: bool,
     needs_weights: bool,
@@ -169,76 +142,44 @@ def backward(
     """
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    gate = gate1 if product is None else product
+    gate, pooled, of_positions = kept.gate1 if kept.product is None else kept.product, kept.pooled, kept.of_positions
     dpooled, winner, dgate, dtaps = spatial.reading_bwd(
-        grad, x, gate, pooled, of_positions, conv_weight, activation, channels_last, bits
+        grad, x, gate, pooled, of_positions, conv_weight, activation, channels_last, kept.bits
     )
     # Added up once, by many programs: those of a network are few, and wait for every part.
     whole = gating.whole(Pooled(dgate, None, None), 1, "mean", False).mean
     assert whole is not None
     dgate = whole[:, None]
-    first, second = _bottlenecks(weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4)
-    network = _network(activation)
-    one = Made(gate1, hidden1, Pooled(mean1, None, None))
-    parameters: Results = (None,) * 4
+    first, network = dense.contiguous(first), _network(activation)
+    one, two = kept.made
+    of_first: Results = (None,) * 4
+    of_second: Results = (None,) * 4
     dnext = None
-    if second is not None:
-        assert gate2 is not None
-        two = Made(gate2, hidden2, Pooled(mean2, None, None))
-        found = dense.backward(dgate, two, second, network, x.dtype, scale=gate1)
+    if second is not None and two is not None:
+        second = dense.contiguous(second)
+        found = dense.backward(dgate, two, second, network, x.dtype, scale=one.gate)
         dnext = found.dmean
         if needs_weights:
-            parameters = dense.weights_bwd(two, found, second, network, x.dtype)
-    found = dense.backward(dgate, one, first, network, x.dtype, needs_pooled=needs_map, scale=gate2, dnext=dnext)
+            of_second = dense.weights_bwd(two, found, second, network, x.dtype)
+    given = dgate, one, first, network, x.dtype
+    found = dense.backward(*given, needs_pooled=needs_map, scale=kept.gate2, dnext=dnext)
     of_conv: Results = (None, None)
     if needs_weights:
-        parameters = (*dense.weights_bwd(one, found, first, network, x.dtype), *parameters)
+        of_first = dense.weights_bwd(one, found, first, network, x.dtype)
         of_conv = spatial.parameters_bwd(dtaps, conv_weight, conv_bias)
-    else:
-        parameters = (None,) * 8
     dx = dshortcut = None
     if needs_map:
         assert found.dmean is not None
         dx, dshortcut = spatial.apply_bwd(
-            grad, x, gate, found.dmean, of_positions, dpooled, winner, channels_last, bits
+            grad, x, gate, found.dmean, of_positions, dpooled, winner, channels_last, kept.bits
         )
-    return dx, *parameters, *of_conv, dshortcut
+    return dx, *of_first, *of_second, *of_conv, dshortcut
 
 
-def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    weight3: Tensor | None,
-    bias3: Tensor | None,
-    weight4: Tensor | None,
-    bias4: Tensor | None,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    gate1: Tensor,
-    mean1: Tensor,
-    hidden1: Tensor | None,
-    gate2: Tensor | None,
-    mean2: Tensor | None,
-    hidden2: Tensor | None,
-    product: Tensor | None,
-    pooled: Tensor,
-    of_positions: Tensor,
-    bits: Tensor | None,
-    activation: str,
-    needs_map: bool,
-    needs_weights: bool,
-) -> Results:
-    x, channels_last = served(x)
-    parameters = weight1, bias1, weight2, bias2, weight3, bias3, weight4, bias4, conv_weight, conv_bias
-    return (
-        empty_map(x, channels_last) if needs_map else None,
-        *(each.new_empty(each.shape) if needs_weights and each is not None else None for each in parameters),
-        empty_map(x, channels_last) if needs_map and bits is not None else None,
-    )
+def _backward_fake(grad: Tensor, x: Tensor, first: Parameters, second: Parameters | None, *others: Any) -> Results:
+    *of_conv, kept, _, needs_map, needs_weights = others
+    dx, dshortcut = room_bwd(*served(x), kept.bits, needs_map)
+    return dx, *new_like(*first, *(second or (None,) * 4), *of_conv, needed=needs_weights), dshortcut
 
 
 def _formula(x: Tensor, *arguments: Any) -> Tensor:
@@ -249,26 +190,10 @@ def _formula(x: Tensor, *arguments: Any) -> Tensor:
 
 
 CBAM = Op(
-    Launcher(
-        "cbam(Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2,"
-        " Tensor? weight3, Tensor? bias3, Tensor? weight4, Tensor? bias4, Tensor conv_weight, Tensor conv_bias,"
-        " Tensor? shortcut, str activation, bool saves)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        _forward_fake,
-    ),
-    Launcher(
-        "cbam_backward(Tensor grad, Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2,"
-        " Tensor? weight3, Tensor? bias3, Tensor? weight4, Tensor? bias4, Tensor conv_weight, Tensor conv_bias,"
-        " Tensor gate1, Tensor mean1, Tensor? hidden1, Tensor? gate2, Tensor? mean2, Tensor? hidden2,"
-        " Tensor? product, Tensor pooled, Tensor of_positions, Tensor? bits, str activation, bool needs_map,"
-        " bool needs_weights)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        backward,
-        _backward_fake,
-    ),
+    Launcher("cbam", forward, _forward_fake, 11),
+    Launcher("cbam_backward", backward, _backward_fake, 12),
     tensors=12,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[11], any(needs[1:11])),
-    mask=gating.mask,
+    mask=mask,
 )

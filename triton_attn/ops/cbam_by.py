@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..reference.cbam import pooled_channels
 from ..reference.common import is_autocast
-from . import gating, spatial
+from . import spatial
 from .gate_by import POOL
-from .layout import empty_map, served
+from .layout import in_layout, served
 from .library import Launcher, Results, as_kept, keep
 from .linked import Link, added, by_formula, in_one, summed, unchanged, wants_gradient
+from .masks import masked
+from .passes import multiply_fake, room_bwd
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -141,7 +143,7 @@ class _Multiply(torch.autograd.Function):
         x, gate, of_positions, pooled, bits = saved
         needs_map, needs_shortcut = ctx.needs_input_grad[1], ctx.needs_input_grad[5]
         if ctx.link.is_differentiated_again():
-            grad = grad if bits is None else torch.where(gating.mask(bits, x), grad, 0.0)
+            grad = masked(grad, bits, x)
             moved, wide = (grad * x).to(gate.dtype), gate[:, :, None, None]
             dx = (grad * wide * of_positions).to(x.dtype) if needs_map else None
             dgate, dpositions = (moved * of_positions).sum((2, 3)), (moved * wide).sum(1, keepdim=True)
@@ -192,14 +194,8 @@ def _pool_channels_bwd_fake(x: Tensor, dpooled: Tensor, winner: Tensor) -> Resul
 
 def _multiply(x: Tensor, gate: Tensor, of_positions: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
     x, channels_last = served(x)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    return spatial.apply_fwd(x, gate.contiguous(), of_positions.contiguous(), channels_last, shortcut, saves)
-
-
-def _multiply_fake(x: Tensor, gate: Tensor, of_positions: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
-    x, channels_last = served(x)
-    bits = gating.empty_bits(x, channels_last) if saves and shortcut is not None else None
-    return empty_map(x, channels_last), bits
+    gates = gate.contiguous(), of_positions.contiguous()
+    return spatial.apply_fwd(x, *gates, channels_last, in_layout(shortcut, channels_last), saves)
 
 
 def _multiply_bwd(
@@ -242,41 +238,12 @@ def _apply_bwd(
     )
 
 
-def _apply_bwd_fake(
-    grad: Tensor,
-    x: Tensor,
-    gate: Tensor,
-    of_positions: Tensor,
-    dpooled: Tensor,
-    winner: Tensor,
-    bits: Tensor | None,
-    *_: Tensor,
-) -> Results:
-    x, channels_last = served(x)
-    return empty_map(x, channels_last), None if bits is None else empty_map(x, channels_last)
+def _apply_bwd_fake(grad: Tensor, x: Tensor, *others: Any) -> Results:
+    return room_bwd(*served(x), others[4])
 
 
-POOL_CHANNELS = Launcher("pool_channels(Tensor x, Tensor gate) -> Tensor[]", _pool_channels, _pool_channels_fake)
-POOL_CHANNELS_BWD = Launcher(
-    "pool_channels_backward(Tensor x, Tensor dpooled, Tensor winner) -> Tensor[]",
-    _pool_channels_bwd,
-    _pool_channels_bwd_fake,
-)
-MULTIPLY = Launcher(
-    "gate_channels_and_positions(Tensor x, Tensor gate, Tensor of_positions, Tensor? shortcut, bool saves)"
-    " -> (Tensor, Tensor)",
-    _multiply,
-    _multiply_fake,
-)
-MULTIPLY_BWD = Launcher(
-    "gate_channels_and_positions_backward_gates(Tensor grad, Tensor x, Tensor gate, Tensor of_positions, Tensor pooled,"
-    " Tensor? bits) -> (Tensor, Tensor, Tensor)",
-    _multiply_bwd,
-    _multiply_bwd_fake,
-)
-APPLY_BWD = Launcher(
-    "gate_channels_and_positions_backward_map(Tensor grad, Tensor x, Tensor gate, Tensor of_positions, Tensor dpooled,"
-    " Tensor winner, Tensor? bits, Tensor dmean, Tensor dpeak, Tensor peak, Tensor place) -> (Tensor, Tensor)",
-    _apply_bwd,
-    _apply_bwd_fake,
-)
+POOL_CHANNELS = Launcher("pool_channels", _pool_channels, _pool_channels_fake, 1)
+POOL_CHANNELS_BWD = Launcher("pool_channels_backward", _pool_channels_bwd, _pool_channels_bwd_fake, 1)
+MULTIPLY = Launcher("gate_channels_and_positions", _multiply, multiply_fake, 2)
+MULTIPLY_BWD = Launcher("gate_channels_and_positions_backward_gates", _multiply_bwd, _multiply_bwd_fake, 3)
+APPLY_BWD = Launcher("gate_channels_and_positions_backward_map", _apply_bwd, _apply_bwd_fake, 2)

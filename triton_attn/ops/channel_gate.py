@@ -10,17 +10,19 @@ network is one launch, or one for each of its layers where these are large (:mod
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..reference import channel_gate as plain
 from . import dense, gating
-from .dense import Made, Network
+from .dense import Made, Network, Parameters
 from .gating import Pooled
-from .layout import empty_map, served
-from .library import Launcher, Op, Results
+from .layout import in_layout, served
+from .library import Launcher, Op, Results, new_like
+from .linked import added, in_one
+from .masks import mask
+from .passes import multiply_fake, room_bwd
 
 
 def channel_gate(
@@ -40,122 +42,80 @@ def channel_gate(
     The weights may also be those of 1×1 convolutions, ``(m, C, 1, 1)`` and ``(C, m, 1, 1)``.
     """
     x, channels_last = served(x)
-    network = pool, hidden_activation, activation
-    if shortcut is not None and shortcut.dtype != x.dtype:
-        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(CHANNEL_GATE(x, weight1, bias1, weight2, bias2, None, *network) + shortcut)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
-    return CHANNEL_GATE(x, weight1, bias1, weight2, bias2, shortcut, *network)
+    last = in_one(x, shortcut)
+    tensors = x, weight1, bias1, weight2, bias2, in_layout(last, channels_last)
+    return added(CHANNEL_GATE(*tensors, pool, hidden_activation, activation), shortcut, last)
 
 
-def forward(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    shortcut: Tensor | None,
-    pool: str,
-    hidden_activation: str,
-    activation: str,
-    saves: bool,
-) -> Results:
-    """The output, and what the backward needs: the pooled vectors, the hidden units, the gate, ReLU's mask as bits."""
+class Kept(NamedTuple):
+    """What the backward needs: the pooled vectors, the hidden units, the gate, and the bits of ReLU's mask."""
+
+    mean: Tensor | None
+    peak: Tensor | None
+    winner: Tensor | None
+    hidden: Tensor | None
+    gate: Tensor
+    bits: Tensor | None
+
+    @classmethod
+    def of(cls, made: Made, bits: Tensor | None) -> Kept:
+        """Of a forward's."""
+        return cls(*made.pooled, made.hidden, made.gate, bits)
+
+    @property
+    def made(self) -> Made:
+        """What the forward made."""
+        return Made(self.gate, self.hidden, Pooled(self.mean, self.peak, self.winner))
+
+
+def forward(x: Tensor, parameters: Parameters, shortcut: Tensor | None, network: Network, saves: bool) -> Results:
+    """The output, and what is kept."""
     x, channels_last = served(x)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
-    network = Network(pool, hidden_activation, activation)
-    parts = gating.squeeze(x, channels_last, pool, saves=saves)
-    parameters = dense.contiguous((weight1, bias1, weight2, bias2))
-    made = dense.forward(parts, x.shape[2] * x.shape[3], parameters, network, x.dtype, saves=saves)
-    y, bits = gating.apply_fwd(x, made.gate, channels_last, shortcut, saves=saves)
-    return (y, *made.pooled, made.hidden, made.gate, bits) if saves else (y, *(None,) * 6)
+    parts = gating.squeeze(x, channels_last, network.pool, saves=saves)
+    given = parts, x.shape[2] * x.shape[3], dense.contiguous(parameters), network, x.dtype
+    made = dense.forward(*given, saves=saves)
+    y, bits = gating.apply_fwd(x, made.gate, channels_last, in_layout(shortcut, channels_last), saves=saves)
+    return (y, *Kept.of(made, bits)) if saves else (y,)
 
 
-def _forward_fake(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    shortcut: Tensor | None,
-    pool: str,
-    hidden_activation: str,
-    activation: str,
-    saves: bool,
-) -> Results:
-    x, channels_last = served(x)
-    y = empty_map(x, channels_last)
+def _forward_fake(x: Tensor, parameters: Parameters, shortcut: Tensor | None, network: Network, saves: bool) -> Results:
+    y, bits = multiply_fake(x, shortcut, saves)
     if not saves:
-        return y, *(None,) * 6
-    network = Network(pool, hidden_activation, activation)
-    made = dense.empty(x, x.shape[0], x.shape[1], weight1, weight2 is not None, network, saves)
-    bits = None if shortcut is None else gating.empty_bits(x, channels_last)
-    return y, *made.pooled, made.hidden, made.gate, bits
+        return (y,)
+    two_layers = parameters.weight2 is not None
+    made = dense.empty(x, x.shape[0], x.shape[1], parameters.weight1, two_layers, network, saves)
+    return y, *Kept.of(made, bits)
 
 
 def backward(
     grad: Tensor,
     x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    mean: Tensor | None,
-    peak: Tensor | None,
-    winner: Tensor | None,
-    hidden: Tensor | None,
-    gate: Tensor,
-    bits: Tensor | None,
-    pool: str,
-    hidden_activation: str,
-    activation: str,
+    parameters: Parameters,
+    kept: Kept,
+    network: Network,
     needs_map: bool,
     needs_weights: bool,
 ) -> Results:
     """The gradients of x, weight1, bias1, weight2, bias2 and shortcut; None where not needed or not there (no bits)."""
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    network, made = Network(pool, hidden_activation, activation), Made(gate, hidden, Pooled(mean, peak, winner))
-    parameters = dense.contiguous((weight1, bias1, weight2, bias2))
-    dgate = gating.squeeze_bwd(grad, x, bits, channels_last)
+    made, parameters = kept.made, dense.contiguous(parameters)
+    dgate = gating.squeeze_bwd(grad, x, kept.bits, channels_last)
     found = dense.backward(dgate, made, parameters, network, x.dtype, needs_pooled=needs_map)
     dx = dshortcut = None
     of_parameters: tuple[Tensor | None, ...] = (None,) * 4
     if needs_weights:
         of_parameters = dense.weights_bwd(made, found, parameters, network, x.dtype)
     if needs_map:
-        dx, dshortcut = gating.apply_bwd(grad, x, gate, bits, channels_last, made.pooled, found.dmean, found.dpeak)
+        of_pooled = made.pooled, found.dmean, found.dpeak
+        dx, dshortcut = gating.apply_bwd(grad, x, kept.gate, kept.bits, channels_last, *of_pooled)
     return dx, *of_parameters, dshortcut
 
 
-def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    mean: Tensor | None,
-    peak: Tensor | None,
-    winner: Tensor | None,
-    hidden: Tensor | None,
-    gate: Tensor,
-    bits: Tensor | None,
-    pool: str,
-    hidden_activation: str,
-    activation: str,
-    needs_map: bool,
-    needs_weights: bool,
-) -> Results:
-    x, channels_last = served(x)
-    parameters = weight1, bias1, weight2, bias2
-    return (
-        empty_map(x, channels_last) if needs_map else None,
-        *(each.new_empty(each.shape) if needs_weights and each is not None else None for each in parameters),
-        empty_map(x, channels_last) if needs_map and bits is not None else None,
-    )
+def _backward_fake(grad: Tensor, x: Tensor, parameters: Parameters, kept: Kept, *others: Any) -> Results:
+    _, needs_map, needs_weights = others
+    dx, dshortcut = room_bwd(*served(x), kept.bits, needs_map)
+    return dx, *new_like(*parameters, needed=needs_weights), dshortcut
 
 
 def _formula(*arguments: Any) -> Tensor:
@@ -166,23 +126,10 @@ def _formula(*arguments: Any) -> Tensor:
 
 
 CHANNEL_GATE = Op(
-    Launcher(
-        "channel_gate(Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2, Tensor? shortcut,"
-        " str pool, str hidden_activation, str activation, bool saves)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        _forward_fake,
-    ),
-    Launcher(
-        "channel_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor? bias1, Tensor? weight2, Tensor? bias2,"
-        " Tensor? mean, Tensor? peak, Tensor? winner, Tensor? hidden, Tensor gate, Tensor? bits, str pool,"
-        " str hidden_activation, str activation, bool needs_map, bool needs_weights)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        backward,
-        _backward_fake,
-    ),
+    Launcher("channel_gate", forward, _forward_fake, 7),
+    Launcher("channel_gate_backward", backward, _backward_fake, 6),
     tensors=6,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[5], any(needs[1:5])),
-    mask=gating.mask,
+    mask=mask,
 )

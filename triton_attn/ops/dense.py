@@ -16,8 +16,16 @@ from ..tuning import chips, rules
 from . import launch
 from .gating import Pooled, empty_pooled, has_max, has_mean
 
-Parameters = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""``weight1`` ``(M, C)``, ``bias1`` ``(M,)``, ``weight2`` ``(C, M)`` (None: there is one layer), ``bias2`` ``(C,)``."""
+Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Parameters(NamedTuple):
+    """Those of both layers; there is one layer where ``weight2`` is None."""
+
+    weight1: Tensor  # (M, C)
+    bias1: Tensor | None  # (M,)
+    weight2: Tensor | None  # (C, M)
+    bias2: Tensor | None  # (C,)
 
 
 class Network(NamedTuple):
@@ -70,8 +78,7 @@ def forward(
     from ..kernels.dense import dense_gate_fwd_kernel, dense_hidden_fwd_kernel
     from ..kernels.dense_whole import dense_whole_fwd_kernel
 
-    given = parts.mean if parts.peak is None else parts.peak
-    assert given is not None
+    given = parts.given
     batch, splits, channels = given.shape
     weight1, bias1, weight2, bias2 = parameters
     size, peaks = weight1.shape[0], has_max(network.pool)
@@ -316,8 +323,7 @@ def weights_bwd(
 def contiguous(parameters: Parameters) -> Parameters:
     """The parameters as the kernels take them."""
     weight1, *others = parameters
-    bias1, weight2, bias2 = (None if each is None else each.contiguous() for each in others)
-    return weight1.contiguous(), bias1, weight2, bias2
+    return Parameters(weight1.contiguous(), *(None if each is None else each.contiguous() for each in others))
 
 
 def _precision(dtype: torch.dtype, device: torch.device) -> str:

@@ -6,6 +6,8 @@ convolution and apply forward; squeeze, convolution, the end of its weight's gra
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,12 @@ from ..reference import channel_gate as plain
 from ..tuning import rules
 from . import gating, launch
 from .gating import Pooled
-from .layout import empty_map, served
-from .library import Launcher, Op, Results
+from .layout import in_layout, served
+from .library import Launcher, Op, Results, new_like
+from .linked import added, in_one
+from .masks import mask
 from .partial_sums import partial_sums
+from .passes import multiply_fake, room_bwd
 
 
 def eca(
@@ -23,23 +28,27 @@ def eca(
 ) -> Tensor:
     """:func:`triton_attn.functional.eca` on Triton, for arguments that were checked."""
     x, channels_last = served(x)
-    if shortcut is not None and shortcut.dtype != x.dtype:
-        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(ECA(x, weight, None, pool, activation) + shortcut)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
-    return ECA(x, weight, shortcut, pool, activation)
+    last = in_one(x, shortcut)
+    return added(ECA(x, weight, in_layout(last, channels_last), pool, activation), shortcut, last)
+
+
+class Kept(NamedTuple):
+    """What the backward needs: the pooled vectors, the gate, and the bits of ReLU's mask."""
+
+    mean: Tensor | None
+    peak: Tensor | None
+    winner: Tensor | None
+    gate: Tensor
+    bits: Tensor | None
 
 
 def forward(x: Tensor, weight: Tensor, shortcut: Tensor | None, pool: str, activation: str, saves: bool) -> Results:
-    """The output, and what the backward needs: the pooled vectors, the gate, the bits of ReLU's mask."""
+    """The output, and what is kept."""
     x, channels_last = served(x)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
     parts = gating.squeeze(x, channels_last, pool, saves=saves)
     gate, pooled = convolve(parts, x.shape[2] * x.shape[3], weight.contiguous(), pool, activation, saves)
-    y, bits = gating.apply_fwd(x, gate, channels_last, shortcut, saves=saves)
-    return (y, *pooled, gate, bits) if saves else (y, *(None,) * 5)
+    y, bits = gating.apply_fwd(x, gate, channels_last, in_layout(shortcut, channels_last), saves=saves)
+    return (y, *Kept(*pooled, gate, bits)) if saves else (y,)
 
 
 def convolve(
@@ -48,8 +57,7 @@ def convolve(
     """The gates ``(N, C)`` of what was pooled in parts ``(N, S, C)``; with ``saves`` also that, whole."""
     from ..kernels.neighbours import neighbours_fwd_kernel
 
-    given = parts.mean if parts.peak is None else parts.peak
-    assert given is not None
+    given = parts.given
     batch, splits, channels = given.shape
     config = rules.neighbours(channels, weight.numel(), splits)
     gate = torch.empty((batch, channels), dtype=torch.float32, device=given.device)
@@ -83,44 +91,28 @@ def convolve(
 def _forward_fake(
     x: Tensor, weight: Tensor, shortcut: Tensor | None, pool: str, activation: str, saves: bool
 ) -> Results:
-    x, channels_last = served(x)
-    y = empty_map(x, channels_last)
+    y, bits = multiply_fake(x, shortcut, saves)
     if not saves:
-        return y, *(None,) * 5
-    return (
-        y,
-        *gating.empty_pooled(tuple(x.shape[:2]), pool, x.device),
-        x.new_empty(x.shape[:2], dtype=torch.float32),
-        None if shortcut is None else gating.empty_bits(x, channels_last),
-    )
+        return (y,)
+    pooled = gating.empty_pooled(tuple(x.shape[:2]), pool, x.device)
+    return y, *Kept(*pooled, x.new_empty(x.shape[:2], dtype=torch.float32), bits)
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor | None,
-    peak: Tensor | None,
-    winner: Tensor | None,
-    gate: Tensor,
-    bits: Tensor | None,
-    pool: str,
-    activation: str,
-    needs_map: bool,
-    needs_weight: bool,
+    grad: Tensor, x: Tensor, weight: Tensor, kept: Kept, pool: str, activation: str, needs_map: bool, needs_weight: bool
 ) -> Results:
     """The gradients of x, weight and shortcut; None where not needed, and where there is no shortcut (no bits)."""
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    pooled = Pooled(mean, peak, winner)
-    dgate = gating.squeeze_bwd(grad, x, bits, channels_last)
-    dvector, partial = convolve_bwd(dgate, gate, pooled, weight.contiguous(), pool, activation, needs_weight)
+    pooled = Pooled(kept.mean, kept.peak, kept.winner)
+    dgate = gating.squeeze_bwd(grad, x, kept.bits, channels_last)
+    dvector, partial = convolve_bwd(dgate, kept.gate, pooled, weight.contiguous(), pool, activation, needs_weight)
     dx = dweight = dshortcut = None
     if partial is not None:
         dweight = partial_sums(partial, weight.dtype).view_as(weight)
     if needs_map:
         dmean, dpeak = (dvector if has(pool) else None for has in (gating.has_mean, gating.has_max))
-        dx, dshortcut = gating.apply_bwd(grad, x, gate, bits, channels_last, pooled, dmean, dpeak)
+        dx, dshortcut = gating.apply_bwd(grad, x, kept.gate, kept.bits, channels_last, pooled, dmean, dpeak)
     return dx, dweight, dshortcut
 
 
@@ -162,25 +154,10 @@ def convolve_bwd(
 
 
 def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor | None,
-    peak: Tensor | None,
-    winner: Tensor | None,
-    gate: Tensor,
-    bits: Tensor | None,
-    pool: str,
-    activation: str,
-    needs_map: bool,
-    needs_weight: bool,
+    grad: Tensor, x: Tensor, weight: Tensor, kept: Kept, pool: str, activation: str, needs_map: bool, needs_weight: bool
 ) -> Results:
-    x, channels_last = served(x)
-    return (
-        empty_map(x, channels_last) if needs_map else None,
-        weight.new_empty(weight.shape) if needs_weight else None,
-        empty_map(x, channels_last) if needs_map and bits is not None else None,
-    )
+    dx, dshortcut = room_bwd(*served(x), kept.bits, needs_map)
+    return dx, *new_like(weight, needed=needs_weight), dshortcut
 
 
 def _formula(x: Tensor, weight: Tensor, pool: str, activation: str) -> Tensor:
@@ -188,21 +165,10 @@ def _formula(x: Tensor, weight: Tensor, pool: str, activation: str) -> Tensor:
 
 
 ECA = Op(
-    Launcher(
-        "eca(Tensor x, Tensor weight, Tensor? shortcut, str pool, str activation, bool saves)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        _forward_fake,
-    ),
-    Launcher(
-        "eca_backward(Tensor grad, Tensor x, Tensor weight, Tensor? mean, Tensor? peak, Tensor? winner,"
-        " Tensor gate, Tensor? bits, str pool, str activation, bool needs_map, bool needs_weight)"
-        " -> (Tensor, Tensor, Tensor)",
-        backward,
-        _backward_fake,
-    ),
+    Launcher("eca", forward, _forward_fake, 6),
+    Launcher("eca_backward", backward, _backward_fake, 3),
     tensors=3,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[2], needs[1]),
-    mask=gating.mask,
+    mask=mask,
 )

@@ -14,9 +14,11 @@ from torch import Tensor
 from ..reference.channel_gate import check_gate
 from . import gating
 from .gating import Pooled
-from .layout import empty_map, served
+from .layout import in_layout, served
 from .library import Launcher, Results, as_kept, keep
 from .linked import Link, added, in_one, is_wider, summed, unchanged, wants_gradient
+from .masks import masked
+from .passes import multiply_fake, room_bwd
 
 Network = Callable[..., Tensor]
 
@@ -93,7 +95,7 @@ class _Multiply(torch.autograd.Function):
         x, gate, bits = kept
         _, needs_map, needs_gate, needs_shortcut = ctx.needs_input_grad
         if ctx.link.is_differentiated_again():
-            grad = grad if bits is None else torch.where(gating.mask(bits, x), grad, 0.0)
+            grad = masked(grad, bits, x)
             dgate = (grad * x).sum((2, 3), dtype=torch.float32).to(gate.dtype) if needs_gate else None
             dx = grad * gate[:, :, None, None] if needs_map else None
             return None, dx, dgate, grad if needs_shortcut else None
@@ -127,15 +129,7 @@ def _pool_fake(x: Tensor, pool: str, saves: bool) -> Results:
 
 def _apply(x: Tensor, gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
     x, channels_last = served(x)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
-    return gating.apply_fwd(x, gate.contiguous(), channels_last, shortcut, saves=saves)
-
-
-def _apply_fake(x: Tensor, gate: Tensor, shortcut: Tensor | None, saves: bool) -> Results:
-    x, channels_last = served(x)
-    bits = gating.empty_bits(x, channels_last) if saves and shortcut is not None else None
-    return empty_map(x, channels_last), bits
+    return gating.apply_fwd(x, gate.contiguous(), channels_last, in_layout(shortcut, channels_last), saves=saves)
 
 
 def _squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
@@ -165,20 +159,10 @@ def _apply_bwd(
 
 
 def _apply_bwd_fake(grad: Tensor, x: Tensor, gate: Tensor, bits: Tensor | None, *_: Tensor | None) -> Results:
-    x, channels_last = served(x)
-    return empty_map(x, channels_last), None if bits is None else empty_map(x, channels_last)
+    return room_bwd(*served(x), bits)
 
 
-POOL = Launcher("pool(Tensor x, str pool, bool saves) -> (Tensor, Tensor, Tensor)", _pool, _pool_fake)
-APPLY = Launcher(
-    "apply_gate(Tensor x, Tensor gate, Tensor? shortcut, bool saves) -> (Tensor, Tensor)", _apply, _apply_fake
-)
-SQUEEZE_BWD = Launcher(
-    "apply_gate_backward_gate(Tensor grad, Tensor x, Tensor? bits) -> Tensor[]", _squeeze_bwd, _squeeze_bwd_fake
-)
-APPLY_BWD = Launcher(
-    "apply_gate_backward_map(Tensor grad, Tensor x, Tensor gate, Tensor? bits, Tensor? peak, Tensor? winner,"
-    " Tensor? dmean, Tensor? dpeak) -> (Tensor, Tensor)",
-    _apply_bwd,
-    _apply_bwd_fake,
-)
+POOL = Launcher("pool", _pool, _pool_fake, 3)
+APPLY = Launcher("apply_gate", _apply, multiply_fake, 2)
+SQUEEZE_BWD = Launcher("apply_gate_backward_gate", _squeeze_bwd, _squeeze_bwd_fake, 1)
+APPLY_BWD = Launcher("apply_gate_backward_map", _apply_bwd, _apply_bwd_fake, 2)

@@ -6,8 +6,6 @@ PyTorch's (:mod:`.gate_by`). The steps know nothing of it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,57 +13,8 @@ from torch import Tensor
 
 from ..tuning import rules
 from ..tuning.keys import Shape
-from ..tuning.spaces import Config
 from . import launch
-from .layout import empty_map, is_channels_last, row_stride, rows
-
-
-def in_units(channels_last: bool, inner: int, **maps: Tensor | None) -> tuple[int, dict[str, int]]:
-    """The launch arguments ``UNIT`` and ``stride_<map>n`` and ``stride_<map>o`` in units, 0 for a map that is None."""
-    given = [t for t in maps.values() if t is not None]
-    strides = {f"stride_{name}n": 0 if t is None else t.stride(0) for name, t in maps.items()}
-    strides |= {f"stride_{name}o": 0 if t is None else row_stride(t, channels_last) for name, t in maps.items()}
-    unit = rules.unit(given[0].itemsize, math.gcd(*(t.stride(0) for t in given)), inner, *strides.values())
-    return unit, {"UNIT": unit, **{name: stride // unit for name, stride in strides.items()}}
-
-
-def start_over(
-    kernel: Any,
-    like: Tensor,
-    channels_last: bool,
-    rule: Config,
-    sizes: Mapping[str, tuple[int, str]],
-    maps: Mapping[str, Tensor | None],
-    **arguments: Any,
-) -> None:
-    """Start a kernel that has a program for every image of ``like`` and block of its axes, given the maps' strides.
-
-    Args:
-        kernel: takes the axes' sizes by name, that of rows in units, and ``stride_<map>n`` and ``stride_<map>o``.
-        like: a map of the sizes, dtype and device.
-        channels_last: its layout.
-        rule: the config.
-        sizes: of an axis its size, and what the config calls its block; channels first, what is inner of them last.
-        maps: by the names that their strides have.
-        **arguments: the kernel's others.
-    """
-    inner = "channels" if channels_last else list(sizes)[-1]
-    unit, strides = in_units(channels_last, sizes[inner][0], **maps)
-
-    def grid(config: Config) -> tuple[int, ...]:
-        return (like.shape[0] * math.prod(rules.cdiv(size, config[block]) for size, block in sizes.values()),)
-
-    launch.tuned(
-        kernel,
-        grid,
-        Shape.of(like, channels_last),
-        rule,
-        like.device,
-        **arguments,
-        **strides,
-        **{name: size // unit if name == inner else size for name, (size, _) in sizes.items()},
-        CHANNELS_LAST=channels_last,
-    )
+from .passes import Maps, in_units, multiply, multiply_bwd, start_by_spans
 
 
 class Pooled(NamedTuple):
@@ -74,6 +23,13 @@ class Pooled(NamedTuple):
     mean: Tensor | None  # float32; of parts the sum
     peak: Tensor | None  # float32, the maximum
     winner: Tensor | None  # int32, where the maximum is, or minus how often it is there if that is not once
+
+    @property
+    def given(self) -> Tensor:
+        """One of them, which all have the shape of."""
+        found = self.mean if self.peak is None else self.peak
+        assert found is not None
+        return found
 
 
 def has_mean(pool: str) -> bool:
@@ -98,35 +54,56 @@ def empty_pooled(shape: tuple[int, ...], pool: str, device: torch.device, saves:
     )
 
 
+def _start_by_splits(
+    kernel: Any, x: Tensor, channels_last: bool, maps: Maps, parts: Tensor, maxima: bool, **arguments: Any
+) -> None:
+    """Start a kernel that has a program for every image, split of the positions and block of channels."""
+    channels, positions = x.shape[1], x.shape[2] * x.shape[3]
+    rule = rules.squeeze(channels, positions, channels_last)
+    unit, strides = in_units(channels_last, channels if channels_last else positions, **maps)
+    launch.tuned(
+        kernel,
+        # Of no positions there is a split too, whose sums are 0.
+        lambda _: (parts.shape[0] * parts.shape[1] * rules.cdiv(channels, rule["BLOCK_C"]),),
+        Shape.of(x, channels_last),
+        rule,
+        x.device,
+        channels=channels // unit if channels_last else channels,
+        positions=positions if channels_last else positions // unit,
+        splits=parts.shape[1],
+        SPLIT=rules.split(channels, positions, channels_last, maxima),
+        CHANNELS_LAST=channels_last,
+        **arguments,
+        **strides,
+    )
+
+
+def _splits(x: Tensor, channels_last: bool, maxima: bool = False) -> tuple[int, int, int]:
+    """The shape of a value for every split of the positions and channel."""
+    batch, channels, height, width = x.shape
+    return batch, rules.splits(channels, height * width, channels_last, maxima), channels
+
+
 def squeeze(x: Tensor, channels_last: bool, pool: str = "mean", *, saves: bool = False) -> Pooled:
     """Pool over positions, in parts: ``Σ x`` and ``max x`` of each split of the positions."""
     from ..kernels.squeeze import squeeze_fwd_kernel
 
-    batch, channels, height, width = x.shape
-    positions = height * width
-    rule = rules.squeeze(channels, positions, channels_last)
-    splits = rules.splits(channels, positions, channels_last, has_max(pool))
-    unit, strides = in_units(channels_last, channels if channels_last else positions, x=x)
-    parts = empty_pooled((batch, splits, channels), pool, x.device, saves)
-    launch.tuned(
+    maxima = has_max(pool)
+    parts = empty_pooled(_splits(x, channels_last, maxima), pool, x.device, saves)
+    _start_by_splits(
         squeeze_fwd_kernel,
-        lambda _: (batch * splits * rules.cdiv(channels, rule["BLOCK_C"]),),
-        Shape.of(x, channels_last),
-        rule,
-        x.device,
+        x,
+        channels_last,
+        {"x": x},
+        parts.given,
+        maxima,
         sum_ptr=parts.mean,
         peak_ptr=parts.peak,
         winner_ptr=parts.winner,
         x_ptr=x,
-        channels=channels // unit if channels_last else channels,
-        positions=positions if channels_last else positions // unit,
-        splits=splits,
-        SPLIT=rules.split(channels, positions, channels_last, has_max(pool)),
         MEAN=has_mean(pool),
-        MAX=has_max(pool),
+        MAX=maxima,
         SAVE_WINNER=parts.winner is not None,
-        CHANNELS_LAST=channels_last,
-        **strides,
     )
     return parts
 
@@ -135,8 +112,7 @@ def whole(parts: Pooled, positions: int, pool: str, saves: bool) -> Pooled:
     """What was pooled in parts ``(N, S, C)``, ``(N, C)``."""
     from ..kernels.pooled import pooled_kernel
 
-    given = parts.mean if parts.peak is None else parts.peak
-    assert given is not None
+    given = parts.given
     batch, splits, channels = given.shape
     found = empty_pooled((batch, channels), pool, given.device, saves)
     config = rules.whole(channels, splits)
@@ -165,31 +141,25 @@ def squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None, channels_last: boo
     """``Σ grad · x`` for each split, ``(N, S, C)`` float32, with ``grad`` behind the mask that ``bits`` hold."""
     from ..kernels.squeeze import squeeze_bwd_kernel
 
-    batch, channels, height, width = x.shape
-    positions = height * width
-    rule = rules.squeeze(channels, positions, channels_last)
-    splits = rules.splits(channels, positions, channels_last)
-    unit, strides = in_units(channels_last, channels if channels_last else positions, g=grad, x=x)
-    dgate = torch.empty((batch, splits, channels), dtype=torch.float32, device=x.device)
-    launch.tuned(
+    dgate = torch.empty(_splits(x, channels_last), dtype=torch.float32, device=x.device)
+    _start_by_splits(
         squeeze_bwd_kernel,
-        lambda _: (batch * splits * rules.cdiv(channels, rule["BLOCK_C"]),),
-        Shape.of(x, channels_last),
-        rule,
-        x.device,
+        x,
+        channels_last,
+        {"g": grad, "x": x},
+        dgate,
+        False,
         dgate_ptr=dgate,
         grad_ptr=grad,
         x_ptr=x,
         bits_ptr=bits,
-        channels=channels // unit if channels_last else channels,
-        positions=positions if channels_last else positions // unit,
-        splits=splits,
-        SPLIT=rules.split(channels, positions, channels_last),
         HAS_BITS=bits is not None,
-        CHANNELS_LAST=channels_last,
-        **strides,
     )
     return dgate
+
+
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
+    start_by_spans(kernel, like, channels_last, maps, rules.apply_gate, **arguments)
 
 
 def apply_fwd(
@@ -201,30 +171,7 @@ def apply_fwd(
     """
     from ..kernels.apply_gate import apply_gate_fwd_kernel
 
-    batch, channels, height, width = x.shape
-    positions = height * width
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    unit, strides = in_units(channels_last, channels if channels_last else positions, y=y, x=x, s=shortcut)
-    launch.tuned(
-        apply_gate_fwd_kernel,
-        lambda config: (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
-        Shape.of(x, channels_last),
-        rules.apply_gate(channels, positions, channels_last),
-        x.device,
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        gate_ptr=gate,
-        shortcut_ptr=shortcut,
-        channels=channels // unit if channels_last else channels,
-        positions=positions if channels_last else positions // unit,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-        CHANNELS_LAST=channels_last,
-        **strides,
-    )
-    return y, bits
+    return multiply(_start, apply_gate_fwd_kernel, x, channels_last, shortcut, saves, gate_ptr=gate)
 
 
 def apply_bwd(
@@ -244,61 +191,26 @@ def apply_bwd(
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
 
-    batch, channels, height, width = grad.shape
-    positions = height * width
-    dx = empty_map(x, channels_last)
-    dshortcut = None if bits is None else empty_map(x, channels_last)
-    map_read = x if dpeak is not None else None
-    unit, strides = in_units(
-        channels_last, channels if channels_last else positions, d=dx, s=dshortcut, g=grad, x=map_read
-    )
-    launch.tuned(
+    read = x if dpeak is not None else None
+    return multiply_bwd(
+        _start,
         apply_gate_bwd_kernel,
-        lambda config: (batch * rules.cdiv(channels, config["BLOCK_C"]) * rules.cdiv(positions, config["SPAN"]),),
-        Shape.of(x, channels_last),
-        rules.apply_gate(channels, positions, channels_last),
-        grad.device,
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
-        grad_ptr=grad,
-        x_ptr=map_read,
-        bits_ptr=bits,
+        grad,
+        x,
+        channels_last,
+        bits,
+        {"x": read},
+        x_ptr=read,
         gate_ptr=gate,
         dmean_ptr=dmean,
         dpeak_ptr=dpeak,
         peak_ptr=None if dpeak is None else pooled.peak,
         winner_ptr=None if dpeak is None else pooled.winner,
-        channels=channels // unit if channels_last else channels,
-        positions=positions if channels_last else positions // unit,
-        HAS_SHORTCUT=bits is not None,
         MEAN=dmean is not None,
         MAX=dpeak is not None,
-        CHANNELS_LAST=channels_last,
-        **strides,
     )
-    return dx, dshortcut
 
 
 def widened(x: Tensor) -> Tensor:
     """The map in the dtype that sums over it are taken in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def empty_bits(x: Tensor, channels_last: bool) -> Tensor:
-    """Room for the mask of a map, eight elements of a row to a byte."""
-    outer, inner = rows(x, channels_last)
-    return torch.empty((x.shape[0], outer, rules.cdiv(inner, 8)), dtype=torch.uint8, device=x.device)
-
-
-def mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
-    """The mask of a map like ``x``, whose bits these are, as booleans ``(N, C, H, W)``."""
-    batch, channels, height, width = x.shape
-    if is_channels_last(x):
-        return unpacked(bits)[..., :channels].reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-    return unpacked(bits)[..., : height * width].reshape(x.shape)
-
-
-def unpacked(bits: Tensor) -> Tensor:
-    """The bits of bytes ``(…, B)`` as booleans ``(…, 8 · B)``: bit i of byte b is element 8 · b + i."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits.unsqueeze(-1) >> places & 1).flatten(-2).bool()

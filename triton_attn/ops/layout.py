@@ -58,3 +58,8 @@ def rows(x: Tensor, channels_last: bool) -> tuple[int, int]:
     """The sizes (outer, inner) of the map as the kernels see it."""
     positions = x.shape[2] * x.shape[3]
     return (positions, x.shape[1]) if channels_last else (x.shape[1], positions)
+
+
+def in_layout(x: Tensor | None, channels_last: bool) -> Tensor | None:
+    """:func:`served` of a tensor that there may be."""
+    return None if x is None else served(x, channels_last)[0]

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from .. import backend
 from ..tuning import selection
-from . import launch, plan
+from . import launch, plan, schema
 
 NAMESPACE = "triton_attn"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -75,23 +75,26 @@ class Launcher:
     """A function that allocates and starts kernels, registered as an op of PyTorch's, and played by plans.
 
     Args:
-        schema: the op's name, arguments and results.
-        run: takes tensors, or None for one that is not there, and constants; returns tensors, or None for those that
-            are not wanted. (The registered op returns an empty tensor for None: an op's results are tensors all.)
+        name: the op's.
+        run: takes tensors, or None for one that is not there, and constants, some of them in groups (:mod:`.schema`);
+            returns tensors, or None for those that are not wanted, and fewer where those behind them are not. (The
+            registered op returns an empty tensor for None: an op's results are tensors all.)
         fake: the same without data: results of the right shape, dtype, device and strides.
+        results: how many there are.
     """
 
-    def __init__(self, schema: str, run: Callable[..., Results], fake: Callable[..., Results]) -> None:
-        self.run = run
+    def __init__(self, name: str, run: Callable[..., Results], fake: Callable[..., Results], results: int) -> None:
+        parameters = schema.parameters_of(run)
+        self.run = _of_length(results, schema.by_groups(run, parameters))
         self._plans: dict[Any, plan.Plan | None] = {}
         _CACHES.append(self._plans)
-        name = schema.partition("(")[0]
-        _library.define(schema)
+        _library.define(schema.schema_of(name, parameters, results))
         for key in ("CPU", "CUDA"):
             _library.impl(name, _tensors_all(self._below), key)
-        torch.library.register_fake(f"{NAMESPACE}::{name}", _tensors_all(fake), lib=_library)
+        whole_fake = _tensors_all(_of_length(results, schema.by_groups(fake, parameters)))
+        torch.library.register_fake(f"{NAMESPACE}::{name}", whole_fake, lib=_library)
         self.registered = getattr(getattr(torch.ops, NAMESPACE), name).default
-        IMPLEMENTATIONS[self.registered] = _tensors_all(run)
+        IMPLEMENTATIONS[self.registered] = _tensors_all(self.run)
 
     def __call__(self, *arguments: Any) -> Results:
         """Run it, or play its plan, past autograd."""
@@ -150,6 +153,21 @@ def look_up(arguments: Sequence[Any]) -> Found | None:
 def or_none(given: Tensor) -> Tensor | None:
     """None for the empty vector that stood for it."""
     return None if given.dim() == 1 and not given.shape[0] else given
+
+
+def _of_length(results: int, run: Callable[..., Results]) -> Callable[..., Results]:
+    """``run``, with None for each of the last results that it leaves out."""
+
+    def whole(*arguments: Any) -> Results:
+        found = run(*arguments)
+        return (*found, *(None,) * (results - len(found)))
+
+    return whole
+
+
+def new_like(*tensors: Tensor | None, needed: bool = True) -> Results:
+    """Room for the gradients of parameters, each like its own; None for those that there are not, or unneeded."""
+    return [t.new_empty(t.shape) if needed and t is not None else None for t in tensors]
 
 
 def _tensors_all(run: Callable[..., Results]) -> Callable[..., Any]:

@@ -49,7 +49,7 @@ def in_one(x: Tensor, shortcut: Tensor | None) -> Tensor | None:
 
 def added(y: Tensor, shortcut: Tensor | None, last: Tensor | None) -> Tensor:
     """y of an op that had ``last`` as its shortcut, with the shortcut that there is."""
-    return y if shortcut is None or last is shortcut else torch.relu(y + shortcut)
+    return y if shortcut is None or last is not None else torch.relu(y + shortcut)
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

@@ -12,10 +12,12 @@ from torch import Tensor
 from ..reference.channel_gate import activate
 from ..tuning import position_rules, rules
 from ..tuning.keys import Shape
-from . import gating, launch
-from .gating import empty_bits, in_units
-from .layout import empty_map, rows, served
+from . import launch
+from .layout import empty_map, in_layout, rows, served
 from .library import Launcher, Op, Results
+from .linked import added, in_one
+from .masks import mask
+from .passes import in_units, multiply_fake, room, room_bwd
 
 ACTIVATIONS = ("sigmoid", "double_sigmoid", "none")
 
@@ -25,14 +27,10 @@ def map_gate(x: Tensor, logits: Tensor, shortcut: Tensor | None = None, activati
 
     ``x`` ``(N, C, H, W)``; ``logits`` ``(N, C, H, W)`` or ``(N, 1, H, W)``; ``activation`` is one of ``ACTIVATIONS``.
     """
-    x = x.to(torch.promote_types(x.dtype, logits.dtype))
-    if shortcut is not None and shortcut.dtype != x.dtype:
-        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(map_gate(x, logits, None, activation) + shortcut)
-    x, channels_last = served(x)
-    logits = _served_logits(logits, channels_last)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    return MAP_GATE(x, logits, shortcut, activation)
+    x, channels_last = served(x.to(torch.promote_types(x.dtype, logits.dtype)))
+    last = in_one(x, shortcut)
+    y = MAP_GATE(x, _served_logits(logits, channels_last), in_layout(last, channels_last), activation)
+    return added(y, shortcut, last)
 
 
 def _served_logits(logits: Tensor, channels_last: bool) -> Tensor:
@@ -50,11 +48,10 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation: str,
 
     x, channels_last = served(x)
     logits = _served_logits(logits, channels_last)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
+    shortcut = in_layout(shortcut, channels_last)
     per_channel = logits.shape[1] > 1
     outer, inner = rows(x, channels_last)
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
+    y, bits = room(x, channels_last, shortcut, saves)
     unit, strides = in_units(channels_last, inner, x=x, y=y, z=logits if per_channel else None, s=shortcut)
     launch.tuned(
         map_gate_fwd_kernel,
@@ -82,8 +79,7 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation: str,
 
 
 def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation: str, saves: bool) -> Results:
-    x, channels_last = served(x)
-    return empty_map(x, channels_last), empty_bits(x, channels_last) if saves and shortcut is not None else None
+    return multiply_fake(x, shortcut, saves)
 
 
 def backward(
@@ -101,8 +97,7 @@ def backward(
     per_channel = logits.shape[1] > 1
     batch, channels, height, width = x.shape
     positions = height * width
-    dx = empty_map(x, channels_last) if needs_map else None
-    dshortcut = empty_map(x, channels_last) if needs_map and bits is not None else None
+    dx, dshortcut = room_bwd(x, channels_last, bits, needs_map)
     dlogits = _empty_logits(logits, channels_last) if needs_logits else None
     maps = {"z": logits, "dz": dlogits} if per_channel else {"z": None, "dz": None}
     inner = channels if channels_last else positions
@@ -141,11 +136,9 @@ def _backward_fake(
     grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, activation: str, needs_map: bool, needs_logits: bool
 ) -> Results:
     x, channels_last = served(x)
-    return (
-        empty_map(x, channels_last) if needs_map else None,
-        _empty_logits(_served_logits(logits, channels_last), channels_last) if needs_logits else None,
-        empty_map(x, channels_last) if needs_map and bits is not None else None,
-    )
+    dx, dshortcut = room_bwd(x, channels_last, bits, needs_map)
+    dlogits = _empty_logits(_served_logits(logits, channels_last), channels_last) if needs_logits else None
+    return dx, dlogits, dshortcut
 
 
 def _formula(x: Tensor, logits: Tensor, activation: str) -> Tensor:
@@ -153,19 +146,10 @@ def _formula(x: Tensor, logits: Tensor, activation: str) -> Tensor:
 
 
 MAP_GATE = Op(
-    Launcher(
-        "map_gate(Tensor x, Tensor logits, Tensor? shortcut, str activation, bool saves) -> (Tensor, Tensor)",
-        forward,
-        _forward_fake,
-    ),
-    Launcher(
-        "map_gate_backward(Tensor grad, Tensor x, Tensor logits, Tensor? bits, str activation, bool needs_map,"
-        " bool needs_logits) -> (Tensor, Tensor, Tensor)",
-        backward,
-        _backward_fake,
-    ),
+    Launcher("map_gate", forward, _forward_fake, 2),
+    Launcher("map_gate_backward", backward, _backward_fake, 3),
     tensors=3,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[2], needs[1]),
-    mask=gating.mask,
+    mask=mask,
 )

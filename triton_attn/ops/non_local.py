@@ -14,7 +14,7 @@ Two ways, by shape (:func:`..tuning.attention_rules.keeps_rows`):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from torch import Tensor
 from ..reference import non_local as plain
 from . import non_local_tiled as tiled
 from . import non_local_whole as whole
-from .gating import unpacked
 from .layout import served
 from .library import Launcher, Op, Results, as_kept, gradients_of, keep
+from .masks import unpacked
 from .non_local_problem import gradients, laid_out, map_rows, output, problem, split_sizes
 
 
@@ -61,6 +61,22 @@ def non_local(
     return NON_LOCAL(x, q, k, v, shortcut, key_bias, value_bias, float(scale))
 
 
+class Kept(NamedTuple):
+    """What the backward needs: o or the softmax, the norms of rows (tiled), the bits of ReLU's mask."""
+
+    kept: Tensor | None
+    norms: Tensor | None
+    bits: Tensor | None
+
+
+class Needs(NamedTuple):
+    """Which gradients are needed; of q's all three where they are one tensor."""
+
+    needs_q: bool
+    needs_k: bool
+    needs_v: bool
+
+
 def forward(
     x: Tensor | None,
     q: Tensor,
@@ -72,7 +88,7 @@ def forward(
     scale: float,
     saves: bool,
 ) -> Results:
-    """The output, and what the backward needs: o or the softmax, the norms of rows (tiled), the bits of ReLU's mask."""
+    """The output, and what is kept."""
     out = output(x, q, k, v, shortcut, saves)
     (whole if out.given.keeps_rows else tiled).forward(out, value_bias, scale)
     return out.results
@@ -90,50 +106,37 @@ def backward(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    kept: Tensor | None,
-    norms: Tensor | None,
-    bits: Tensor | None,
+    kept: Kept,
     scale: float,
     value_width: int,
     channels_last: bool,
-    *needs: bool,
+    needs: Needs,
 ) -> Results:
     """The gradient behind ReLU's mask (with bits), and those of q (or of all three in one), k and v.
 
     None stands for those that are not needed.
     """
     given = problem(q, k, v, value_width, channels_last)
-    room = gradients(given, grad, q, k is None, bits is not None, needs)
+    room = gradients(given, grad, q, k is None, kept.bits is not None, needs)
     if grad.dim() == 4:
         grad, _ = served(grad, channels_last)
     rows = laid_out(map_rows(grad), channels_last)
     if not given.keeps_rows:
-        tiled.backward(given, room, rows, kept, norms, bits, scale)
+        tiled.backward(given, room, rows, *kept, scale)
         return room.results
     if room.masked is not None:
-        tiled.mask_and_delta(given, None, room.masked, rows, None, bits)
+        tiled.mask_and_delta(given, None, room.masked, rows, None, kept.bits)
         rows = map_rows(room.masked)
-    if kept is not None:
-        whole.backward(given, room, rows, kept, scale)
+    if kept.kept is not None:
+        whole.backward(given, room, rows, kept.kept, scale)
     return room.results
 
 
-def backward_fake(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    kept: Tensor | None,
-    norms: Tensor | None,
-    bits: Tensor | None,
-    scale: float,
-    value_width: int,
-    channels_last: bool,
-    *needs: bool,
-) -> Results:
+def backward_fake(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, kept: Kept, *others: Any) -> Results:
     """Room for the same."""
+    _, value_width, channels_last, needs = others
     given = problem(q, k, v, value_width, channels_last)
-    return gradients(given, grad, q, k is None, bits is not None, needs).results
+    return gradients(given, grad, q, k is None, kept.bits is not None, needs).results
 
 
 def bias_bwd(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -208,19 +211,8 @@ def _formula(q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, value_
 
 
 NON_LOCAL = _NonLocal(
-    Launcher(
-        "non_local(Tensor? x, Tensor q, Tensor? k, Tensor? v, Tensor? shortcut, Tensor? key_bias, Tensor? value_bias,"
-        " float scale, bool saves) -> (Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        forward_fake,
-    ),
-    Launcher(
-        "non_local_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? kept, Tensor? norms, Tensor? bits,"
-        " float scale, int value_width, bool channels_last, bool needs_q, bool needs_k, bool needs_v)"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
-        backward,
-        backward_fake,
-    ),
+    Launcher("non_local", forward, forward_fake, 4),
+    Launcher("non_local_backward", backward, backward_fake, 4),
     tensors=7,
     formula=_formula,
     mask=mask_of,

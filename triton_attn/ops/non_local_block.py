@@ -7,7 +7,7 @@ autograd sees one step in place of some twenty, and the gradients of x are summe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,58 +133,68 @@ def projection_bwd(
     return None if dx is None else dx + found, dweight.to(weight.dtype) if needs_weight else None
 
 
-def forward(
-    x: Tensor,
-    query: Tensor,
-    query_bias: Tensor,
-    key: Tensor,
-    key_bias: Tensor,
-    value: Tensor,
-    value_bias: Tensor,
-    shortcut: Tensor | None,
-    saves: bool,
-) -> Results:
-    """The output, and what the backward needs: the projections, and what non-local attention keeps of them."""
+class Projections(NamedTuple):
+    """The weights and biases of a block's."""
+
+    query: Tensor
+    query_bias: Tensor
+    key: Tensor
+    key_bias: Tensor
+    value: Tensor
+    value_bias: Tensor
+
+
+class Attended(NamedTuple):
+    """What the backward needs: the projections, and what non-local attention keeps of them."""
+
+    q: Tensor
+    k: Tensor | None
+    v: Tensor | None
+    kept: Tensor | None
+    norms: Tensor | None
+    bits: Tensor | None
+
+
+class Needs(NamedTuple):
+    """Which of the op's tensors want a gradient."""
+
+    needs_x: bool
+    needs_query: bool
+    needs_query_bias: bool
+    needs_key: bool
+    needs_key_bias: bool
+    needs_value: bool
+    needs_value_bias: bool
+    needs_shortcut: bool
+
+
+def forward(x: Tensor, projections: Projections, shortcut: Tensor | None, saves: bool) -> Results:
+    """The output, and what is kept."""
     x, channels_last = served(x)
     dtype = product_dtype(x)
-    weights = [each.to(dtype) for each in (query, query_bias, key, key_bias, value, value_bias)]
+    weights = [each.to(dtype) for each in projections]
     x_in = x.to(dtype)
     rows = projected_into(x_in, weights) if channels_last else projected(x_in, weights, False)
     y, *kept = NON_LOCAL.forward(x, *rows, shortcut, None, weights[-1], 1.0, saves)
-    return [y, *(rows if saves else (None,) * 3), *kept]
+    return [y, *rows, *kept] if saves else [y]
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    query: Tensor,
-    query_bias: Tensor,
-    key: Tensor,
-    key_bias: Tensor,
-    value: Tensor,
-    value_bias: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    attended: Tensor | None,
-    norms: Tensor | None,
-    bits: Tensor | None,
-    *needs: bool,
-) -> Results:
+def backward(grad: Tensor, x: Tensor, projections: Projections, attended: Attended, needs: Needs) -> Results:
     """The gradients of the op's tensors that ``needs`` says; of all three weights in one where they were put so."""
+    query, query_bias, key, key_bias, value, value_bias = projections
     needs_x, needs_query, needs_query_bias, needs_key, needs_key_bias, needs_value, needs_value_bias, needs_shortcut = (
         needs
     )
     x, channels_last = served(x)
     grad = served(grad, channels_last)[0]
     of_rows = needs_x or needs_query or needs_query_bias, needs_x or needs_key, needs_x or needs_value
-    masked, *rows = NON_LOCAL.backward(grad, q, k, v, attended, norms, bits, 1.0, x.shape[1], channels_last, *of_rows)
+    masked, *rows = NON_LOCAL.backward(grad, *attended, 1.0, x.shape[1], channels_last, *of_rows)
     if masked is None:  # without ReLU the residual's gradient is that of the output
         masked = grad
     dx = masked if needs_x else None
     weights, needed = [query, key, value], [needs_query, needs_key, needs_value]
-    if k is None:
-        together = query.new_empty((q.shape[2], *query.shape[1:]))
+    if attended.k is None:
+        together = query.new_empty((attended.q.shape[2], *query.shape[1:]))
         weights, needed = [torch.cat(weights, out=together)], [any(needed)]
     dweights: list[Tensor | None] = [None] * 3
     for i, (of_row, weight, needs_weight) in enumerate(zip(rows, weights, needed, strict=False)):
@@ -219,38 +229,17 @@ def sum_of(grad: Tensor, axes: tuple[int, ...], bias: Tensor) -> Tensor:
     return torch.sum(grad, axes, dtype=dtype, out=bias.new_empty(bias.shape, dtype=dtype)).to(bias.dtype)
 
 
-def formula(
-    x: Tensor,
-    query: Tensor,
-    query_bias: Tensor,
-    key: Tensor,
-    key_bias: Tensor,
-    value: Tensor,
-    value_bias: Tensor,
-) -> Tensor:
+def formula(x: Tensor, *projections: Tensor) -> Tensor:
     """``x + attention``, the matrix in memory."""
-    pairs = (query, query_bias), (key, key_bias), (value, value_bias)
+    pairs = zip(projections[::2], projections[1::2], strict=True)
     q, k, v = (projection(x, weight, bias, True) for weight, bias in pairs)
     attended = attend_explicit(q, k, v)
     return x + attended.transpose(1, 2).reshape(x.shape)
 
 
-_TENSORS = "Tensor query, Tensor query_bias, Tensor key, Tensor key_bias, Tensor value, Tensor value_bias"
-_NEEDS = ", ".join(f"bool needs_{i}" for i in range(8))
 NON_LOCAL_BLOCK = Op(
-    Launcher(
-        f"non_local_block(Tensor x, {_TENSORS}, Tensor? shortcut, bool saves)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        forward,
-    ),
-    Launcher(
-        f"non_local_block_backward(Tensor grad, Tensor x, {_TENSORS}, Tensor q, Tensor? k, Tensor? v, Tensor? attended,"
-        f" Tensor? norms, Tensor? bits, {_NEEDS})"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        backward,
-        backward,
-    ),
+    Launcher("non_local_block", forward, forward, 7),
+    Launcher("non_local_block_backward", backward, backward, 8),
     tensors=8,
     formula=formula,
     mask=lambda bits, x, *_: mask_of(bits, x, served(x)[1]),

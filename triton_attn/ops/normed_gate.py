@@ -8,7 +8,7 @@ with a shortcut; there an activation costs a read more backward.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +18,16 @@ from ..reference import channel_gate as plain
 from ..reference.batch_norm import BatchNorm, tensors_of
 from . import batch_norm, dense, gating
 from .batch_norm import Norm
-from .dense import Made, Network
+from .dense import Made, Network, Parameters, Weights
 from .eca import convolve, convolve_bwd
 from .gating import Pooled
-from .layout import empty_map, served
-from .library import Launcher, Op, Results
-from .linked import in_one
+from .layout import in_layout, served
+from .library import Launcher, Op, Results, new_like
+from .linked import added, in_one
+from .masks import mask
 from .partial_sums import partial_sums
+from .passes import multiply_fake, room_bwd
 
-Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 DENSE, NEIGHBOURS = "dense", "neighbours"
 
 
@@ -41,10 +42,8 @@ def normed_gate(
     x, channels_last = served(x)
     constants = (network, hidden, activation, norm.training, norm.eps, norm.activation)
     last = in_one(x, shortcut)
-    last = None if last is None else served(last, channels_last)[0]
-    found: Any = NORMED_GATE(x, *tensors_of(norm), *weights, last, *constants)
-    y = taken_in(norm, found)
-    return y if shortcut is None or last is not None else torch.relu(y + shortcut)
+    found: Any = NORMED_GATE(x, *tensors_of(norm), *weights, in_layout(last, channels_last), *constants)
+    return added(taken_in(norm, found), shortcut, last)
 
 
 def taken_in(norm: BatchNorm, found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -64,149 +63,135 @@ def is_served(x: Tensor, norm: BatchNorm) -> bool:
     return x.numel() // max(x.shape[1], 1) > 1 or (not norm.training and x.numel() > 0)
 
 
-def _norm(x: Tensor, tensors: Results, statistics: Results, constants: tuple[bool, float, str]) -> Norm:
-    weight, bias, *running = tensors
-    training, eps, activation = constants
-    mean, variance = statistics if training else running
-    assert mean is not None
-    assert variance is not None
-    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
-    return Norm(mean.contiguous(), variance.contiguous(), weight, bias, training, eps, activation)
+class NormTensors(NamedTuple):
+    """Of a batch norm, ``(C,)`` each; running statistics are read outside of training alone."""
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+
+class Constants(NamedTuple):
+    """What the gate and the norm are, beside their tensors."""
+
+    network: str
+    hidden_activation: str
+    activation: str
+    training: bool
+    eps: float
+    norm_activation: str
+
+    @property
+    def dense(self) -> Network:
+        """The gate network, where it is one of dense layers."""
+        return Network("mean", self.hidden_activation, self.activation)
+
+    def norm(self, tensors: NormTensors, statistics: Results) -> Norm:
+        """The norm as its kernels take it, by the batch's ``statistics`` in training."""
+        weight, bias, *running = tensors
+        mean, variance = statistics if self.training else running
+        assert mean is not None
+        assert variance is not None
+        weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+        return Norm(mean.contiguous(), variance.contiguous(), weight, bias, *self[3:])
+
+
+class Kept(NamedTuple):
+    """The batch's mean and unbiased variance (in training), and what the backward needs beside them.
+
+    That is the images' means less the batch norm's, the pooled vector, the hidden units, the gate, and ReLU's mask.
+    """
+
+    mean: Tensor | None
+    variance: Tensor | None
+    centred: Tensor | None
+    pooled: Tensor | None
+    hidden: Tensor | None
+    gate: Tensor | None
+    bits: Tensor | None
 
 
 def forward(
     x: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
+    norm_tensors: NormTensors,
+    parameters: Parameters,
     shortcut: Tensor | None,
-    network: str,
-    hidden_activation: str,
-    activation: str,
-    training: bool,
-    eps: float,
-    norm_activation: str,
+    constants: Constants,
     saves: bool,
 ) -> Results:
-    """The output, the batch's mean and unbiased variance (in training), and what the backward needs beside them.
-
-    That is the images' means less the batch norm's, the pooled vector, the hidden units, the gate, and ReLU's mask.
-    """
+    """The output, and of :class:`Kept` all, or the statistics alone."""
     x, channels_last = served(x)
-    if shortcut is not None:
-        shortcut, _ = served(shortcut, channels_last)
-    statistics = _empty_statistics(x) if training else (None, None)
-    tensors = norm_weight, norm_bias, running_mean, running_var
-    norm = _norm(x, tensors, statistics, (training, eps, norm_activation))
+    statistics = _empty_statistics(x, constants)
+    norm = constants.norm(norm_tensors, statistics)
     pooled = batch_norm.squeeze(x, norm, channels_last, saves=saves)
-    parameters = dense.contiguous((weight1, bias1, weight2, bias2))
-    if network == DENSE:
-        kind = Network("mean", hidden_activation, activation)
-        made = dense.forward(pooled.parts, pooled.positions, parameters, kind, x.dtype, saves=saves)
+    parameters = dense.contiguous(parameters)
+    if constants.network == DENSE:
+        given = pooled.parts, pooled.positions, parameters, constants.dense, x.dtype
+        made = dense.forward(*given, saves=saves)
     else:
-        given = pooled.parts, pooled.positions, parameters[0], "mean", activation, saves
-        gate, whole = convolve(*given)
+        convolved = pooled.parts, pooled.positions, parameters.weight1, "mean", constants.activation, saves
+        gate, whole = convolve(*convolved)
         made = Made(gate, None, whole)
-    y, bits = batch_norm.apply_fwd(x, norm, made.gate, channels_last, shortcut, saves=saves)
+    y, bits = batch_norm.apply_fwd(x, norm, made.gate, channels_last, in_layout(shortcut, channels_last), saves=saves)
     if not saves:
-        return y, *statistics, *(None,) * 5
-    return y, *statistics, pooled.centred, made.pooled.mean, made.hidden, made.gate, bits
+        return y, *statistics
+    return y, *Kept(*statistics, pooled.centred, made.pooled.mean, made.hidden, made.gate, bits)
 
 
-def _empty_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, variance = (x.new_empty((x.shape[1],), dtype=torch.float32) for _ in range(2))
+def _empty_statistics(x: Tensor, constants: Constants) -> tuple[Tensor | None, Tensor | None]:
+    mean, variance = (x.new_empty((x.shape[1],), dtype=torch.float32) if constants.training else None for _ in range(2))
     return mean, variance
 
 
-def _forward_fake(
-    x: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    shortcut: Tensor | None,
-    network: str,
-    hidden_activation: str,
-    activation: str,
-    training: bool,
-    eps: float,
-    norm_activation: str,
-    saves: bool,
-) -> Results:
-    x, channels_last = served(x)
-    y = empty_map(x, channels_last)
-    statistics = _empty_statistics(x) if training else (None, None)
+def _forward_fake(x: Tensor, norm_tensors: NormTensors, parameters: Parameters, *others: Any) -> Results:
+    shortcut, constants, saves = others
+    y, bits = multiply_fake(x, shortcut, saves)
+    statistics = _empty_statistics(x, constants)
     if not saves:
-        return y, *statistics, *(None,) * 5
+        return y, *statistics
     batch, channels = x.shape[:2]
-    centred = x.new_empty((batch, channels), dtype=torch.float32) if norm_activation == "none" else None
-    if network == DENSE:
-        kind = Network("mean", hidden_activation, activation)
-        made = dense.empty(x, batch, channels, weight1, weight2 is not None, kind, True)
+    centred = x.new_empty((batch, channels), dtype=torch.float32) if constants.norm_activation == "none" else None
+    if constants.network == DENSE:
+        two_layers = parameters.weight2 is not None
+        made = dense.empty(x, batch, channels, parameters.weight1, two_layers, constants.dense, True)
     else:
         gate = x.new_empty((batch, channels), dtype=torch.float32)
         made = Made(gate, None, gating.empty_pooled((batch, channels), "mean", x.device))
-    bits = None if shortcut is None else gating.empty_bits(x, channels_last)
-    return y, *statistics, centred, made.pooled.mean, made.hidden, made.gate, bits
+    return y, *Kept(*statistics, centred, made.pooled.mean, made.hidden, made.gate, bits)
 
 
 def backward(
     grad: Tensor,
     x: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    centred: Tensor | None,
-    pooled: Tensor,
-    hidden: Tensor | None,
-    gate: Tensor,
-    bits: Tensor | None,
-    network: str,
-    hidden_activation: str,
-    activation: str,
-    training: bool,
-    eps: float,
-    norm_activation: str,
+    norm_tensors: NormTensors,
+    parameters: Parameters,
+    kept: Kept,
+    constants: Constants,
     needs_map: bool,
     needs_norm: bool,
     needs_weights: bool,
 ) -> Results:
     """The gradients of x, of the norm's weight and bias, of weights and shortcut; None where not needed."""
+    mean, variance, centred, pooled, hidden, gate, bits = kept
+    assert gate is not None
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    tensors = norm_weight, norm_bias, running_mean, running_var
-    norm = _norm(x, tensors, (mean, variance), (training, eps, norm_activation))
-    made = Made(gate, hidden, Pooled(pooled, None, None))
-    parameters = dense.contiguous((weight1, bias1, weight2, bias2))
-    sums_of_norm = needs_norm or (needs_map and training)
+    norm = constants.norm(norm_tensors, (mean, variance))
+    made, parameters = Made(gate, hidden, Pooled(pooled, None, None)), dense.contiguous(parameters)
+    sums_of_norm = needs_norm or (needs_map and constants.training)
     sums = batch_norm.sums(grad, x, norm, bits, channels_last, needs_norm=sums_of_norm)
     of_weights: tuple[Tensor | None, ...] = (None,) * 4
-    needs_pooled = needs_map or needs_norm
-    if network == DENSE:
-        kind = Network("mean", hidden_activation, activation)
-        found = dense.backward(sums.dgate, made, parameters, kind, x.dtype, needs_pooled=needs_pooled)
+    if constants.network == DENSE:
+        given = parameters, constants.dense, x.dtype
+        found = dense.backward(sums.dgate, made, *given, needs_pooled=needs_map or needs_norm)
         dpooled = found.dmean
         if needs_weights:
-            of_weights = dense.weights_bwd(made, found, parameters, kind, x.dtype)
+            of_weights = dense.weights_bwd(made, found, *given)
     else:
-        given = sums.dgate, gate, made.pooled, parameters[0], "mean", activation, needs_weights
-        dpooled, partial = convolve_bwd(*given)
+        weight1 = parameters.weight1
+        convolved = sums.dgate, gate, made.pooled, weight1, "mean", constants.activation, needs_weights
+        dpooled, partial = convolve_bwd(*convolved)
         if partial is not None:
             of_weights = partial_sums(partial, weight1.dtype).view_as(weight1), None, None, None
     dx = dshortcut = by = None
@@ -221,41 +206,12 @@ def backward(
 
 
 def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    centred: Tensor | None,
-    pooled: Tensor,
-    hidden: Tensor | None,
-    gate: Tensor,
-    bits: Tensor | None,
-    network: str,
-    hidden_activation: str,
-    activation: str,
-    training: bool,
-    eps: float,
-    norm_activation: str,
-    needs_map: bool,
-    needs_norm: bool,
-    needs_weights: bool,
+    grad: Tensor, x: Tensor, norm_tensors: NormTensors, parameters: Parameters, kept: Kept, *others: Any
 ) -> Results:
-    x, channels_last = served(x)
-    of_norm, of_weights = (norm_weight, norm_bias), (weight1, bias1, weight2, bias2)
-    return (
-        empty_map(x, channels_last) if needs_map else None,
-        *(t.new_empty(t.shape) if needs_norm and t is not None else None for t in of_norm),
-        *(t.new_empty(t.shape) if needs_weights and t is not None else None for t in of_weights),
-        empty_map(x, channels_last) if needs_map and bits is not None else None,
-    )
+    _, needs_map, needs_norm, needs_weights = others
+    dx, dshortcut = room_bwd(*served(x), kept.bits, needs_map)
+    of_norm = new_like(norm_tensors.norm_weight, norm_tensors.norm_bias, needed=needs_norm)
+    return dx, *of_norm, *new_like(*parameters, needed=needs_weights), dshortcut
 
 
 def _formula(x: Tensor, *arguments: Any) -> Tensor:
@@ -271,29 +227,13 @@ def _formula(x: Tensor, *arguments: Any) -> Tensor:
     return plain.channel_gate(*tensors, hidden_activation=hidden, activation=activation)
 
 
-_TENSORS = (
-    "Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor? running_mean, Tensor? running_var, Tensor weight1,"
-    " Tensor? bias1, Tensor? weight2, Tensor? bias2"
-)
-_CONSTANTS = "str network, str hidden_activation, str activation, bool training, float eps, str norm_activation"
 NORMED_GATE = Op(
-    Launcher(
-        f"normed_channel_gate({_TENSORS}, Tensor? shortcut, {_CONSTANTS}, bool saves)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        _forward_fake,
-    ),
-    Launcher(
-        f"normed_channel_gate_backward(Tensor grad, {_TENSORS}, Tensor? mean, Tensor? variance, Tensor? centred,"
-        f" Tensor pooled, Tensor? hidden, Tensor gate, Tensor? bits, {_CONSTANTS}, bool needs_map, bool needs_norm,"
-        " bool needs_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        backward,
-        _backward_fake,
-    ),
+    Launcher("normed_channel_gate", forward, _forward_fake, 8),
+    Launcher("normed_channel_gate_backward", backward, _backward_fake, 8),
     tensors=10,
     also=2,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[9], needs[1] or needs[2], any(needs[5:9])),
     gradients=lambda found, _: (*found[:3], None, None, *found[3:]),
-    mask=gating.mask,
+    mask=mask,
 )

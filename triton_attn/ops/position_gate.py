@@ -7,7 +7,7 @@ saved. Above 256 channels the library multiplies, and :mod:`.map_gate` does the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ from ..reference.common import is_autocast
 from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
-from .gating import unpacked
-from .layout import empty_map, is_channels_last, row_stride, rows, served
+from .layout import empty_map, in_layout, is_channels_last, row_stride, rows, served
 from .library import Launcher, Op, Results
+from .linked import added, in_one
 from .map_gate import map_gate
+from .masks import empty_bits, mask_of_positions
 from .partial_sums import partial_sums
-from .position_network import empty_sums, is_wide, map_strides, network_arguments, summed_layer
+from .passes import multiply_fake, room, room_bwd
+from .position_network import Parameters, empty_sums, is_wide, map_strides, network_arguments, summed_layer
 
 
 def pixel_attention(
@@ -83,18 +85,15 @@ def position_gate(
         # The gates would come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
     network = (weight1, bias1, weight2, bias2, more_weight, more_bias)
-    if shortcut is not None and shortcut.dtype != x.dtype:
-        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(position_gate(x, *network, signal, activation=activation) + shortcut)
     x, channels_last = served(x)
+    last = in_one(x, shortcut)
     sizes = x.shape[1], weight1.shape[0], weight2.shape[0]
     if not position_rules.position_gate_is_fused(
         *sizes, x.itemsize, rows(x, channels_last)[1], has_signal=signal is not None
     ):
         return map_gate(x, _logits(x, *network, signal), shortcut, activation)
-    signal = None if signal is None else served(signal, channels_last)[0]
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    return POSITION_GATE(x, *network, signal, shortcut, activation)
+    maps = in_layout(signal, channels_last), in_layout(last, channels_last)
+    return added(POSITION_GATE(x, *network, *maps, activation), shortcut, last)
 
 
 def _logits(
@@ -123,42 +122,29 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return rows.permute(0, 3, 1, 2)
 
 
+class Kept(NamedTuple):
+    """What the backward needs: the sums of weights and biases, where there are two, and the bits of ReLU's mask."""
+
+    weight_sum: Tensor | None
+    bias_sum: Tensor | None
+    bits: Tensor | None
+
+
 def forward(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    more_weight: Tensor | None,
-    more_bias: Tensor | None,
-    signal: Tensor | None,
-    shortcut: Tensor | None,
-    activation: str,
-    saves: bool,
+    x: Tensor, parameters: Parameters, signal: Tensor | None, shortcut: Tensor | None, activation: str, saves: bool
 ) -> Results:
-    """The output, and for the backward the sums of weights and biases, where there are two, and ReLU's mask as bits."""
+    """The output, and what is kept."""
     from ..kernels.position_gate import position_gate_fwd_kernel
 
     x, channels_last = served(x)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    y = empty_map(x, channels_last)
-    bits = _empty_bits(x) if saves and shortcut is not None else None
-    weight, bias = None, None
-    if more_weight is not None and more_bias is not None:
-        weight1, bias1 = weight, bias = summed_layer(x, weight1, bias1, more_weight, more_bias)
-    network = network_arguments(x, channels_last, weight1, bias1, weight2, bias2, signal)
+    shortcut = in_layout(shortcut, channels_last)
+    y, bits = room(x, channels_last, shortcut, saves, _empty_bits)
+    sums = summed_layer(x, parameters)
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
         Shape.of(x, channels_last),
-        position_rules.position_gate_fwd(
-            x.shape[1],
-            weight1.shape[0],
-            x.itemsize,
-            rows(x, channels_last)[1],
-            chips.chip_of(x.device),
-            signal is not None,
-        ),
+        position_rules.position_gate_fwd(*_sizes(x, channels_last, parameters), signal is not None),
         x.device,
         y_ptr=y,
         bits_ptr=bits,
@@ -168,46 +154,32 @@ def forward(
         ACTIVATION=activation,
         SAVE_BITS=bits is not None,
         WIDE=is_wide(x, y, shortcut, signal),
-        **network,
+        **network_arguments(x, channels_last, parameters, sums, signal),
         **map_strides(channels_last, y=y, x=x, s=shortcut),
     )
-    return (y, weight, bias, bits) if saves else (y, None, None, None)
+    return (y, *Kept(sums[0], sums[1], bits)) if saves else (y,)
+
+
+def _sizes(x: Tensor, channels_last: bool, parameters: Parameters) -> tuple[int, int, int, int, chips.Chip]:
+    """What the rules go by."""
+    row = rows(x, channels_last)[1]
+    return x.shape[1], parameters.weight1.shape[0], x.itemsize, row, chips.chip_of(x.device)
 
 
 def _forward_fake(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    more_weight: Tensor | None,
-    more_bias: Tensor | None,
-    signal: Tensor | None,
-    shortcut: Tensor | None,
-    activation: str,
-    saves: bool,
+    x: Tensor, parameters: Parameters, signal: Tensor | None, shortcut: Tensor | None, activation: str, saves: bool
 ) -> Results:
-    x, channels_last = served(x)
-    return (
-        empty_map(x, channels_last),
-        *(empty_sums(x, weight1) if saves and more_weight is not None else (None, None)),
-        _empty_bits(x) if saves and shortcut is not None else None,
-    )
+    y, bits = multiply_fake(x, shortcut, saves, bits_of=_empty_bits)
+    weight, bias = (None, None) if parameters.more_weight is None else empty_sums(x, parameters.weight1)
+    return (y, *Kept(weight, bias, bits)) if saves else (y,)
 
 
 def backward(
     grad: Tensor,
     x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    more_weight: Tensor | None,
-    more_bias: Tensor | None,
+    parameters: Parameters,
     signal: Tensor | None,
-    weight_sum: Tensor | None,
-    bias_sum: Tensor | None,
-    bits: Tensor | None,
+    kept: Kept,
     activation: str,
     needs_map: bool,
     needs_signal: bool,
@@ -221,18 +193,16 @@ def backward(
 
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    batch, channels, height, width = x.shape
-    rule = position_rules.position_gate_bwd(
-        channels, weight1.shape[0], x.itemsize, rows(x, channels_last)[1], chips.chip_of(x.device)
-    )
+    sums, bits = (kept.weight_sum, kept.bias_sum), kept.bits
+    batch, _, height, width = x.shape
+    rule = position_rules.position_gate_bwd(*_sizes(x, channels_last, parameters))
     tiles = batch * rules.cdiv(height * width, rule["BLOCK_P"])
-    size = _parameters(weight1, weight2)
-    programs, run = position_rules.position_gate_runs(x.numel(), tiles, size)
-    dx = empty_map(x, channels_last) if needs_map else None
-    dshortcut = empty_map(x, channels_last) if needs_map and bits is not None else None
-    dsignal = empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else None
-    own = (weight1, bias1) if weight_sum is None or bias_sum is None else (weight_sum, bias_sum)
-    partials = torch.empty((programs, size), dtype=torch.float32, device=x.device) if needs_weights else None
+    programs, run = position_rules.position_gate_runs(x.numel(), tiles, parameters.size)
+    dx, dshortcut = room_bwd(x, channels_last, bits, needs_map)
+    dsignal = _empty_dsignal(signal, channels_last, needs_signal)
+    partials = None
+    if needs_weights:
+        partials = torch.empty((programs, parameters.size), dtype=torch.float32, device=x.device)
     launch.tuned(
         position_gate_bwd_kernel,
         lambda _: (programs,),
@@ -256,53 +226,27 @@ def backward(
         NEEDS_SIGNAL=dsignal is not None,
         NEEDS_WEIGHTS=needs_weights,
         WIDE=is_wide(x, grad, dx, dshortcut, signal, dsignal),
-        **network_arguments(x, channels_last, *own, weight2, bias2, signal),
+        **network_arguments(x, channels_last, parameters, sums, signal),
         **map_strides(channels_last, x=x, d=dx, s=dshortcut, g=grad),
     )
-    return dx, dsignal, dshortcut, None if partials is None else partial_sums(partials, weight1.dtype)
+    return dx, dsignal, dshortcut, None if partials is None else partial_sums(partials, parameters.weight1.dtype)
 
 
-def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    more_weight: Tensor | None,
-    more_bias: Tensor | None,
-    signal: Tensor | None,
-    weight_sum: Tensor | None,
-    bias_sum: Tensor | None,
-    bits: Tensor | None,
-    activation: str,
-    needs_map: bool,
-    needs_signal: bool,
-    needs_weights: bool,
-) -> Results:
+def _backward_fake(grad: Tensor, x: Tensor, parameters: Parameters, *others: Any) -> Results:
+    signal, kept, _, needs_map, needs_signal, needs_weights = others
     x, channels_last = served(x)
-    return (
-        empty_map(x, channels_last) if needs_map else None,
-        empty_map(*served(signal, channels_last)) if needs_signal and signal is not None else None,
-        empty_map(x, channels_last) if needs_map and bits is not None else None,
-        weight1.new_empty(_parameters(weight1, weight2)) if needs_weights else None,
-    )
+    dx, dshortcut = room_bwd(x, channels_last, kept.bits, needs_map)
+    flat = parameters.weight1.new_empty(parameters.size) if needs_weights else None
+    return dx, _empty_dsignal(signal, channels_last, needs_signal), dshortcut, flat
 
 
-def _empty_bits(x: Tensor) -> Tensor:
+def _empty_dsignal(signal: Tensor | None, channels_last: bool, needed: bool) -> Tensor | None:
+    return empty_map(*served(signal, channels_last)) if needed and signal is not None else None
+
+
+def _empty_bits(x: Tensor, _: bool) -> Tensor:
     """Room for the mask of a map, eight channels of a position to a byte in both layouts."""
-    batch, channels, height, width = x.shape
-    return torch.empty((batch, height * width, rules.cdiv(channels, 8)), dtype=torch.uint8, device=x.device)
-
-
-def _mask(bits: Tensor, x: Tensor, *_: Any) -> Tensor:
-    """What these bits say, as booleans ``(N, C, H, W)``."""
-    batch, channels, height, width = x.shape
-    return unpacked(bits)[..., :channels].reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _parameters(weight1: Tensor, weight2: Tensor) -> int:
-    return weight1.numel() + weight1.shape[0] + weight2.numel() + weight2.shape[0]
+    return empty_bits(x, channels_last=True)
 
 
 def _gradients(found: Results, tensors: Results) -> Results:
@@ -325,24 +269,11 @@ def _formula(x: Tensor, *network: Any) -> Tensor:
 
 
 POSITION_GATE = Op(
-    Launcher(
-        "position_gate(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? more_weight,"
-        " Tensor? more_bias, Tensor? signal,"
-        " Tensor? shortcut, str activation, bool saves) -> (Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        _forward_fake,
-    ),
-    Launcher(
-        "position_gate_backward(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2,"
-        " Tensor? more_weight, Tensor? more_bias, Tensor? signal, Tensor? weight_sum,"
-        " Tensor? bias_sum, Tensor? bits, str activation, bool needs_map, bool needs_signal, bool needs_weights)"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
-        backward,
-        _backward_fake,
-    ),
+    Launcher("position_gate", forward, _forward_fake, 4),
+    Launcher("position_gate_backward", backward, _backward_fake, 4),
     tensors=9,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[8], needs[7], any(needs[1:7])),
     gradients=_gradients,
-    mask=_mask,
+    mask=mask_of_positions,
 )

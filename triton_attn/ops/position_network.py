@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,24 @@ from torch import Tensor
 from .. import backend
 from ..tuning import chips, rules
 from . import launch
-from .gating import in_units
-from .layout import row_stride, rows, served
+from .layout import in_layout, row_stride, rows
+from .passes import in_units
+
+
+class Parameters(NamedTuple):
+    """The layers, and what is added to the first: weights ``(m, C, 1, 1)``, then ``(C or 1, m, 1, 1)``."""
+
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    more_weight: Tensor | None
+    more_bias: Tensor | None
+
+    @property
+    def size(self) -> int:
+        """How many numbers the layers have."""
+        return sum(each.numel() for each in self[:4] if each is not None)
 
 
 def empty_sums(x: Tensor, weight1: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,10 +36,11 @@ def empty_sums(x: Tensor, weight1: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty(weight1.shape, dtype=x.dtype, device=x.device), bias
 
 
-def summed_layer(
-    x: Tensor, weight1: Tensor, bias1: Tensor, more_weight: Tensor, more_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The sum of two layers."""
+def summed_layer(x: Tensor, parameters: Parameters) -> tuple[Tensor | None, Tensor | None]:
+    """The sum of the two first layers, where there are two."""
+    weight1, bias1, _, _, more_weight, more_bias = parameters
+    if more_weight is None or more_bias is None:
+        return None, None
     from ..kernels.position_gate import summed_layer_kernel
 
     weight, bias = empty_sums(x, weight1)
@@ -48,17 +65,16 @@ def summed_layer(
 def network_arguments(
     x: Tensor,
     channels_last: bool,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
+    parameters: Parameters,
+    sums: tuple[Tensor | None, Tensor | None],
     signal: Tensor | None,
 ) -> dict[str, Any]:
-    """The launch arguments of the gate network, and how it multiplies."""
+    """The launch arguments of the gate network, of the sum of its first layers where there is one, and of its dots."""
     import triton.language as tl
 
-    if signal is not None:
-        signal, _ = served(signal, channels_last)
+    weight1, bias1, weight2, bias2, _, _ = parameters
+    weight1, bias1 = sums[0] if sums[0] is not None else weight1, sums[1] if sums[1] is not None else bias1
+    signal = in_layout(signal, channels_last)
     dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[x.dtype]
     if dot == tl.bfloat16 and backend.interpreting():
         dot = tl.float32  # the interpreter cannot multiply bfloat16

@@ -17,6 +17,7 @@ from ..reference.channel_gate import check_gate
 from . import gating
 from .library import as_kept, keep
 from .linked import Link, added, by_formula, in_one, is_wider, summed, unchanged, wants_gradient
+from .masks import masked
 from .weighed import APPLY, GATES_BWD, MAP_BWD, POOL
 
 Network = Callable[[Tensor], Tensor]
@@ -99,7 +100,7 @@ class _Multiply(torch.autograd.Function):
         x, gate, of_positions, bits = kept
         needs_map, needs_shortcut = ctx.needs_input_grad[1], ctx.needs_input_grad[4]
         if ctx.link.is_differentiated_again():
-            grad = grad if bits is None else torch.where(gating.mask(bits, x), grad, 0.0)
+            grad = masked(grad, bits, x)
             moved = gating.widened(grad * x)
             dx = (grad * (gate[:, :, None, None] + of_positions)).to(x.dtype) if needs_map else None
             dgate, dpositions = moved.sum((2, 3)).to(gate.dtype), moved.sum(1, keepdim=True).to(of_positions.dtype)

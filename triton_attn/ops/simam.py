@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
 from ..reference.published.simam import simam as plain
-from . import gating
-from .gating import empty_bits
-from .layout import empty_map, served
-from .library import Launcher, Op, Results
+from .layout import in_layout, served
+from .library import Launcher, Op, Results, new_like
+from .linked import added, in_one
+from .masks import mask
 from .partial_sums import partial_sums
+from .passes import multiply, multiply_bwd, multiply_fake, room_bwd
 from .spans import empty_parts, moments, spans_of, start
 
 
@@ -19,61 +21,49 @@ def simam(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None = None, *, e_
 
     ``x`` ``(N, C, H, W)``, ``gamma`` ``(1,)`` or None for 1; with a shortcut ``relu(… + shortcut)``.
     """
-    if shortcut is not None and shortcut.dtype != x.dtype:
-        # The sum is in the wider dtype, as in PyTorch: rare enough to leave it to PyTorch.
-        return torch.relu(simam(x, gamma, e_lambda=e_lambda) + shortcut)
     x, channels_last = served(x)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    return SIMAM(x, gamma, shortcut, float(e_lambda))
+    last = in_one(x, shortcut)
+    return added(SIMAM(x, gamma, in_layout(last, channels_last), float(e_lambda)), shortcut, last)
+
+
+class Kept(NamedTuple):
+    """What the backward needs: the moments, in parts, and the bits of ReLU's mask."""
+
+    mean: Tensor
+    square: Tensor
+    bits: Tensor | None
 
 
 def forward(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None, e_lambda: float, saves: bool) -> Results:
-    """The output; and for the backward the moments, in parts, and the bits of ReLU's mask."""
+    """The output, and what is kept."""
     from ..kernels.simam import simam_fwd_kernel
 
     x, channels_last = served(x)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
     mean, square = moments(x, channels_last)
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    start(
+    y, bits = multiply(
+        start,
         simam_fwd_kernel,
         x,
         channels_last,
-        {"y": y, "x": x, "s": shortcut},
+        in_layout(shortcut, channels_last),
+        saves,
         spans=spans_of(x),
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
         mean_ptr=mean,
         square_ptr=square,
         gamma_ptr=gamma,
-        shortcut_ptr=shortcut,
         LAMBDA=e_lambda,
         HAS_GAMMA=gamma is not None,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
     )
-    return (y, mean, square, bits) if saves else (y, None, None, None)
+    return (y, *Kept(mean, square, bits)) if saves else (y,)
 
 
 def _forward_fake(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None, e_lambda: float, saves: bool) -> Results:
-    x, channels_last = served(x)
-    parts = [empty_parts(x) if saves else None for _ in range(2)]
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    return empty_map(x, channels_last), *parts, bits
+    y, bits = multiply_fake(x, shortcut, saves)
+    return (y, *Kept(empty_parts(x), empty_parts(x), bits)) if saves else (y,)
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    gamma: Tensor | None,
-    mean: Tensor,
-    square: Tensor,
-    bits: Tensor | None,
-    e_lambda: float,
-    needs_map: bool,
-    needs_gamma: bool,
+    grad: Tensor, x: Tensor, gamma: Tensor | None, kept: Kept, e_lambda: float, needs_map: bool, needs_gamma: bool
 ) -> Results:
     """The gradients of x, of gamma and of the shortcut; None for those that are not needed, or not there."""
     from ..kernels.simam import simam_bwd_kernel, simam_sums_kernel
@@ -83,61 +73,41 @@ def backward(
     first, second = (empty_parts(x) for _ in range(2))
     needs_gamma = needs_gamma and gamma is not None
     thirds = empty_parts(x) if needs_gamma else None
-    given = {"grad_ptr": grad, "x_ptr": x, "bits_ptr": bits, "mean_ptr": mean, "square_ptr": square}
-    options = {"gamma_ptr": gamma, "LAMBDA": e_lambda, "HAS_GAMMA": gamma is not None}
+    given = {
+        "x_ptr": x,
+        "mean_ptr": kept.mean,
+        "square_ptr": kept.square,
+        "first_ptr": first,
+        "second_ptr": second,
+        "gamma_ptr": gamma,
+        "spans": spans_of(x),
+        "LAMBDA": e_lambda,
+        "HAS_GAMMA": gamma is not None,
+    }
     start(
         simam_sums_kernel,
         x,
         channels_last,
         {"g": grad, "x": x},
-        spans=spans_of(x),
-        first_ptr=first,
-        second_ptr=second,
         dgamma_ptr=thirds,
-        **given,
-        **options,
-        HAS_BITS=bits is not None,
+        grad_ptr=grad,
+        bits_ptr=kept.bits,
+        HAS_BITS=kept.bits is not None,
         NEEDS_GAMMA=needs_gamma,
+        **given,
     )
     dgamma = partial_sums(thirds.view(-1, 1), gamma.dtype) if thirds is not None and gamma is not None else None
     if not needs_map:
         return None, dgamma, None
-    dx = empty_map(x, channels_last)
-    dshortcut = None if bits is None else empty_map(x, channels_last)
-    start(
-        simam_bwd_kernel,
-        x,
-        channels_last,
-        {"d": dx, "s": dshortcut, "g": grad, "x": x},
-        spans=spans_of(x),
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
-        **given,
-        first_ptr=first,
-        second_ptr=second,
-        **options,
-        HAS_SHORTCUT=bits is not None,
-    )
+    dx, dshortcut = multiply_bwd(start, simam_bwd_kernel, grad, x, channels_last, kept.bits, {"x": x}, **given)
     return dx, dgamma, dshortcut
 
 
 def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    gamma: Tensor | None,
-    mean: Tensor,
-    square: Tensor,
-    bits: Tensor | None,
-    e_lambda: float,
-    needs_map: bool,
-    needs_gamma: bool,
+    grad: Tensor, x: Tensor, gamma: Tensor | None, kept: Kept, e_lambda: float, needs_map: bool, needs_gamma: bool
 ) -> Results:
-    x, channels_last = served(x)
-    return (
-        empty_map(x, channels_last) if needs_map else None,
-        torch.empty_like(gamma) if needs_gamma and gamma is not None else None,
-        empty_map(x, channels_last) if needs_map and bits is not None else None,
-    )
+    dx, dshortcut = room_bwd(*served(x), kept.bits, needs_map)
+    return dx, *new_like(gamma, needed=needs_gamma), dshortcut
 
 
 def _formula(x: Tensor, gamma: Tensor | None, e_lambda: float) -> Tensor:
@@ -145,20 +115,10 @@ def _formula(x: Tensor, gamma: Tensor | None, e_lambda: float) -> Tensor:
 
 
 SIMAM = Op(
-    Launcher(
-        "simam(Tensor x, Tensor? gamma, Tensor? shortcut, float e_lambda, bool saves)"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
-        forward,
-        _forward_fake,
-    ),
-    Launcher(
-        "simam_backward(Tensor grad, Tensor x, Tensor? gamma, Tensor mean, Tensor square, Tensor? bits, float e_lambda,"
-        " bool needs_map, bool needs_gamma) -> (Tensor, Tensor, Tensor)",
-        backward,
-        _backward_fake,
-    ),
+    Launcher("simam", forward, _forward_fake, 4),
+    Launcher("simam_backward", backward, _backward_fake, 3),
     tensors=3,
     formula=_formula,
     needs=lambda needs: (needs[0] or needs[2], needs[1]),
-    mask=gating.mask,
+    mask=mask,
 )

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..tuning import chips, rules, spatial_rules
 from . import launch
-from .gating import empty_bits, start_over
-from .layout import empty_map
+from .passes import Maps, multiply, multiply_bwd, start_over
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
     """Start a kernel that has a program for every image and block of positions of ``like``."""
     channels, positions = like.shape[1], like.shape[2] * like.shape[3]
     lanes = 64 if chips.chip_of(like.device).amd else 32
@@ -85,23 +84,8 @@ def apply_fwd(
     """``x · gate · spatial``, or ``relu(… + shortcut)``; with ``saves`` the bits of ReLU's mask come with it."""
     from ..kernels.spatial_apply import spatial_apply_fwd_kernel
 
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    _start(
-        spatial_apply_fwd_kernel,
-        x,
-        channels_last,
-        {"y": y, "x": x, "s": shortcut},
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        gate_ptr=gate,
-        spatial_ptr=spatial,
-        shortcut_ptr=shortcut,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-    )
-    return y, bits
+    gates: dict[str, Any] = {"gate_ptr": gate, "spatial_ptr": spatial}
+    return multiply(_start, spatial_apply_fwd_kernel, x, channels_last, shortcut, saves, **gates)
 
 
 def reading_bwd(
@@ -253,27 +237,23 @@ def apply_bwd(
     """
     from ..kernels.spatial_apply import spatial_apply_bwd_kernel
 
-    dx = empty_map(x, channels_last)
-    dshortcut = None if bits is None else empty_map(x, channels_last)
-    _start(
+    read = None if dpeak is None else x
+    return multiply_bwd(
+        _start,
         spatial_apply_bwd_kernel,
+        grad,
         x,
         channels_last,
-        {"x": dx, "s": dshortcut, "g": grad, "m": None if dpeak is None else x},
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
-        grad_ptr=grad,
-        bits_ptr=bits,
+        bits,
+        {"x": read},
         gate_ptr=gate,
         dmean_ptr=dmean,
         spatial_ptr=spatial,
         dpooled_ptr=dpooled,
         winner_ptr=winner,
-        x_ptr=None if dpeak is None else x,
+        x_ptr=read,
         dpeak_ptr=dpeak,
         peak_ptr=peak,
         place_ptr=place,
-        HAS_SHORTCUT=bits is not None,
         MAX=dpeak is not None,
     )
-    return dx, dshortcut

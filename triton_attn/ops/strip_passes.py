@@ -6,15 +6,17 @@ or hidden units ``(N, H, m)`` and ``(N, W, m)`` and the layer that makes gates o
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..tuning import rules, strip_rules
-from .gating import start_over, unpacked
-from .layout import empty_map, is_channels_last, served
+from .layout import in_layout, is_channels_last, served
 from .library import Launcher, Results
+from .masks import unpacked
+from .passes import Maps, multiply, multiply_bwd, multiply_fake, room_bwd, start_over
 
 NO_LAYER: Any = (None, None, None, None, "none")
 
@@ -38,22 +40,33 @@ def in_order(strip: Tensor, channels_last: bool) -> Tensor:
     return strip.permute(0, 2, 3, 1).contiguous() if channels_last else strip.contiguous()
 
 
-def _gate_arguments(rows: Tensor, columns: Tensor, channels_last: bool, *layer: Any) -> dict[str, Any]:
-    """What makes the gates, as the kernels take it."""
-    row_weight, row_bias, column_weight, column_bias, activation = layer
-    by_layer = row_weight is not None
-    return {
-        "row_gate_ptr": rows if by_layer else in_order(rows, channels_last),
-        "row_weight_ptr": row_weight,
-        "row_bias_ptr": row_bias,
-        "column_gate_ptr": columns if by_layer else in_order(columns, channels_last),
-        "column_weight_ptr": column_weight,
-        "column_bias_ptr": column_bias,
-        "hidden": rows.shape[2] if by_layer else 0,
-        "BY_LAYER": by_layer,
-        "HAS_BIAS": row_bias is not None,
-        "ACTIVATION": activation,
-    }
+class Gates(NamedTuple):
+    """The gates of rows and columns, or hidden units and the layer."""
+
+    rows: Tensor
+    columns: Tensor
+    row_weight: Tensor | None
+    row_bias: Tensor | None
+    column_weight: Tensor | None
+    column_bias: Tensor | None
+    activation: str
+
+    def arguments(self, channels_last: bool) -> dict[str, Any]:
+        """What makes the gates, as the kernels take it."""
+        by_layer = self.row_weight is not None
+        rows, columns = self.rows, self.columns
+        return {
+            "row_gate_ptr": rows if by_layer else in_order(rows, channels_last),
+            "row_weight_ptr": self.row_weight,
+            "row_bias_ptr": self.row_bias,
+            "column_gate_ptr": columns if by_layer else in_order(columns, channels_last),
+            "column_weight_ptr": self.column_weight,
+            "column_bias_ptr": self.column_bias,
+            "hidden": rows.shape[2] if by_layer else 0,
+            "BY_LAYER": by_layer,
+            "HAS_BIAS": self.row_bias is not None,
+            "ACTIVATION": self.activation,
+        }
 
 
 NO_GATES: dict[str, Any] = dict.fromkeys(
@@ -89,7 +102,7 @@ def _as_seen(of_rows: Tensor, of_columns: Tensor, channels_last: bool) -> tuple[
     return rows, columns.transpose(2, 3)
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: dict[str, Tensor | None], **arguments: Any) -> None:
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
     """Start a kernel that walks over the rows of a map."""
     _, channels, height, width = like.shape
     rule = strip_rules.strips(channels, height, width, channels_last)
@@ -143,104 +156,50 @@ def _pool(x: Tensor) -> Results:
     return _sums(x, channels_last)
 
 
-def _pool_fake(x: Tensor) -> Results:
+def _pool_fake(x: Tensor, dtype: torch.dtype | None = None) -> Results:
     x, channels_last = served(x)
-    of_rows, of_columns = _empty_strips(x, channels_last)
+    of_rows, of_columns = _empty_strips(x, channels_last, dtype=dtype)
     return _as_seen(of_rows.squeeze(1), of_columns.squeeze(1), channels_last)
 
 
-def _sums_bwd(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor, *others: Any) -> Results:
-    *layer, bits = others
+def _sums_bwd(grad: Tensor, x: Tensor, gates: Gates, bits: Tensor | None) -> Results:
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
-    return _sums(x, channels_last, grad, _gate_arguments(rows, columns, channels_last, *layer), bits, rows.dtype)
+    return _sums(x, channels_last, grad, gates.arguments(channels_last), bits, gates.rows.dtype)
 
 
-def _sums_bwd_fake(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor, *others: Any) -> Results:
-    x, channels_last = served(x)
-    of_rows, of_columns = _empty_strips(x, channels_last, dtype=rows.dtype)
-    return _as_seen(of_rows.squeeze(1), of_columns.squeeze(1), channels_last)
+def _sums_bwd_fake(grad: Tensor, x: Tensor, gates: Gates, bits: Tensor | None) -> Results:
+    return _pool_fake(x, gates.rows.dtype)
 
 
-def _apply(x: Tensor, rows: Tensor, columns: Tensor, *others: Any) -> Results:
+def _apply(x: Tensor, gates: Gates, shortcut: Tensor | None, saves: bool) -> Results:
     from ..kernels.strips import strip_apply_fwd_kernel
 
-    *layer, shortcut, saves = others
     x, channels_last = served(x)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    _start(
-        strip_apply_fwd_kernel,
-        x,
-        channels_last,
-        {"x": x, "y": y, "s": shortcut},
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        **_gate_arguments(rows, columns, channels_last, *layer),
-        shortcut_ptr=shortcut,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-    )
-    return y, bits
+    shortcut, given = in_layout(shortcut, channels_last), gates.arguments(channels_last)
+    return multiply(_start, strip_apply_fwd_kernel, x, channels_last, shortcut, saves, empty_bits, **given)
 
 
-def _apply_fake(x: Tensor, rows: Tensor, columns: Tensor, *others: Any) -> Results:
-    *_, shortcut, saves = others
-    x, channels_last = served(x)
-    return empty_map(x, channels_last), empty_bits(x, channels_last) if saves and shortcut is not None else None
-
-
-def _apply_bwd(grad: Tensor, rows: Tensor, columns: Tensor, *others: Any) -> Results:
+def _apply_bwd(
+    grad: Tensor, gates: Gates, bits: Tensor | None, drows: Tensor, dcolumns: Tensor, channels_last: bool
+) -> Results:
     """The gradients of x, which has this layout, and of the shortcut."""
     from ..kernels.strips import strip_apply_bwd_kernel
 
-    *layer, bits, drows, dcolumns, channels_last = others
     grad, _ = served(grad, channels_last)
-    dx = empty_map(grad, channels_last)
-    dshortcut = None if bits is None else empty_map(grad, channels_last)
-    _start(
-        strip_apply_bwd_kernel,
-        grad,
-        channels_last,
-        {"g": grad, "dx": dx, "s": dshortcut},
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
-        grad_ptr=grad,
-        bits_ptr=bits,
-        **_gate_arguments(rows, columns, channels_last, *layer),
-        drow_ptr=in_order(drows, channels_last),
-        dcolumn_ptr=in_order(dcolumns, channels_last),
-        HAS_BITS=bits is not None,
-    )
-    return dx, dshortcut
+    given = gates.arguments(channels_last)
+    given |= {"drow_ptr": in_order(drows, channels_last), "dcolumn_ptr": in_order(dcolumns, channels_last)}
+    return multiply_bwd(_start, strip_apply_bwd_kernel, grad, grad, channels_last, bits, {}, **given)
 
 
-def _apply_bwd_fake(grad: Tensor, rows: Tensor, columns: Tensor, *others: Any) -> Results:
-    *_, bits, _, _, channels_last = others
+def _apply_bwd_fake(
+    grad: Tensor, gates: Gates, bits: Tensor | None, drows: Tensor, dcolumns: Tensor, channels_last: bool
+) -> Results:
     grad, _ = served(grad, channels_last)
-    return empty_map(grad, channels_last), None if bits is None else empty_map(grad, channels_last)
+    return room_bwd(grad, channels_last, bits)
 
 
-POOL = Launcher("pool_rows_and_columns(Tensor x) -> (Tensor, Tensor)", _pool, _pool_fake)
-GATES = (
-    "Tensor rows, Tensor columns, Tensor? row_weight, Tensor? row_bias, Tensor? column_weight, Tensor? column_bias,"
-    " str activation"
-)
-APPLY = Launcher(
-    f"gate_rows_and_columns(Tensor x, {GATES}, Tensor? shortcut, bool saves) -> (Tensor, Tensor)",
-    _apply,
-    _apply_fake,
-)
-SUMS_BWD = Launcher(
-    f"gate_rows_and_columns_backward_gates(Tensor grad, Tensor x, {GATES}, Tensor? bits) -> (Tensor, Tensor)",
-    _sums_bwd,
-    _sums_bwd_fake,
-)
-APPLY_BWD = Launcher(
-    f"gate_rows_and_columns_backward_map(Tensor grad, {GATES}, Tensor? bits, Tensor drows, Tensor dcolumns,"
-    " bool channels_last) -> (Tensor, Tensor)",
-    _apply_bwd,
-    _apply_bwd_fake,
-)
+POOL = Launcher("pool_rows_and_columns", _pool, _pool_fake, 2)
+APPLY = Launcher("gate_rows_and_columns", _apply, partial(multiply_fake, bits_of=empty_bits), 2)
+SUMS_BWD = Launcher("gate_rows_and_columns_backward_gates", _sums_bwd, _sums_bwd_fake, 2)
+APPLY_BWD = Launcher("gate_rows_and_columns_backward_map", _apply_bwd, _apply_bwd_fake, 2)

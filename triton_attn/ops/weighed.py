@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules, weighed_rules
-from .gating import empty_bits
-from .layout import empty_map, served
-from .library import Launcher, Results
+from .layout import in_layout, served
+from .library import Launcher, Results, new_like
 from .partial_sums import partial_sums
+from .passes import multiply, multiply_bwd, multiply_fake, room_bwd
 from .spans import start
 
 
@@ -112,31 +112,9 @@ def _apply(x: Tensor, channel_gate: Tensor, position_gate: Tensor, shortcut: Ten
     from ..kernels.weighed_apply import sum_apply_fwd_kernel
 
     x, channels_last = served(x)
-    shortcut = None if shortcut is None else served(shortcut, channels_last)[0]
-    y = empty_map(x, channels_last)
-    bits = empty_bits(x, channels_last) if saves and shortcut is not None else None
-    start(
-        sum_apply_fwd_kernel,
-        x,
-        channels_last,
-        {"y": y, "x": x, "s": shortcut},
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        channel_gate_ptr=channel_gate.contiguous(),
-        position_gate_ptr=position_gate.contiguous(),
-        shortcut_ptr=shortcut,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-    )
-    return y, bits
-
-
-def _apply_fake(
-    x: Tensor, channel_gate: Tensor, position_gate: Tensor, shortcut: Tensor | None, saves: bool
-) -> Results:
-    x, channels_last = served(x)
-    return empty_map(x, channels_last), empty_bits(x, channels_last) if saves and shortcut is not None else None
+    gates: dict[str, Any] = {"channel_gate_ptr": channel_gate.contiguous()}
+    gates["position_gate_ptr"] = position_gate.contiguous()
+    return multiply(start, sum_apply_fwd_kernel, x, channels_last, in_layout(shortcut, channels_last), saves, **gates)
 
 
 def _gates_bwd(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
@@ -166,9 +144,8 @@ def _map_bwd(
     x, channels_last = served(x)
     grad, _ = served(grad, channels_last)
     spans = _parts(x, channels_last)[0]
-    dx = empty_map(x, channels_last)
-    dshortcut = None if bits is None else empty_map(x, channels_last)
     dweight = x.new_empty((x.shape[0] * spans, x.shape[1]), dtype=torch.float32) if needs_weight else None
+    read = x if needs_weight else None
     vectors = {
         "channel_gate_ptr": channel_gate,
         "position_gate_ptr": position_gate,
@@ -177,60 +154,38 @@ def _map_bwd(
         "dlogit_ptr": dlogits,
         "weight_ptr": weight,
     }
-    start(
+    dx, dshortcut = multiply_bwd(
+        start,
         weighed_apply_bwd_kernel,
+        grad,
         x,
         channels_last,
-        {"d": dx, "s": dshortcut, "g": grad, "x": x if needs_weight else None},
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
+        bits,
+        {"x": read},
         dweight_ptr=dweight,
-        grad_ptr=grad,
-        x_ptr=x if needs_weight else None,
-        bits_ptr=bits,
+        x_ptr=read,
         **{name: None if each is None else each.contiguous() for name, each in vectors.items()},
         spans=spans,
         ADDED=position_gate is not None,
-        HAS_SHORTCUT=bits is not None,
         NEEDS_WEIGHT=needs_weight,
     )
     return dx, dshortcut, None if dweight is None else partial_sums(dweight, weight.dtype)
 
 
 def _map_bwd_fake(grad: Tensor, x: Tensor, bits: Tensor | None, *others: Any) -> Results:
-    x, channels_last = served(x)
-    weight, needs_weight = others[-2:]
-    return (
-        empty_map(x, channels_last),
-        None if bits is None else empty_map(x, channels_last),
-        torch.empty_like(weight) if needs_weight else None,
-    )
+    *_, weight, needs_weight = others
+    return *room_bwd(*served(x), bits), *new_like(weight, needed=needs_weight)
 
 
-POOL = Launcher("weighed_pool(Tensor x, Tensor weight, bool sums) -> (Tensor, Tensor)", _pool, _pool_fake)
+POOL = Launcher("weighed_pool", _pool, _pool_fake, 2)
 """Of x and weights ``(C,)`` their sum over channels ``(N, 1, H, W)``, and sums over positions ``(N, C)``, if wanted."""
 
-MEAN = Launcher("weighed_mean(Tensor x, Tensor weights) -> Tensor[]", _mean, _mean_fake)
+MEAN = Launcher("weighed_mean", _mean, _mean_fake, 1)
 """Of x and weights ``(N, 1, H, W)`` the sum over positions ``(N, C)``."""
 
-MEAN_BWD = Launcher("weighed_mean_backward(Tensor x, Tensor dmean) -> Tensor[]", _mean_bwd, _mean_bwd_fake)
+MEAN_BWD = Launcher("weighed_mean_backward", _mean_bwd, _mean_bwd_fake, 1)
 """The gradient of :data:`MEAN`'s weights."""
 
-APPLY = Launcher(
-    "apply_sum_of_gates(Tensor x, Tensor channel_gate, Tensor position_gate, Tensor? shortcut, bool saves)"
-    " -> (Tensor, Tensor)",
-    _apply,
-    _apply_fake,
-)
-GATES_BWD = Launcher(
-    "apply_sum_of_gates_backward_gates(Tensor grad, Tensor x, Tensor? bits) -> (Tensor, Tensor)",
-    _gates_bwd,
-    _gates_bwd_fake,
-)
-MAP_BWD = Launcher(
-    "weighed_backward_map(Tensor grad, Tensor x, Tensor? bits, Tensor channel_gate, Tensor? position_gate,"
-    " Tensor dpooled, Tensor? position_weight, Tensor dlogits, Tensor weight, bool needs_weight)"
-    " -> (Tensor, Tensor, Tensor)",
-    _map_bwd,
-    _map_bwd_fake,
-)
+APPLY = Launcher("apply_sum_of_gates", _apply, multiply_fake, 2)
+GATES_BWD = Launcher("apply_sum_of_gates_backward_gates", _gates_bwd, _gates_bwd_fake, 2)
+MAP_BWD = Launcher("weighed_backward_map", _map_bwd, _map_bwd_fake, 3)
