@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -187,22 +188,24 @@ def tune_calls(
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
     with backend.use_backend("triton"):
         backend.use_triton(like)  # or the reason why not
-    device = like.device
+    device, say = like.device, progress or (lambda _: None)
     table = selection.new_table(device)
     file = tables.user_path(table.device) if path is None else Path(path)
-    _read_into(table, file, own=path is None, progress=progress)
+    table = _there_already(file, table, own=path is None, progress=say)
     known = set() if again or table.versions != _versions() else set(table.entries)
     tables.check_writable(file)
-    searcher = _Searcher(Tuned(file, table.device), table, budget, progress, known, skip, on_found)
+    end = math.inf if budget is None else time.monotonic() + budget
+    tuned = Tuned(file, table.device)
+    searcher = _Searcher(tuned, table, end, say, known, skip, on_found)
     for call in found:
         # Rules only: of two tunings the second must not compare with what the first has found.
         with launch.watch(searcher), selection.use_entries({}), backend.use_backend("triton"):
             try:
                 _step(call, device, training)
             except torch.OutOfMemoryError as error:
-                searcher.tuned.failed.append((str(call), str(error).partition(". ")[0]))
+                tuned.failed.append((str(call), str(error).partition(". ")[0]))
     selection.forget()
-    return searcher.tuned
+    return tuned
 
 
 def _step(call: Call, device: torch.device, training: bool) -> None:
@@ -222,63 +225,52 @@ def _versions() -> dict[str, str]:
     return {name: versions()[name] for name in ("triton_attn", "Python", "torch", "triton")}
 
 
-def _read_into(table: Table, file: Path, own: bool, progress: Callable[[str], None] | None) -> None:
-    """What is there already; of the user's own table, one that is broken is made anew."""
+def _there_already(file: Path, empty: Table, own: bool, progress: Callable[[str], None]) -> Table:
+    """The table in the file; of the user's own one, one that is broken is made anew."""
     try:
-        found = tables.read(file, device=table.device)
-        table.entries, table.date, table.versions = dict(found.entries), found.date, found.versions
+        return replace(tables.read(file, device=empty.device), architecture=empty.architecture)
     except NoTableError:
-        return
+        return empty
     except TableError as error:
         if not own:
             raise ValueError(f"path: {error}; it is left as it is") from error
-        if progress:
-            progress(f"a table of tuned configs is made anew: {error}")
+        progress(f"a table of tuned configs is made anew: {error}")
+        return empty
 
 
 def _filled(t: Tensor, device: torch.device) -> Tensor:
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device).normal_()
 
 
+@dataclass
 class _Searcher:
     """Looks at launches, searches those of new keys while there is time, and keeps the table up to date."""
 
-    def __init__(
-        self,
-        tuned: Tuned,
-        table: Table,
-        budget: float | None,
-        progress: Callable[[str], None] | None,
-        known: set[Key],
-        skip: Callable[[Key], bool],
-        on_found: Callable[[Key, Found], None],
-    ) -> None:
-        self.tuned, self.table, self.progress = tuned, table, progress
-        self.known, self.skip, self.on_found = known, skip, on_found
-        self.end = None if budget is None else time.monotonic() + budget
+    tuned: Tuned
+    table: Table
+    end: float
+    progress: Callable[[str], None]
+    known: set[Key]
+    skip: Callable[[Key], bool]
+    on_found: Callable[[Key, Found], None]
 
     def __call__(self, given: Launch) -> None:
-        key = Key.of(given.kernel.fn.__name__, given.shape)
+        tuned, key = self.tuned, Key.of(given.kernel.fn.__name__, given.shape)
         space = spaces.space_of(given.kernel)
-        seen = key in (*self.tuned.found, *self.tuned.left_out, *self.tuned.kept)
+        seen = key in (*tuned.found, *tuned.left_out, *tuned.kept)
         if seen or self.skip(key) or 0 in given.grid(given.rule) or len(spaces.configs(space, given.rule)) == 1:
             return
-        if key in self.known:
-            self.tuned.kept.append(key)
+        if key in self.known or time.monotonic() > self.end:
+            (tuned.kept if key in self.known else tuned.left_out).append(key)
             return
-        if self.end is not None and time.monotonic() > self.end:
-            self.tuned.left_out.append(key)
-            return
-        found = search(given)
-        self.tuned.found[key] = found
+        found = tuned.found[key] = search(given)
         chosen = {name: found.config[name] for name in spaces.parameters(space)}
         self.table.date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.table.versions = _versions()
         # Each time: an interrupted tuning keeps what it found.
         entry = Entry(chosen, found.seconds, found.rule_seconds, len(found.timings))
-        tables.add(self.tuned.path, self.table, {key: entry})
+        tables.add(tuned.path, self.table, {key: entry})
         self.on_found(key, found)
-        if self.progress:
-            gain = f"{found.rule_seconds / found.seconds:.2f} times as fast, {changes(found)}"
-            what = "the rule's config stays" if found.config == found.rule else gain
-            self.progress(f"[{len(self.tuned.found)}] {key}: {len(found.timings)} configs, {what}")
+        gain = f"{found.rule_seconds / found.seconds:.2f} times as fast, {changes(found)}"
+        what = "the rule's config stays" if found.config == found.rule else gain
+        self.progress(f"[{len(tuned.found)}] {key}: {len(found.timings)} configs, {what}")

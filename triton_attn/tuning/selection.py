@@ -17,32 +17,31 @@ from .keys import Key, Shape
 from .tables import Entry, NoTableError, Table, TableError
 
 Entries = Mapping[Key, Entry]
-# Entries, and what was chosen by them so far.
-Source = tuple[Entries, dict[Any, spaces.Config]]
-_forced: PerThread[Source] = PerThread()
+_forced: PerThread[Entries] = PerThread()
 on_change: list[Callable[[], None]] = []
 """Called when launches may choose otherwise than before."""
 
 
 def choose(kernel: Any, shape: Shape, rule: spaces.Config, device: torch.device) -> spaces.Config:
     """The config for a launch of ``kernel``: a table's, where one has it and it lies in the space around ``rule``."""
-    entries, chosen = _forced.value or _by_tables(device)
-    if not entries:
-        return rule
-    asked = kernel.fn, shape, device, *rule.values()
-    config = chosen.get(asked)
-    if config is None:
-        config = chosen[asked] = _from(entries, kernel, shape, rule)
-    return config
+    if (forced := _forced.value) is not None:
+        return _from(forced, kernel, shape, rule) or rule
+    return (_by_tables(device) and _chosen(kernel, shape, device, *rule.items())) or rule
 
 
-def _from(entries: Entries, kernel: Any, shape: Shape, rule: spaces.Config) -> spaces.Config:
+@cache
+def _chosen(kernel: Any, shape: Shape, device: torch.device, *rule: tuple[str, int]) -> spaces.Config | None:
+    """By the device's tables: once for a launch of a kind, for those that are in no plan."""
+    return _from(_by_tables(device), kernel, shape, dict(rule))
+
+
+def _from(entries: Entries, kernel: Any, shape: Shape, rule: spaces.Config) -> spaces.Config | None:
     entry = entries.get(Key.of(kernel.fn.__name__, shape))
     if entry is None:
-        return rule
+        return None
     config = {**rule, **entry.config}
     # Other shapes share the key, and their rule may be far from the one that was tuned: ragged rows want small tiles.
-    return config if config in spaces.configs(spaces.space_of(kernel), rule) else rule
+    return config if config in spaces.configs(spaces.space_of(kernel), rule) else None
 
 
 def use_entries(entries: Entries) -> contextlib.AbstractContextManager[object]:
@@ -50,7 +49,7 @@ def use_entries(entries: Entries) -> contextlib.AbstractContextManager[object]:
 
     That holds for this thread, and for the backwards that begin within, which run in it.
     """
-    return _forced.set_and_backwards((entries, {}))
+    return _forced.set_and_backwards(entries)
 
 
 def is_forced() -> bool:
@@ -61,17 +60,18 @@ def is_forced() -> bool:
 def forget() -> None:
     """Read the tables again at the next launch."""
     _by_tables.cache_clear()
+    _chosen.cache_clear()
     for each in on_change:
         each()
 
 
 @cache
-def _by_tables(device: torch.device) -> Source:
+def _by_tables(device: torch.device) -> Entries:
     """The entries for a device, read once. Tensors on no GPU are the interpreter's, for which nothing is tuned."""
     if device.type != "cuda":
-        return {}, {}
+        return {}
     name, architecture = device_names(device)
-    return {**_read(tables.shipped_path, architecture=architecture), **_read(tables.user_path, device=name)}, {}
+    return {**_read(tables.shipped_path, architecture=architecture), **_read(tables.user_path, device=name)}
 
 
 def _read(path_of: Callable[[str], Path], **wanted: str) -> Entries:

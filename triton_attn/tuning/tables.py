@@ -125,20 +125,12 @@ def read(path: Path, *, device: str | None = None, architecture: str | None = No
 def _table(found: dict[str, Any]) -> Table:
     if found["format"] != FORMAT:
         raise ValueError(f"its format is {found['format']!r}, not {FORMAT}")
-    table = Table(
-        device=_text(found, "device"),
-        architecture=_text(found, "architecture"),
-        date=_text(found, "date"),
-        versions={str(name): str(version) for name, version in found["versions"].items()},
-    )
+    versions = {str(name): str(version) for name, version in found["versions"].items()}
+    table = Table(_text(found, "device"), _text(found, "architecture"), _text(found, "date"), versions)
     for each in found["entries"]:
-        key = Key(
-            kernel=_text(each, "kernel"),
-            dtype=_text(each, "dtype"),
-            layout=_text(each, "layout"),
-            channels=tuple(_positive("channels", size) for size in each["channels"]),
-            positions=_positive("positions", each["positions"]),
-        )
+        channels = tuple(_positive("channels", size) for size in each["channels"])
+        positions = _positive("positions", each["positions"])
+        key = Key(_text(each, "kernel"), _text(each, "dtype"), _text(each, "layout"), channels, positions)
         space = spaces.known_spaces().get(key.kernel)
         if not space:
             raise ValueError(f"{key.kernel!r} is no kernel with configs to choose from")
@@ -147,9 +139,8 @@ def _table(found: dict[str, Any]) -> Table:
         config = {name: _positive(name, value) for name, value in each["config"].items()}
         if sorted(config) != sorted(spaces.parameters(space)):
             raise ValueError(f"the config of {key} is of {sorted(config)}, not of {sorted(spaces.parameters(space))}")
-        table.entries[key] = Entry(
-            config, float(each["seconds"]), float(each["rule_seconds"]), _positive("tried", each["tried"])
-        )
+        seconds, rule_seconds = float(each["seconds"]), float(each["rule_seconds"])
+        table.entries[key] = Entry(config, seconds, rule_seconds, _positive("tried", each["tried"]))
     return table
 
 
@@ -193,28 +184,9 @@ def check_writable(path: Path) -> None:
 
 def write(path: Path, table: Table) -> None:
     """Write a table, an entry a line."""
-    entries = [
-        {
-            "kernel": key.kernel,
-            "dtype": key.dtype,
-            "layout": key.layout,
-            "channels": list(key.channels),
-            "positions": key.positions,
-            "config": dict(entry.config),
-            "seconds": entry.seconds,
-            "rule_seconds": entry.rule_seconds,
-            "tried": entry.tried,
-        }
-        for key, entry in sorted(table.entries.items(), key=lambda each: each[0])
-    ]
-    head = {
-        "format": FORMAT,
-        "device": table.device,
-        "architecture": table.architecture,
-        "date": table.date,
-        "versions": table.versions,
-    }
-    lines = ",\n".join("  " + json.dumps(each) for each in entries)
+    head = {"format": FORMAT, **vars(table)}
+    entries = sorted(head.pop("entries").items())
+    lines = ",\n".join("  " + json.dumps(vars(key) | vars(entry)) for key, entry in entries)
     text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "entries": [\n{lines}\n ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
