@@ -91,22 +91,28 @@ class Steps(TorchDispatchMode):
         if result is not NotImplemented:
             return result
         result = func(*args, **kwargs)
-        read = {self.number(t): t for t in _tensors((args, kwargs))}
-        written = {self.number(t): t for t in _tensors(result) if t.numel()}
-        if func._schema.is_mutable:
-            written = {number: t for number, t in read.items() if number in written}
-        else:
-            written = {number: t for number, t in written.items() if number not in read}
+        # What is made, and what is changed, but not a view: an ``out`` is written, and not read.
+        given = {name for name, value in kwargs.items() if name in _outs(func)}
+        read = {self.number(t): t for t in _tensors((args, {name: kwargs[name] for name in {*kwargs} - given}))}
+        made = {self.number(t): t for t in _tensors(result) if t.numel()}
+        written = made if given else {n: t for n, t in made.items() if (n in read) == func._schema.is_mutable}
         if "empty" not in func._schema.name and written:
             name = func._schema.name.removeprefix("aten::")
             step = Step(name, touched=[(number, t.nbytes, t.nbytes, False) for number, t in read.items()])
             step.touched += [(number, t.nbytes, t.nbytes, True) for number, t in written.items()]
-            if (flops := flop_registry.get(func._overloadpacket)) is not None:
+            if "addmm" in name:  # of whose kinds PyTorch's counter knows one
+                step.products = flop_registry[torch.ops.aten.addmm](*args[:3], out_val=result) // 2
+            elif (flops := flop_registry.get(func._overloadpacket)) is not None:
                 step.products = flops(*args, **kwargs, out_val=result) // 2
             # A convolution's bias is added and summed by kernels of their own, and each gradient is one.
             step.launches = len(written) + (name == "convolution" and args[2] is not None)
             self.found.append(step)
         return result
+
+
+def _outs(func: Any) -> set[str]:
+    """The arguments that an operator writes its results to."""
+    return {each.name for each in func._schema.arguments if each.is_out}
 
 
 def _tensors(tree: Any) -> list[Tensor]:

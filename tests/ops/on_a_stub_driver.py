@@ -89,6 +89,14 @@ def check_a_call_plays_one_plan_each_way() -> None:
         assert played(lambda: step(block, leaf, grad=grad)) == 2, name  # noqa: B023
 
 
+def check_a_wide_gate_is_one_plan_each_way() -> None:
+    for name in ("pixel", "gate"):
+        block, x = block_of(name, channels=512), draw((2, 512, 4, 4))
+        leaf = x.clone().requires_grad_()
+        step(block, leaf)
+        assert played(lambda: step(block, leaf)) == 2, name  # noqa: B023
+
+
 def check_inference_allocates_the_result_and_scratch() -> None:
     block, x = block_of("se"), draw()
     with torch.no_grad():

@@ -17,6 +17,8 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None, needs: bool) -> lis
     y = x.new_empty((len(rows), len(wide)))
     torch.mm(rows, wide.t(), out=y) if bias is None else torch.addmm(bias, rows, wide.t(), out=y)
     y.addmm_(rows[:, :3], wide[:, :3].t(), beta=0.5, alpha=2.0)
+    units = y if bias is None else torch._addmm_activation(bias, rows, wide.t(), out=torch.empty_like(y))
+    torch.ops.aten.threshold_backward.grad_input(y, units, 0, grad_input=y)
     together = torch.empty((2 * len(wide), wide.shape[1]), dtype=x.dtype)
     torch.cat([wide, wide], out=together)
     together[: len(wide)].zero_()

@@ -16,6 +16,8 @@ from benchmarks.counted.graphs import Graphs
 from tests import parity
 from tests.parity import DTYPES, LAYOUTS, assert_within, check_block, largest_error, lay_out, run
 from triton_attn import functional, reference
+from triton_attn.ops.library import or_none
+from triton_attn.ops.wide_gate import WIDE_GATE
 
 pytestmark = pytest.mark.interpreter
 
@@ -76,6 +78,25 @@ def test_parity(
 def test_parity_of_many_channels(shape: tuple[int, int, int, int], name: str, dtype: torch.dtype, layout: str) -> None:
     """Up to 256 channels one kernel does it, where the weights are not too large; beyond, the library multiplies."""
     check_block(builder(name, shape[1], dtype), shape, dtype, layout, with_shortcut=True)
+
+
+def test_opcheck_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a channels_last map that is one op, with the library's products within it."""
+    monkeypatch.undo()  # the fakes are traced with PyTorch's own torch.empty
+    x, shortcut, grad = (lay_out(torch.randn(2, 272, 3, 3), "channels_last") for _ in range(3))
+    parameters = [each.detach() for each in triton_attn.AttentionGate(272).parameters()]
+    weight1, bias1, more_weight, more_bias, weight2, bias2 = parameters
+    tensors = x, weight1, bias1, weight2, bias2, more_weight, more_bias
+    static = ("test_schema", "test_autograd_registration", "test_faketensor")
+    op, backward = WIDE_GATE.forward.registered, WIDE_GATE.backward.registered
+    leaves = [each.clone().requires_grad_() for each in tensors]
+    torch.library.opcheck(op, (*leaves, shortcut, "sigmoid", True), test_utils=static)
+    for tail, second in ((shortcut, tensors[5:]), (None, (None, None))):
+        given = *tensors[:5], *second
+        _, *kept = op(*given, tail, "sigmoid", True)
+        kept = [or_none(each) for each in kept]
+        torch.library.opcheck(backward, (grad, *given, *kept, "sigmoid", True, True), test_utils=static)
+    torch.library.opcheck(backward, (grad, *given, *kept, "sigmoid", True, False), test_utils=static)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

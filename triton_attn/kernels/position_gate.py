@@ -129,7 +129,7 @@ def gate_of(logits, bias2_ptr, c, CHANNELS: tl.constexpr, PER_CHANNEL: tl.conste
 @triton.jit
 def summed_layer_kernel(
     weight_ptr,  # (M, C) in the map's dtype
-    bias_ptr,  # (M,) float32
+    bias_ptr,  # (M,)
     weight1_ptr,  # (M, C)
     bias1_ptr,  # (M,)
     more_weight_ptr,  # (M, C)
@@ -146,7 +146,8 @@ def summed_layer_kernel(
     weight = tl.load(weight1_ptr + i, mask=i < size, other=0.0).to(tl.float32)
     weight += tl.load(more_weight_ptr + i, mask=i < size, other=0.0).to(tl.float32)
     tl.store(weight_ptr + i, weight.to(weight_ptr.dtype.element_ty), mask=i < size)
-    tl.store(bias_ptr + i, load_vector(bias1_ptr, i, hidden) + load_vector(more_bias_ptr, i, hidden), mask=i < hidden)
+    bias = load_vector(bias1_ptr, i, hidden) + load_vector(more_bias_ptr, i, hidden)
+    tl.store(bias_ptr + i, bias.to(bias_ptr.dtype.element_ty), mask=i < hidden)
 
 
 @triton.jit

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..reference.non_local import attend_explicit
 from .layout import served
-from .library import Launcher, Op, Results, autocast
+from .library import Launcher, Op, Results
 from .non_local import NON_LOCAL, mask_of, non_local
 from .non_local_problem import map_rows
+from .products import product_dtype, rows_of, sum_of
 
 Weights = Sequence[Tensor]
 
@@ -39,11 +40,6 @@ def non_local_block(x: Tensor, weights: Weights, shortcut: Tensor | None = None)
             return torch.relu(NON_LOCAL_BLOCK(x, *weights, None) + shortcut)
         shortcut, _ = served(shortcut, channels_last)
     return NON_LOCAL_BLOCK(x, *weights, shortcut)
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What products of ``x`` are computed in: its own dtype, or autocast's."""
-    return dict(autocast()).get(x.device.type, x.dtype)
 
 
 def is_one_product(x: Tensor, weights: Weights) -> bool:
@@ -79,11 +75,6 @@ def projection(x: Tensor, weight: Tensor, bias: Tensor | None, channels_last: bo
         return torch.ops.aten.linear(map_rows(x), weight.flatten(1), bias)
     # Not a product for each image: that would make a weight's gradient for each image too, before it is summed.
     return map_rows(torch.conv2d(x, weight, bias))
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """A channels_last map as ``(N·H·W, C)``: a view, unless a batch has gaps."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def projected_into(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -221,12 +212,6 @@ def gradients(found: Results, tensors: Sequence[Any]) -> Results:
     if dquery is not None and len(dquery) > len(query):
         dquery, dkey, dvalue = dquery.split([len(query), len(key), len(value)])
     return [dx, dquery, dquery_bias, dkey, dkey_bias, dvalue, *others]
-
-
-def sum_of(grad: Tensor, axes: tuple[int, ...], bias: Tensor) -> Tensor:
-    """A bias' gradient: the sum over all positions."""
-    dtype = torch.promote_types(grad.dtype, bias.dtype)
-    return torch.sum(grad, axes, dtype=dtype, out=bias.new_empty(bias.shape, dtype=dtype)).to(bias.dtype)
 
 
 def formula(x: Tensor, *projections: Tensor) -> Tensor:

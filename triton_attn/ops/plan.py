@@ -26,7 +26,7 @@ Results = Sequence[Tensor | None]
 MULTIPLE = 16  # of bytes: Triton compiles another kernel for addresses that are none of it
 ALIGNMENT = 128  # of what lies in scratch: more than any kernel is specialised on
 # Operators of PyTorch's that a plan calls; those that write into one of their arguments.
-CALLS = {"bmm", "mm", "addmm", "addmm_", "cat", "copy_", "sum", "zero_"}
+CALLS = {"bmm", "mm", "addmm", "addmm_", "_addmm_activation", "cat", "copy_", "sum", "threshold_backward", "zero_"}
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -96,17 +96,18 @@ class Recorder(TorchDispatchMode):
         """Write down an operator that writes into one of its arguments, in place of calling it."""
         if func._schema.name.partition("::")[2] not in CALLS:
             raise NotPlannedError(f"it calls {func}")
-        if "out" not in kwargs:
+        name = next((each.name for each in func._schema.arguments if each.is_out), None)
+        if name is None:
             self.steps.append(Call(partial(func, **kwargs), [*args]))
             return args[0]
-        *constants, out = kwargs.items()
-        function = partial(func, **dict(constants))
+        out: Tensor = kwargs[name]
+        function = partial(func, **{key: value for key, value in kwargs.items() if key != name})
         if isinstance(args[0], (list, tuple)):
             many, *others = args
-            self.steps.append(Call(lambda *given: function(given[:-1], *others, out=given[-1]), [*many, out[1]]))
+            self.steps.append(Call(lambda *given: function(given[:-1], *others, **{name: given[-1]}), [*many, out]))
         else:
-            self.steps.append(Call(lambda *given: function(*given[:-1], out=given[-1]), [*args, out[1]]))
-        return out[1]
+            self.steps.append(Call(lambda *given: function(*given[:-1], **{name: given[-1]}), [*args, out]))
+        return out
 
     def start(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> None:
         """Compile and write down, in place of starting."""

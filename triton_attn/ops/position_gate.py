@@ -2,7 +2,7 @@
 
 Passes over the map: 2 forward and 3 backward, 3 and 4 with a shortcut (and a mask of one bit per element). All channels
 of a position are in one tile, so the hidden layer and the gates are made again where they are needed, and only x is
-saved. Above 256 channels the library multiplies, and :mod:`.map_gate` does the rest.
+saved. Above 256 channels the library multiplies (:mod:`.wide_gate`), and :mod:`.map_gate` does the rest.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .masks import empty_bits, mask_of_positions
 from .partial_sums import partial_sums
 from .passes import multiply_fake, room, room_bwd
 from .position_network import Parameters, empty_sums, is_wide, map_strides, network_arguments, summed_layer
+from .wide_gate import WIDE_GATE
 
 
 def pixel_attention(
@@ -91,6 +92,8 @@ def position_gate(
     if not position_rules.position_gate_is_fused(
         *sizes, x.itemsize, rows(x, channels_last)[1], has_signal=signal is not None
     ):
+        if channels_last and signal is None and x.numel() and not torch.compiler.is_compiling():
+            return added(WIDE_GATE(x, *network, in_layout(last, True), activation), shortcut, last)
         return map_gate(x, _logits(x, *network, signal), shortcut, activation)
     maps = in_layout(signal, channels_last), in_layout(last, channels_last)
     return added(POSITION_GATE(x, *network, *maps, activation), shortcut, last)
@@ -139,7 +142,7 @@ def forward(
     x, channels_last = served(x)
     shortcut = in_layout(shortcut, channels_last)
     y, bits = room(x, channels_last, shortcut, saves, _empty_bits)
-    sums = summed_layer(x, parameters)
+    sums = summed_layer(parameters, x.dtype)
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
@@ -170,7 +173,7 @@ def _forward_fake(
     x: Tensor, parameters: Parameters, signal: Tensor | None, shortcut: Tensor | None, activation: str, saves: bool
 ) -> Results:
     y, bits = multiply_fake(x, shortcut, saves, bits_of=_empty_bits)
-    weight, bias = (None, None) if parameters.more_weight is None else empty_sums(x, parameters.weight1)
+    weight, bias = (None, None) if parameters.more_weight is None else empty_sums(parameters.weight1, x.dtype)
     return (y, *Kept(weight, bias, bits)) if saves else (y,)
 
 

@@ -30,25 +30,26 @@ class Parameters(NamedTuple):
         return sum(each.numel() for each in self[:4] if each is not None)
 
 
-def empty_sums(x: Tensor, weight1: Tensor) -> tuple[Tensor, Tensor]:
+def empty_sums(weight1: Tensor, dtype: torch.dtype, bias_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Room for a sum of weights, as it is multiplied, and of biases."""
-    bias = torch.empty(weight1.shape[0], dtype=torch.float32, device=x.device)
-    return torch.empty(weight1.shape, dtype=x.dtype, device=x.device), bias
+    return weight1.new_empty(weight1.shape, dtype=dtype), weight1.new_empty(len(weight1), dtype=bias_dtype)
 
 
-def summed_layer(x: Tensor, parameters: Parameters) -> tuple[Tensor | None, Tensor | None]:
-    """The sum of the two first layers, where there are two."""
+def summed_layer(
+    parameters: Parameters, dtype: torch.dtype, bias_dtype: torch.dtype = torch.float32
+) -> tuple[Tensor | None, Tensor | None]:
+    """The sum of the two first layers, where there are two, weights and bias in these dtypes."""
     weight1, bias1, _, _, more_weight, more_bias = parameters
     if more_weight is None or more_bias is None:
         return None, None
     from ..kernels.position_gate import summed_layer_kernel
 
-    weight, bias = empty_sums(x, weight1)
+    weight, bias = empty_sums(weight1, dtype, bias_dtype)
     block = 1024
     launch.start(
         summed_layer_kernel,
         (rules.cdiv(weight.numel(), block),),
-        x.device,
+        weight.device,
         weight_ptr=weight,
         bias_ptr=bias,
         weight1_ptr=weight1.contiguous(),
