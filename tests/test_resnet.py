@@ -18,7 +18,7 @@ import triton_attn
 from triton_attn import reference
 from triton_attn import resnet as networks
 from triton_attn.reference import ResNet, build_resnet
-from triton_attn.reference.resnet import BasicBlock
+from triton_attn.reference.resnet import BasicBlock, Bottleneck
 from triton_attn.registry import ALL, BLOCKS
 from triton_attn.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 
@@ -118,6 +118,31 @@ def test_training_step(sites):
         # A shift of every score of a row, which no softmax sees: its gradient is zero but for rounding.
         if not key.endswith("key_conv.bias"):
             assert not torch.equal(parameter, before[key]), key
+
+
+@pytest.mark.parametrize("attention", [triton_attn.SEBlock, triton_attn.ECABlock])
+def test_on_a_cpu_a_residual_block_is_its_modules_called_one_by_one(attention):
+    """To the bit, gradients and running statistics with it: what the batch norm goes into is for where Triton serves."""
+    torch.manual_seed(0)
+    block = Bottleneck(32, 8, attention=attention)
+    plain = copy.deepcopy(block)
+
+    def one_by_one(x: Tensor) -> Tensor:
+        y = F.relu(plain.bn2(plain.conv2(F.relu(plain.bn1(plain.conv1(x))))))
+        y = plain.bn3(plain.conv3(y))
+        gated = plain.attention(y)
+        assert gated is not y
+        return F.relu(gated + x)
+
+    x = torch.randn(2, 32, 5, 6)
+    for forward in (block, one_by_one):
+        forward(x).square().mean().backward()
+    for (name, ours), own in zip(block.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, own.grad), name
+    for (name, ours), own in zip(block.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, own), name
+    with torch.no_grad():
+        assert torch.equal(block.eval()(x), plain.eval() and one_by_one(x))
 
 
 def test_channels_last_and_autocast_give_the_same_logits():
