@@ -94,6 +94,8 @@ def launches(blocks: Iterable[str], targets: Iterable[str], quick: bool) -> dict
             shape = SITES[site]
             batch, channels, height, width = shape
             settings: list[dict[str, Any]] = [{"with_shortcut": True}]
+            if name == "se":  # and ECA, whose passes behind a batch norm are the same
+                settings.append({"with_shortcut": True, "behind_norm": True})
             if name == "gate":
                 signal = (batch, 2 * channels, (height + 1) // 2, (width + 1) // 2)  # a U-Net's deeper map
                 settings.append({"with_shortcut": True, "gating": signal})

@@ -107,6 +107,7 @@ def block_launches(
     training: bool = True,
     gating: tuple[int, ...] | None = None,
     target: str | None = None,
+    behind_norm: bool = False,
     **arguments: Any,
 ) -> list[Launch]:
     """The distinct launches of a training step of a block, or of its inference; none where Triton does not serve it.
@@ -119,6 +120,7 @@ def block_launches(
         training: forward and backward, or else the forward without gradients.
         gating: the shape of the attention gate's own signal.
         target: the GPU that the launches are for, where they go by it.
+        behind_norm: whether a batch norm is in front, which the block takes in.
         **arguments: the block's own (``reduction``, ``kernel_size`` …).
     """
     import triton_attn
@@ -136,11 +138,14 @@ def block_launches(
     inputs = {key: t.requires_grad_(training) for key, t in inputs.items()}
     block = triton_attn.create_attention(name, shape[1], device="meta", dtype=dtype, **arguments)
 
+    norm = torch.nn.BatchNorm2d(shape[1], device="meta", dtype=dtype).train(training) if behind_norm else None
+    leaves = [*inputs.values(), *block.parameters(), *(norm.parameters() if norm is not None else ())]
+
     def step() -> None:
         with torch.set_grad_enabled(training):
-            y = block(**inputs)
+            y = block(**inputs) if norm is None else block.behind(norm, inputs["x"], inputs.get("shortcut"))
         if training:
-            torch.autograd.grad(y, [*inputs.values(), *block.parameters()], grad)
+            torch.autograd.grad(y, leaves, grad)
 
     with serving_meta_tensors(), chips.assume(chips.CHIPS[target]) if target else contextlib.nullcontext():
         # Half a map's size may be a map of half its channels.
