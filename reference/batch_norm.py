@@ -87,12 +87,14 @@ def check_norm(norm: BatchNorm, channels: int, device: torch.device) -> None:
         raise ValueError("norm must have running statistics outside of training, got None")
 
 
-def plain_norm(module: nn.Module, activation: str = "none") -> BatchNorm | None:
+def plain_norm(module: nn.Module, activation: str = "none", kind: type = nn.BatchNorm2d) -> BatchNorm | None:
     """What a module computes, if it is an ``nn.BatchNorm2d`` as it was built; None for anything else.
+
+    ``kind`` is the class that it must be of, where somebody knows another that computes the same.
 
     Of a momentum of None, which goes by how many batches there were, :func:`counted` makes a number.
     """
-    if type(module) is not nn.BatchNorm2d or is_touched(module) or _has_any_global_hook():
+    if type(module) is not kind or is_touched(module) or _has_any_global_hook():
         return None
     own, buffers = module._parameters, module._buffers
     if "weight" not in own or "bias" not in own:  # parametrised

@@ -16,7 +16,8 @@ pytest.importorskip("torchvision")
 def test_every_module_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fuse", "timm/seresnet18"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split(maxsplit=3) == ["layer1.0.se", "SEModule", "fused", "one op, with shortcut and ReLU"]
+    how = "one op, with batch norm, shortcut and ReLU"
+    assert lines[1].split(maxsplit=3) == ["layer1.0.se", "SEModule", "fused", how]
     assert lines[-1] == "8 of 8 fused: 8 SEModule"
 
 

@@ -322,7 +322,8 @@ def test_fuse_loads_no_library_that_is_not_there_already():
         print(json.dumps([before, after, "timm" in sys.modules]))
         """
     )
-    assert found == [[], ["triton_attn.fusion.adapters.torchvision"], False]
+    own = "triton_attn.fusion.adapters.sequential"
+    assert found == [[own], [own, "triton_attn.fusion.adapters.torchvision"], False]
 
 
 @pytest.mark.parametrize("folder", ["reference", "triton_attn"])

@@ -122,7 +122,7 @@ def test_training_step(sites):
 
 @pytest.mark.parametrize("attention", [triton_attn.SEBlock, triton_attn.ECABlock])
 def test_on_a_cpu_a_residual_block_is_its_modules_called_one_by_one(attention):
-    """To the bit, gradients and running statistics with it: what the batch norm goes into is for where Triton serves."""
+    """To the bit, gradients and running statistics too: the batch norm goes into an op where Triton serves."""
     torch.manual_seed(0)
     block = Bottleneck(32, 8, attention=attention)
     plain = copy.deepcopy(block)

@@ -11,14 +11,21 @@ from .reference.batch_norm import BatchNorm, counted, plain_norm, tensors_of
 
 
 def normed(
-    module: nn.Module, x: Tensor, weights: Weights, shortcut: Tensor | None, *constants: str, activation: str = "none"
+    module: nn.Module,
+    x: Tensor,
+    weights: Weights,
+    shortcut: Tensor | None,
+    *constants: str,
+    activation: str = "none",
+    kind: type = nn.BatchNorm2d,
 ) -> Tensor | None:
     """The gated map of ``module(x)``, where that is a plain batch norm and all of it is served; else None.
 
     ``weights`` and ``constants`` (network, hidden activation, activation) are those of :func:`.ops.normed_gate`,
-    ``activation`` is what stands behind the batch norm. Nothing has happened where it is None.
+    ``activation`` is what stands behind the batch norm, ``kind`` the class that this must be of. Nothing has happened
+    where it is None.
     """
-    if (norm := plain_norm(module, activation)) is None:
+    if (norm := plain_norm(module, activation, kind)) is None:
         return None
     given = norm.training, norm.eps, norm.activation
     if (found := ops.NORMED_GATE.again(x, *tensors_of(norm), *weights, shortcut, *constants, *given)) is not None:

@@ -43,10 +43,10 @@ def test_a_network_of_another_library(name: str) -> None:
         module = model.get_submodule(entry.path)
         assert isinstance(module, plain[entry.path])
         assert type(module).__name__.startswith("Fused")
-    tails = {type(model.get_submodule(entry.path.rpartition(".")[0])) for entry in report if entry.tail}
+    tails = {type(model.get_submodule(entry.path.rpartition(".")[0])) for entry in report if entry.tail or entry.norm}
     assert all(issubclass(each, fusion.Fused) for each in tails)
     fused = [path for path, cls in classes(model).items() if cls is not plain[path]]
-    assert triton_attn.unfuse(model) == len(fused) == len(report) + sum(entry.tail for entry in report)
+    assert triton_attn.unfuse(model) == len(fused) == len(report) + sum(entry.tail or entry.norm for entry in report)
     assert classes(model) == plain
     assert state(model) == before
 

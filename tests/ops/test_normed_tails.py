@@ -99,7 +99,7 @@ def trained(model: nn.Module, dtype: torch.dtype) -> Tensor:
 def test_fifty_steps_of_training(started: list[str]) -> None:
     """As far from float64 as the plain network comes, of weights that are rounded otherwise: training amplifies that.
 
-    No step is by itself what this is for: a statistic that is not taken, or a gradient that is off by a little, adds up.
+    What this is for shows in no step by itself: a statistic that is not taken, a gradient that is a little off, add up.
     """
     right = trained(network(reference), torch.float64)
     noise = torch.zeros_like(right)

@@ -9,6 +9,7 @@ from .strips import StripGate
 from .summed import SplitGate, SumGate
 from .swap import fuse, register_adapter, unfuse
 from .tails import Tail
+from .within import Within
 
 __all__ = [
     "Chain",
@@ -23,6 +24,7 @@ __all__ = [
     "StripGate",
     "SumGate",
     "Tail",
+    "Within",
     "fuse",
     "register_adapter",
     "unfuse",

@@ -82,9 +82,17 @@ class ChannelGate:
             return None
         return functional.gate_by(x, partial(self.network, module), shortcut, pool=self.pool(module))
 
-    def behind(self, module: Any, norm: nn.Module, x: Tensor, shortcut: Tensor | None) -> Tensor | None:
-        """The output for ``norm(x)``, whose map is never written; None where that is not for one op, and nothing has
-        happened.
+    def takes_a_norm(self, module: nn.Module) -> bool:
+        """Whether a batch norm in front of it may be part of the op."""
+        known = None if self.obstacle(module) is not None else self.one_op(module)
+        return isinstance(known, tuple) and known[2][0] == "mean"
+
+    def behind(
+        self, module: Any, norm: nn.Module, x: Tensor, shortcut: Tensor | None = None, activation: str = "none"
+    ) -> Tensor | None:
+        """The output for ``activation(norm(x))``, which is never written; ``norm`` is of a class in ``layers.NORMS``.
+
+        None where that is not for one op, and nothing has happened.
         """
         if self.obstacle(module) is not None or not isinstance(known := self.one_op(module), tuple):
             return None
@@ -92,8 +100,10 @@ class ChannelGate:
         if pool != "mean" or x.dim() != 4 or not fits(x, weights):
             return None
         if op is ops.ECA:
-            return normed(norm, x, (weights[0], None, None, None), shortcut, NEIGHBOURS, "none", *kinds)  # type: ignore[arg-type]
-        return normed(norm, x, weights, shortcut, DENSE, *kinds)  # type: ignore[arg-type]
+            given, kinds = (weights[0], None, None, None), [NEIGHBOURS, "none", *kinds]
+        else:
+            given, kinds = weights, [DENSE, *kinds]  # type: ignore[assignment]
+        return normed(norm, x, given, shortcut, *kinds, activation=activation, kind=type(norm))  # type: ignore[arg-type]
 
 
 _CONSTANTS = {ops.CHANNEL_GATE: ("pool", "hidden_activation", "activation"), ops.ECA: ("pool", "activation")}

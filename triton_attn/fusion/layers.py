@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,13 @@ HIDDEN: dict[type, Name] = {
 
 DROPS: set[type] = {nn.Identity}
 """What may stand on a residual branch and does nothing in evaluation, or while its ``drop_prob`` is 0."""
+
+
+NORMS: dict[type, Name] = {nn.BatchNorm2d: lambda _: "none"}
+"""What computes as ``nn.BatchNorm2d`` does, and how it activates by itself: as :data:`HIDDEN` says, or ``"none"``."""
+
+RUNS: dict[type, Callable[[Any], Iterable[nn.Module]]] = {nn.Sequential: lambda layer: layer._modules.values()}
+"""What calls its layers one after the other and does nothing else, and these."""
 
 
 def unknown(_: nn.Module) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Entry:
     """One module: where it lies, its plain class, whether it is fused, and how, or why not.
 
-    ``tail`` says whether the residual block around it is fused too, so that its shortcut and ReLU come with it.
+    ``tail`` says whether the residual block around it is fused too, so that its shortcut and ReLU come with it, and
+    ``norm`` whether a batch norm in front of it does, with what is activated between.
     """
 
     path: str
@@ -18,6 +19,7 @@ class Entry:
     fused: bool
     note: str
     tail: bool = False
+    norm: bool = False
 
 
 class Report(list[Entry]):

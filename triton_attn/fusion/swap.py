@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -14,11 +15,16 @@ from .fused import Fused
 from .report import Entry, Report
 from .sources import fingerprint
 from .tails import Tail
+from .within import Within
 
 Classes = dict[type[nn.Module], type[Fused]]
 
+AROUND = Tail, Within
+"""Recipes for blocks around attention, with which something else comes."""
+
 ADAPTERS = {
-    "timm": ("timm", "timm_maps", "timm_sums", "timm_tails"),
+    "torch": ("sequential",),
+    "timm": ("timm", "timm_maps", "timm_sums", "timm_tails", "timm_within"),
     "timm.layers.coord_attn": ("timm_strips",),
     "torchvision": ("torchvision",),
     "monai": ("monai",),
@@ -86,7 +92,8 @@ def fuse(model: nn.Module, tails: bool = True) -> Report:
 
     Args:
         model: the network; a fused one may be fused again.
-        tails: whether residual blocks are fused too, so that shortcut and ReLU come with their attention.
+        tails: whether blocks around attention are fused too, so that what stands next to it comes with it: shortcut and
+            ReLU behind, a batch norm and an activation in front.
 
     Returns:
         What became of every module that is attention by its name or class: ``print`` shows a table, ``.left`` holds
@@ -101,9 +108,8 @@ def fuse(model: nn.Module, tails: bool = True) -> Report:
     modules = dict(model.named_modules())
     entries = {path: _fuse_one(path, module, classes) for path, module in modules.items()}
     for path, module in modules.items():
-        if tails and (by := _tail(module, classes)) is not None:
-            inner = f"{path}.{by.attention}" if path else by.attention
-            entries[inner] = _fuse_tail(entries.get(inner), module, by, classes)
+        if tails and (by := _around(module, classes)) is not None:
+            entries |= _fuse_around(path, module, by, entries, classes)
     return Report(entry for path, entry in entries.items() if entry is not None and not _only_holds(path, entries))
 
 
@@ -117,7 +123,7 @@ def _only_holds(path: str, entries: dict[str, Entry | None]) -> bool:
 
 def _fuse_one(path: str, module: nn.Module, classes: Classes) -> Entry | None:
     path, cls = path or "(itself)", type(module)
-    if _tail(module, classes) is not None:
+    if _around(module, classes) is not None:
         return None
     if isinstance(module, Fused):
         reason = module.fused_by.obstacle(module)
@@ -132,22 +138,29 @@ def _fuse_one(path: str, module: nn.Module, classes: Classes) -> Entry | None:
     return Entry(path, cls.__name__, reason is None, reason or fused.fused_by.how(module))
 
 
-def _tail(module: nn.Module, classes: Classes) -> Tail | None:
-    """The recipe for a residual block with attention at its end."""
+def _around(module: nn.Module, classes: Classes) -> Tail | Within | None:
+    """The recipe for a block around attention."""
     fused = type(module) if isinstance(module, Fused) else classes.get(type(module))
     by = None if fused is None else fused.fused_by
-    return by if isinstance(by, Tail) else None
+    return by if isinstance(by, AROUND) else None
 
 
-def _fuse_tail(entry: Entry | None, block: nn.Module, by: Tail, classes: Classes) -> Entry | None:
-    if entry is None or not entry.fused:
-        return entry
+def _fuse_around(
+    path: str, block: nn.Module, by: Tail | Within, entries: Mapping[str, Entry | None], classes: Classes
+) -> dict[str, Entry | None]:
+    """The entries of the attention inside of a block, which is fused if it can be, as they are then."""
+    names = (f"{path}.{name}" if path else name for name in by.attentions(block))
+    inside = {name: entry for name in names if (entry := entries.get(name)) is not None and entry.fused}
+    if not inside:
+        return {}
     reason = by.obstacle(block) if isinstance(block, Fused) else _obstacle(block, classes[type(block)])
     if reason is not None:
-        return replace(entry, note=f"{entry.note}; without its tail: {reason}")
+        without = f"; without its {by.what}: {reason}"
+        return {name: replace(each, note=each.note + without) for name, each in inside.items()}
     if not isinstance(block, Fused):
         block.__class__ = classes[type(block)]  # type: ignore[assignment]
-    return replace(entry, note=f"{entry.note}, {by.how(block)}", tail=True)
+    tail, norm, how = isinstance(by, Tail), by.takes_a_norm(block), by.how(block)
+    return {name: replace(each, note=f"{each.note}, {how}", tail=tail, norm=norm) for name, each in inside.items()}
 
 
 def _why_unknown(module: nn.Module, classes: Classes) -> str | None:
@@ -156,7 +169,7 @@ def _why_unknown(module: nn.Module, classes: Classes) -> str | None:
     if isinstance(module, AttentionBlock):
         return None
     base = next((each for each in cls.__mro__ if each in classes), None)
-    if base is not None and not isinstance(classes[base].fused_by, Tail):
+    if base is not None and not isinstance(classes[base].fused_by, AROUND):
         own = " with a forward of its own" if cls.forward is not base.forward else ""
         return f"a subclass of {base.__name__}{own}, which has no adapter"
     if not _LOOKS_LIKE_A_GATE.search(cls.__name__) or cls.__module__.startswith("torch."):

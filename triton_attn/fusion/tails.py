@@ -16,6 +16,7 @@ from .layers import DROPS
 from .maps import MapGate
 from .strips import StripGate
 from .summed import SumGate
+from .within import called, front_of
 
 TAKES_A_SHORTCUT = (ChannelGate, ContextGate, MapGate, StripGate, SumGate)
 
@@ -30,6 +31,8 @@ class Tail:
         drop: the name of what drops the branch at times, if there is such a child.
         add: the addition of branch and shortcut, which of two dtypes may take either.
     """
+
+    what = "tail"
 
     def __init__(
         self,
@@ -57,25 +60,35 @@ class Tail:
             return f"a {type(drop).__name__} before the addition"
         return None
 
-    def how(self, module: nn.Module) -> str:  # noqa: ARG002
-        return "with shortcut and ReLU"
+    def attentions(self, module: nn.Module) -> list[str]:  # noqa: ARG002
+        """The name of the attention."""
+        return [self.attention]
+
+    def takes_a_norm(self, module: nn.Module) -> bool:
+        """Whether the batch norm in front of the attention comes with it too."""
+        children = module._modules
+        attention: Any = children[self.attention]
+        if not isinstance(attention.fused_by, ChannelGate) or not attention.fused_by.takes_a_norm(attention):
+            return False
+        return front_of(children[name] for name in self.before).norm is not None  # type: ignore[misc]
+
+    def how(self, module: nn.Module) -> str:
+        return "with batch norm, shortcut and ReLU" if self.takes_a_norm(module) else "with shortcut and ReLU"
 
     def __call__(self, module: Any, x: Tensor) -> Tensor | None:
         children = module._modules
         if self.obstacle(module) is not None or self._drops(module):
             return None  # the attention answers for itself
-        *before, last = self.before
-        y = x
-        for name in before:
-            y = children[name](y)
+        front = front_of(children[name] for name in self.before)  # type: ignore[misc]
+        y = called(front.called, x)
         through = children.get(self.shortcut)
         shortcut = x if through is None else through(x)
-        attention, norm = children[self.attention], children[last]
-        if isinstance(attention.fused_by, ChannelGate):
-            tail = attention.fused_by.behind(attention, norm, y, shortcut)
+        attention = children[self.attention]
+        if front.norm is not None and isinstance(attention.fused_by, ChannelGate):
+            tail = attention.fused_by.behind(attention, front.norm, y, shortcut, front.activation)
             if tail is not None:
                 return tail
-        y = norm(y)
+        y = called(front.rest, y)
         tail = attention.fused_by(attention, y, shortcut=shortcut)
         if tail is not None:
             return tail

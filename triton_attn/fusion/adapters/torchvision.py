@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 from torchvision.models.quantization.mobilenetv3 import QuantizableSqueezeExcitation
-from torchvision.ops import SqueezeExcitation
+from torchvision.models.regnet import BottleneckTransform
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from ...reference.layers import is_touched
+from .. import layers
 from ..fused import Fused
 from ..gates import Chain
 from ..recipes import TORCHVISION_LAYERS, TORCHVISION_SE
 from ..swap import register_adapter
+from ..within import Within
+
+# A Sequential of convolution, batch norm and activation, and no more.
+layers.RUNS[Conv2dNormActivation] = layers.RUNS[nn.Sequential]
 
 
 class Quantizable(Chain):
@@ -41,3 +47,8 @@ class FusedQuantizableSqueezeExcitation(
     helpers=("_scale",),
 ):
     __doc__ = QuantizableSqueezeExcitation.__doc__
+
+
+@register_adapter
+class FusedBottleneckTransform(Fused, BottleneckTransform, by=Within()):
+    __doc__ = BottleneckTransform.__doc__
