@@ -5,7 +5,7 @@ Source: Ioffe, Szegedy, "Batch Normalization", https://arxiv.org/abs/1502.03167
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ def check_norm(norm: BatchNorm, channels: int, device: torch.device) -> None:
         raise ValueError("norm must have running statistics outside of training, got None")
 
 
-def plain_norm(module: nn.Module, activation: str = "none", kind: type = nn.BatchNorm2d) -> BatchNorm | None:
+def plain_norm(module: Any, activation: str = "none", kind: Any = nn.BatchNorm2d) -> BatchNorm | None:
     """What a module computes, if it is an ``nn.BatchNorm2d`` as it was built; None for anything else.
 
     ``kind`` is the class that it must be of, where somebody knows another that computes the same.

@@ -136,7 +136,7 @@ def block_launches(
         inputs["gating"] = make(gating)
         arguments["gating_channels"] = gating[1]
     inputs = {key: t.requires_grad_(training) for key, t in inputs.items()}
-    block = triton_attn.create_attention(name, shape[1], device="meta", dtype=dtype, **arguments)
+    block: Any = triton_attn.create_attention(name, shape[1], device="meta", dtype=dtype, **arguments)
 
     norm = torch.nn.BatchNorm2d(shape[1], device="meta", dtype=dtype).train(training) if behind_norm else None
     leaves = [*inputs.values(), *block.parameters(), *(norm.parameters() if norm is not None else ())]

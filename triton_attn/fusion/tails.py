@@ -66,11 +66,11 @@ class Tail:
 
     def takes_a_norm(self, module: nn.Module) -> bool:
         """Whether the batch norm in front of the attention comes with it too."""
-        children = module._modules
-        attention: Any = children[self.attention]
+        children: Any = module._modules
+        attention = children[self.attention]
         if not isinstance(attention.fused_by, ChannelGate) or not attention.fused_by.takes_a_norm(attention):
             return False
-        return front_of(children[name] for name in self.before).norm is not None  # type: ignore[misc]
+        return front_of([children[name] for name in self.before]).norm is not None
 
     def how(self, module: nn.Module) -> str:
         return "with batch norm, shortcut and ReLU" if self.takes_a_norm(module) else "with shortcut and ReLU"
@@ -79,7 +79,7 @@ class Tail:
         children = module._modules
         if self.obstacle(module) is not None or self._drops(module):
             return None  # the attention answers for itself
-        front = front_of(children[name] for name in self.before)  # type: ignore[misc]
+        front = front_of([children[name] for name in self.before])
         y = called(front.called, x)
         through = children.get(self.shortcut)
         shortcut = x if through is None else through(x)
