@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
-import sys
 
 import pytest
 
+from tests import fresh
 from triton_attn import cli
 from triton_attn.version import __version__
 
@@ -44,9 +43,7 @@ def test_help_needs_no_extra_packages() -> None:
         "from triton_attn.cli import main\n"
         "main(['--help'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "train" in done.stdout
+    assert "train" in fresh.python(code).stdout
 
 
 @pytest.mark.parametrize(("missing", "extra"), [("torchvision", "train"), ("onnxruntime", "export")])
@@ -74,19 +71,14 @@ def test_other_missing_modules_are_our_fault(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_it_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "triton_attn.cli", "--version"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert __version__ in done.stdout
+    assert __version__ in fresh.module("triton_attn.cli", "--version").stdout
 
 
 def test_a_reader_that_goes_away_gets_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "triton_attn.cli", "info"], stdout=writer, stderr=subprocess.PIPE, text=True
-    )
+    done = fresh.module("triton_attn.cli", "info", stdout=writer, status=1)
     os.close(writer)
-    assert done.returncode == 1
     assert done.stderr == ""
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import fresh
 from triton_attn import files
 
 
@@ -107,8 +106,7 @@ files.write_text(Path(sys.argv[1]), "half")
 def test_what_a_killed_writer_left_is_cleared_and_what_others_write_is_not(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     files.write_text(path, "old")
-    done = subprocess.run([sys.executable, "-c", KILLED_AS_IT_WRITES, str(path)], timeout=300)
-    assert done.returncode == -signal.SIGKILL
+    fresh.python(KILLED_AS_IT_WRITES, str(path), status=-signal.SIGKILL)
     (left,) = tmp_path.glob(f"{files.MARK}*")
     with files.new_file(path) as mine:
         files.clear_leftovers(tmp_path)

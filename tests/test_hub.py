@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 from torch import nn
 
 from hub import layout
+from tests import fresh
 from triton_attn import layers
 
 timm = pytest.importorskip("timm")
@@ -110,14 +108,7 @@ print(any(name.startswith("_its_own_name.reference") for name in sys.modules), m
 
 
 def test_it_is_loaded_beside_the_package_itself(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder / "build" / "torch-cpu")],
-        capture_output=True,
-        text=True,
-        cwd=layout.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(LOAD, str(folder / "build" / "torch-cpu"), cwd=layout.ROOT, TRITON_INTERPRET="1")
     assert done.stdout.split() == ["True", "SEModule"]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = ("triton", "torchvision", "timm", "safetensors")
@@ -36,16 +36,8 @@ sys.meta_path.insert(0, Blocked())
 def python(source: str, *, blocked: tuple[str, ...] = (), **environment: str) -> dict:
     """Run ``source`` in a fresh process and return the JSON that it prints last."""
     program = (BLOCK % (blocked,) if blocked else "") + textwrap.dedent(source)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON", "PYTEST"))}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env={**kept, "OMP_NUM_THREADS": "1", **environment},
-        cwd=ROOT / "tests",  # not the root, whose folders would be importable
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    # Not in the root, whose folders would be importable.
+    done = fresh.python(program, cwd=ROOT / "tests", **environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 

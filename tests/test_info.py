@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import triton_attn
+from tests import fresh
 from triton_attn import backend, cli, info
 
 
@@ -138,9 +137,7 @@ status = cli.main(["info"])
 status = status or 10 * (cli.main(["info", "nowhere.safetensors"]) != 2)
 sys.exit(status)
 """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON")}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(program)
     for name in ("triton", "torchvision", "timm"):
         assert row(done.stdout, name).endswith("not installed")
     if not torch.cuda.is_available():

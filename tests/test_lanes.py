@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import fresh
 
 ROOT = Path(__file__).parents[1]
 WITHOUT = """
@@ -26,15 +25,8 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 def test_the_gpu_lane_needs_pytest_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, "--lane", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"],
-        cwd=ROOT,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    options = ("--lane", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider")
+    done = fresh.python(WITHOUT, *options, cwd=ROOT, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     collected = re.findall(r"^(tests/\S+?)::", done.stdout, re.MULTILINE)
     assert {Path(name).parts[1] for name in collected} == {"gpu"}
     assert {Path(name).name for name in collected} == {path.name for path in ROOT.glob("tests/gpu/test_*.py")}
@@ -54,12 +46,6 @@ sys.exit(pytest.main(sys.argv[1:]))
 def test_the_gpu_lane_frees_memory_behind_every_test() -> None:
     # None of its tests passes without a GPU: what ends a test is to free all the same.
     options = ["--lane", "gpu", "-sq", "-p", "no:cacheprovider", "--tb=no", "-k", "tuned_network or (se and 256)"]
-    done = subprocess.run(
-        [sys.executable, "-c", PRETENDING, *options, "tests/gpu/test_tuning_on_gpu.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = fresh.python(PRETENDING, *options, "tests/gpu/test_tuning_on_gpu.py", cwd=ROOT, status=1)
     assert re.search(r"^5 failed", done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert done.stdout.count("freed") == 5

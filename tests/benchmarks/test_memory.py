@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.timed.memory import peak_bytes
+from tests import fresh
 
 MB = 1_000_000
 ROOT = Path(__file__).parents[2]
@@ -58,8 +57,7 @@ print(kept, within, faults(256_000_000))
 
 def test_freed_memory_is_kept_and_later_no_more() -> None:
     # In a process of its own: to threads, as those that tests may run in, glibc gives blocks of that size otherwise.
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, cwd=ROOT, check=True)
-    kept, within, outside = done.stdout.split()
+    kept, within, outside = fresh.python(FAULTS, cwd=ROOT).stdout.split()
     if kept == "False":
         pytest.skip("the allocator is not glibc's")
     # By itself glibc keeps no block of more than 32 MB. The system gives pages of 4 KB or 2 MB.

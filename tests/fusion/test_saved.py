@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import triton_attn
+from tests import fresh
 from tests.fusion.networks import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,15 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_in_a_fresh_process(files: Path) -> None:
     """Unfused without our package; fused without it, where the error names it; and with it."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(files)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    unfused, error, fused = done.stdout.splitlines()
+    unfused, error, fused = fresh.python(LOAD, str(files), cwd=ROOT).stdout.splitlines()
     assert unfused.split() == ["0"] * len(NAMES)
     assert "triton_attn" in error
     assert [int(count) > 0 for count in fused.split()] == [True] * len(NAMES)
