@@ -114,7 +114,7 @@ bench: $(INSTALLED)
 # The page is written whatever failed: losses are shown.
 gpu:
 	$(HERE) -m benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT) $(if $(STAGES),--stages $(STAGES)) \
-	  $(if $(QUICK),--device cpu --quick); status=$$?; \
+	  $(if $(QUICK),--quick); status=$$?; \
 	if $(HERE) -c 'import matplotlib' 2>/dev/null; then \
 	  $(HERE) -m benchmarks.written.page --results $(OUTPUT) --output $(PAGE) || exit; \
 	else \

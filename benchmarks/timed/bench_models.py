@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.counted.graphs import Graphs
 from benchmarks.files import device, on_gpu, quartiles
-from benchmarks.timed.cases import INFERENCE, TRAINING, NetworkCase
-from benchmarks.timed.clocks import Run, Timer
+from benchmarks.timed.cases import TRAINING, NetworkCase
+from benchmarks.timed.checked import LAYOUTS, check, run_of
+from benchmarks.timed.clocks import Run
 from benchmarks.timed.formulas import FORMULAS
 from benchmarks.timed.turns import Prepared
 from triton_attn import backend
@@ -74,8 +74,7 @@ def build(case: NetworkCase, provider: str, state: dict[str, Tensor]) -> nn.Modu
                 model = make() if kind == "plain" else make(attention, where=where)
         own = model.state_dict()
         model.load_state_dict({name: t.clone() for name, t in state.items() if name in own}, assign=True)
-    layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
-    model = model.to(device(), getattr(torch, case.dtype)).to(memory_format=layout)
+    model = model.to(device(), getattr(torch, case.dtype)).to(memory_format=LAYOUTS[case.layout])
     return model.train(case.mode == TRAINING)
 
 
@@ -83,29 +82,34 @@ def prepare(case: NetworkCase) -> Prepared:
     """The images and weights that all providers get, and what makes their runs."""
     torch.manual_seed(0)
     state = getattr(networks, case.network)(case.attention, where=case.where.split("+")).state_dict()
-    layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     images = torch.randn(case.batch, 3, case.image, case.image, device=device()).to(getattr(torch, case.dtype))
-    images = images.contiguous(memory_format=layout)
+    images = images.contiguous(memory_format=LAYOUTS[case.layout])
     labels = torch.randint(CLASSES, (case.batch,), device=device())
     with torch.no_grad():
-        expected = build(case, "eager", state).eval()(images).float()
+        expected = [build(case, "eager", state).eval()(images)]
 
     def make(provider: str) -> Run:
         model = build(case, provider, state)
         if provider in ("ours", "formula"):
-            check(model, images, expected)
+            with torch.no_grad():  # fifty layers add up rounding
+                check([model.eval()(images)], expected, [each.double() for each in expected], steps=64)
+            model.train(case.mode == TRAINING)
         graphs, blocks = Graphs(), len(list(outermost_blocks(model)))
-        if provider.endswith("compile"):
-            model = torch.compile(model, backend=graphs, dynamic=False)  # type: ignore[assignment]
-        timed = partial(inference, model, images) if case.mode == INFERENCE else partial(train, model, images, labels)
+        called: Any = torch.compile(model, backend=graphs, dynamic=False) if provider.endswith("compile") else model
+
+        def call() -> Tensor:
+            logits = called(images)
+            return F.cross_entropy(logits.float(), labels) if case.mode == TRAINING else logits
+
+        run = run_of(call, list(model.parameters()), None, case.mode)
         if provider == "ours-compile" and (on_gpu() or backend.interpreting()):
-            timed()
+            run()
             if (found := sum(map(len, graphs.ops))) < blocks:
                 raise ValueError(f"of {blocks} blocks {found} were compiled with an op of ours, others as their twins")
-        return timed
+        return run
 
     makers: dict[str, Callable[[], Run]] = {provider: partial(make, provider) for provider in providers(case)}
-    return Prepared(makers, case.own, lambda _, samples: {"tax": taxes(samples)})
+    return Prepared(makers, lambda _, samples: {"tax": taxes(samples)})
 
 
 def taxes(samples: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -117,36 +121,5 @@ def taxes(samples: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Forward, loss and backward."""
-    model.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(model(images).float(), labels)
-    loss.backward()
-    return loss
-
-
-def inference(model: nn.Module, images: Tensor) -> Tensor:
-    """Forward alone."""
-    with torch.no_grad():
-        return model(images)
-
-
-def check(model: nn.Module, images: Tensor, expected: Tensor) -> None:
-    """Hold a network's logits to those of the plain twins in the same dtype: fifty layers add up rounding.
-
-    Raises:
-        ValueError: they are off by more than 2^6 rounding steps of the largest, or not finite.
-    """
-    training = model.training
-    with torch.no_grad():
-        logits = model.eval()(images)
-    model.train(training)
-    bound = 64 * torch.finfo(logits.dtype).eps * expected.abs().max().item()
-    error = (logits.float() - expected).abs().max().item()
-    if not error <= bound:
-        raise ValueError(f"the logits are off by {error:.3g}, allowed are {bound:.3g}")
-
-
-@pytest.mark.benchmark(timer=Timer(), warmup=False)
 def test_models(time_case: Any, case: NetworkCase) -> None:
-    time_case(case, prepare)
+    time_case(lambda: prepare(case))

@@ -12,21 +12,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
-import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.files import device, on_gpu
-from benchmarks.timed.cases import BACKWARD, FORWARD, WIDTHS, AttentionCase
-from benchmarks.timed.clocks import Run, Timer
+from benchmarks.timed.cases import FORWARD, WIDTHS, AttentionCase
+from benchmarks.timed.checked import check, run_of
+from benchmarks.timed.clocks import Run
 from benchmarks.timed.turns import Prepared
 from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit
 
-CHECKED_ROWS = 64  # of the whole matrix in float64 there is no thought
+CHECKED_ROWS = 64
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -35,9 +34,7 @@ def sdpa(kind: SDPBackend | None) -> Attention:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.unsqueeze(1) for t in (q, k, v))
-        if kind is None:
-            return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
-        with sdpa_kernel(kind):
+        with contextlib.nullcontext() if kind is None else sdpa_kernel(kind):
             return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
 
     return attend
@@ -74,12 +71,11 @@ PROVIDERS: dict[str, Callable[..., Attention]] = {
     "sdpa-cudnn": lambda: sdpa(SDPBackend.CUDNN_ATTENTION),
     "flex": flex,
 }
-ON_CPU = ("ours", "eager", "sdpa")
 
 
-def providers(case: AttentionCase) -> Sequence[str]:
+def providers() -> Sequence[str]:
     """Those that there are here."""
-    return ["ours", *case.rivals] if on_gpu() else ON_CPU
+    return list(PROVIDERS) if on_gpu() else ("ours", "eager", "sdpa")
 
 
 def wants_one_width(provider: str) -> bool:
@@ -89,20 +85,21 @@ def wants_one_width(provider: str) -> bool:
 
 def prepare(case: AttentionCase) -> Prepared:
     """q, k and v, which all providers get, and what makes their runs."""
-    # A compiled backward would else give its saved tensors away, and could not be run twice.
-    torch._functorch.config.donated_buffer = False
     torch.manual_seed(0)
     d, dv = WIDTHS[case.site]
     dtype, shape = getattr(torch, case.dtype), (case.batch, case.positions)
     q, k, v, grad = (torch.randn(*shape, width, device=device()).to(dtype) for width in (d, d, dv, dv))
-    q, k = q * d**-0.25, k * d**-0.25
-    inputs = [t.detach().requires_grad_(case.direction != FORWARD) for t in (q, k, v)]
+    inputs = [t.requires_grad_(case.direction != FORWARD) for t in (q * d**-0.25, k * d**-0.25, v)]
+    # Some rows of the first image: of the whole matrix in float64 there is no thought.
+    few: Any = [t[:1].detach() for t in (inputs[0][:, :CHECKED_ROWS], *inputs[1:])]
+    plain, exact = (attend_explicit(*(t.to(kind) for t in few)) for kind in (dtype, torch.float64))
 
     def trial(provider: str, options: dict[str, int]) -> Run:
         # Who projects to q and k can have them padded for nothing, by rows of zeros among the weights.
         own = padded(inputs) if wants_one_width(provider) else inputs
-        run = _run(PROVIDERS[provider](**options), own, grad, case.direction)
-        check(run()[0], *inputs)
+        attend = PROVIDERS[provider](**options)
+        run = run_of(lambda: attend(*own), own, grad, case.direction)
+        check([run()[0][:1, :CHECKED_ROWS]], [plain], [exact])
         return run
 
     def make(provider: str) -> Run:
@@ -113,7 +110,7 @@ def prepare(case: AttentionCase) -> Prepared:
         return trial(provider, last)
 
     about = {"widths": WIDTHS[case.site], "positions": case.positions}
-    return Prepared({provider: partial(make, provider) for provider in providers(case)}, extra=lambda *_: about)
+    return Prepared({provider: partial(make, provider) for provider in providers()}, extra=lambda *_: about)
 
 
 def padded(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -122,38 +119,5 @@ def padded(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [F.pad(t.detach(), (0, width - t.shape[-1])).requires_grad_(t.requires_grad) for t in inputs]
 
 
-def _run(attend: Attention, inputs: list[Tensor], grad: Tensor, direction: str) -> Callable[[], tuple[Tensor, ...]]:
-    """The thing to time, which gives the output and its gradients; a backward is one of a graph that is kept."""
-
-    def forward() -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return (attend(*inputs),)
-
-    def training() -> tuple[Tensor, ...]:
-        y = attend(*inputs)
-        return (y, *torch.autograd.grad(y, inputs, grad))
-
-    if direction == BACKWARD:
-        y = attend(*inputs)
-        return lambda: (y, *torch.autograd.grad(y, inputs, grad, retain_graph=True))
-    return forward if direction == FORWARD else training
-
-
-def check(y: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Hold some rows of the first image to float64: within twice plain PyTorch's error, and four rounding steps.
-
-    Raises:
-        ValueError: they are not.
-    """
-    q, k, v = (t[:1].detach() for t in (q[:, :CHECKED_ROWS], k, v))
-    exact = attend_explicit(q.double(), k.double(), v.double())
-    plain = attend_explicit(q, k, v).double()
-    bound = 2 * (plain - exact).abs().max() + 4 * torch.finfo(y.dtype).eps * exact.abs().max()
-    error = (y[:1, :CHECKED_ROWS].detach().double() - exact).abs().max()
-    if not error <= bound:
-        raise ValueError(f"the result is off by {error:.3g}, allowed are {bound:.3g}")
-
-
-@pytest.mark.benchmark(timer=Timer(), warmup=False)
 def test_nonlocal(time_case: Any, case: AttentionCase) -> None:
-    time_case(case, prepare)
+    time_case(lambda: prepare(case))

@@ -76,7 +76,6 @@ def calls(size: str) -> Iterator[BlockCase]:
 
 WIDTHS = {"stem": (32, 64), "layer1": (128, 256), "layer2": (256, 512), "layer3": (512, 1024), "layer4": (1024, 2048)}
 STRIDES = {"stem": 2, "layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # the stem's map before its pooling
-RIVALS = ("eager", "compile", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flex")
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,6 @@ class AttentionCase(Case):
     @property
     def positions(self) -> int:
         return (self.image // STRIDES[self.site]) ** 2
-
-    @property
-    def rivals(self) -> tuple[str, ...]:
-        """Whom ours meets on a GPU."""
-        # The matrices of 64 images of the stem are 20 GB in bfloat16. Eager and compiled would hold as much each while
-        # all are timed, and build it twice more in their backward.
-        crowded = self.site == "stem" and self.batch == 64 and self.direction != FORWARD
-        return tuple(name for name in RIVALS if not (crowded and name in ("eager", "compile")))
 
     def __str__(self) -> str:
         return f"{self.site}-{self.image}-batch{self.batch}-{self.dtype}-{self.direction}"
@@ -177,17 +168,10 @@ def models(size: str) -> Iterator[NetworkCase]:
                 yield NetworkCase("resnet50", name, where, 64, 224, "bfloat16", "channels_last", mode, compiled)
 
 
-def tuning(size: str) -> Iterator[BlockCase]:
-    """Blocks whose launches are not another's too: what they share is found once. On a CPU there is nothing to tune."""
-    if size != "small":
-        yield from (case for case in blocks(size) if case.direction == TRAINING and case.block != "dual")
-
-
 # By suite; each is a test of that name, and leaves a file of that name.
 SUITES: dict[str, Callable[[str], Iterable[Case]]] = {
     "blocks": blocks,
     "calls": calls,
     "nonlocal": nonlocals,
     "models": models,
-    "tuning": tuning,
 }

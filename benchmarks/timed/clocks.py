@@ -44,15 +44,12 @@ class GpuClock(CpuClock):
     GPU's work, and not how fast Python starts it.
     """
 
-    LEAST_SLEEP = 1e-3  # seconds
-    CYCLES = 2e9  # a second, at most
-
     def __init__(self, device: torch.device) -> None:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self._larger_than_cache = torch.empty(max(4 * cache, 2**28), dtype=torch.int8, device=device)
 
     def prepare(self, lead: float) -> None:
-        torch.cuda._sleep(int(self.CYCLES * max(self.LEAST_SLEEP, 1.5 * lead)))
+        torch.cuda._sleep(int(2e9 * max(1e-3, 1.5 * lead)))  # cycles, of which there are 2e9 a second at most
         self._larger_than_cache.zero_()
 
     def stamp(self) -> Any:
@@ -67,12 +64,9 @@ class WallClock(CpuClock):
     The GPU idles before, as behind a call that was waited for. Caches are left as they are.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
     def stamp(self) -> Any:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter()
 
 
@@ -99,19 +93,16 @@ def measure_launches(
     """The launches of a run of ours, in order, each timed by itself within the run, with nothing of it in the cache."""
     from triton_attn.ops import launch
 
-    start = launch.start
-    seen: list[tuple[str, int, Any, Any]] = []
+    start, seen = launch.start, list[tuple[str, int, Any, Any]]()
 
     def timed(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
-        maps = {
-            t.data_ptr(): t.nbytes
-            for name, t in arguments.items()
-            if isinstance(t, torch.Tensor) and is_map(t) and (kernel.fn.__name__, name) not in HARDLY_READ
-        }
+        name = kernel.fn.__name__
+        given = {key: t for key, t in arguments.items() if isinstance(t, torch.Tensor) and is_map(t)}
+        maps = {t.data_ptr(): t.nbytes for key, t in given.items() if (name, key) not in HARDLY_READ}
         clock.prepare(0.0)
         first = clock.stamp()
         start(kernel, grid, device, **arguments)
-        seen.append((kernel.fn.__name__, sum(maps.values()), first, clock.stamp()))
+        seen.append((name, sum(maps.values()), first, clock.stamp()))
 
     run()
     found: list[LaunchTime] = []

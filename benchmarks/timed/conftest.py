@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,17 @@ import pytest
 import torch
 
 from benchmarks.files import RESULTS, device, on_gpu, slug
-from benchmarks.timed.cases import SUITES, Case
+from benchmarks.timed.allocator import keep_freed_memory
+from benchmarks.timed.cases import SUITES
 from benchmarks.timed.clocks import CpuClock, GpuClock, Timer, WallClock
-from benchmarks.timed.memory import freed_memory_kept
 from benchmarks.timed.turns import Prepared, Results, measure, words
-
-SIZES = ("tiny", "small", "goal")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("triton_attn")
-    group.addoption("--size", choices=SIZES, help="of what, see cases.py (default: goal on a GPU, small on a CPU)")
+    sizes = ("tiny", "small", "goal")
+    group.addoption("--size", choices=sizes, help="of what, see cases.py (default: goal on a GPU, small on a CPU)")
     group.addoption("--rounds", type=int, metavar="N", help="times that each provider runs (default: by time)")
-    group.addoption("--beside", metavar="A,B", help="whom ours is timed beside (default: all)")
     group.addoption("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where <device>/<suite>.json goes")
     group.addoption("--until", type=float, metavar="TIME", help="begin no case after that, as date +%%s has it")
     group.addoption("--keep", action="store_true", help="do not measure again what the file has")
@@ -35,25 +32,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         size = metafunc.config.getoption("--size") or ("goal" if on_gpu() else "small")
         suite = metafunc.function.__name__.removeprefix("test_")
         metafunc.parametrize("case", list(SUITES[suite](size)), ids=str)
+        metafunc.definition.add_marker(pytest.mark.benchmark(timer=Timer(), warmup=False))
 
 
 # By suite, over all modules of a session.
 OPENED = pytest.StashKey[dict[str, Results]]()
-
-
-@pytest.fixture
-def results(request: pytest.FixtureRequest) -> Iterator[Results]:
-    """The file of the test's suite."""
-    suite, option = request.function.__name__.removeprefix("test_"), request.config.getoption
-    # Non-local is timed with the allocator as it is: matrices of its size it never keeps.
-    kept = freed_memory_kept() if suite in ("blocks", "models") and not on_gpu() else contextlib.nullcontext(False)
-    with kept as is_kept:
-        opened = request.config.stash.setdefault(OPENED, {})
-        if suite not in opened:
-            path = option("--results") / slug() / f"{suite}.json"
-            head = {"freed_memory_is_kept": is_kept}
-            opened[suite] = Results(path, keep=option("--keep"), end=option("--until"), **head)
-        yield opened[suite]
 
 
 @pytest.fixture(scope="session")
@@ -64,30 +47,33 @@ def gpu_clock() -> CpuClock:
 
 @pytest.fixture
 def time_case(
-    request: pytest.FixtureRequest, benchmark: Any, results: Results, gpu_clock: CpuClock
-) -> Iterator[Callable[[Case, Callable[[Case], Prepared]], None]]:
-    """Time a case of the test's suite, given what prepares it."""
-    option = request.config.getoption
+    request: pytest.FixtureRequest, benchmark: Any, gpu_clock: CpuClock, case: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[], Prepared]], None]]:
+    """Time the test's case, given what prepares it."""
+    suite, option = request.function.__name__.removeprefix("test_"), request.config.getoption
+    # Non-local is timed with the allocator as it is: matrices of its size it never keeps.
+    kept = keep_freed_memory(suite in ("blocks", "models") and not on_gpu())
+    opened = request.config.stash.setdefault(OPENED, {})
+    if suite not in opened:
+        path = option("--results") / slug() / f"{suite}.json"
+        opened[suite] = Results(path, keep=option("--keep"), end=option("--until"), freed_memory_is_kept=kept)
+    results = opened[suite]
+    results.begin(case, ("ours",))
+    torch._dynamo.reset()  # it compiles a forward for a few shapes only, and then no more
     # Products in float32 are in float32 for everybody: convolutions would else take tf32 where matrix products do not.
-    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    clock = WallClock(device()) if request.function.__name__ == "test_calls" else gpu_clock
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    clock = WallClock() if suite == "calls" else gpu_clock
+    monkeypatch.setattr(Timer, "clock", clock)
 
-    def time(case: Case, prepare: Callable[[Case], Prepared]) -> None:
-        results.begin(case, ("ours",))
-        torch._dynamo.reset()  # it compiles a forward for a few shapes only, and then no more
-        Timer.clock = clock
+    def time(prepare: Callable[[], Prepared]) -> None:
         try:
-            prepared = prepare(case)
-            if option("--beside"):
-                wanted = (*option("--beside").split(","), prepared.own)
-                prepared.makers = {name: make for name, make in prepared.makers.items() if name in wanted}
-            measure(benchmark, results, case, prepared, clock, option("--rounds"))
+            measure(benchmark, results, case, prepare(), clock, option("--rounds"))
         except KeyboardInterrupt:
             results.drop(case)
             raise
         except Exception as error:
-            results.put(case, not_timed={getattr(case, "own", "ours"): words(error)})
+            results.put(case, not_timed={case.own: words(error)})
             raise
 
     yield time
-    torch.backends.cudnn.allow_tf32 = allowed
+    keep_freed_memory(False)

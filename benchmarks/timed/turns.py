@@ -20,31 +20,25 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.counted.memory import peak_bytes
 from benchmarks.files import LATE, ResultError, device_name, load, quartiles, versions, write
 from benchmarks.timed.clocks import CpuClock, Run
-from benchmarks.timed.memory import peak_bytes
 from triton_attn import backend
 
 SECONDS_A_CASE = 1.0  # of timing; a case with long runs gets fewer rounds
 LEAST_ROUNDS, MOST_ROUNDS = 7, 200
-WARM_UP = 3
 ENDED = "the process ended while it was measured"
 LOST = 3  # exit status: the GPU answers no more
-
-
-class NotServed(Exception):
-    """A provider has nothing of its own for a case."""
 
 
 @dataclass
 class Prepared:
     """A case made ready: by provider what makes the thing to time, after its result was checked.
 
-    ``own`` is ours. ``extra`` says what else the record is to have, given the runs and their samples.
+    ``extra`` says what else the record is to have, given the runs and their samples.
     """
 
     makers: Mapping[str, Callable[[], Run]]
-    own: str = "ours"
     extra: Callable[[Mapping[str, Run], Mapping[str, list[float]]], dict[str, Any]] = lambda _, __: {}
 
 
@@ -59,26 +53,20 @@ class Results:
         versions_here = versions("timm", "CUDA", "ROCm")
         self.head = {"suite": path.stem, "device": device_name(), "versions": versions_here, **head}
         self.cases: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            try:
-                found = load(path)
-            except ResultError as error:
-                print(f"made anew: {error}")
-            else:
-                if all(found.get(key) == value for key, value in self.head.items()):
-                    self.cases = found["cases"]
+        try:
+            found = load(path) if path.exists() else {}
+        except ResultError as error:
+            print(f"made anew: {error}")
+        else:
+            if self.head.items() <= found.items():
+                self.cases = found["cases"]
         self.known = {*self.cases} if keep else set()
-
-    def left(self) -> float | None:
-        """Seconds until no case is begun any more."""
-        return None if self.end is None else self.end - time.time()
 
     def begin(self, case: Any, providers: Sequence[str] = ()) -> None:
         """Skip a case that is known or that there is no time for; note the others, which may end the process."""
         if str(case) in self.known:
             pytest.skip("the file has it")
-        left = self.left()
-        if left is not None and left <= getattr(case, "least_seconds", 0.0):
+        if self.end is not None and time.time() + getattr(case, "least_seconds", 0.0) >= self.end:
             pytest.skip(LATE)
         if str(case) not in self.cases:
             self.put(case, not_timed=dict.fromkeys(providers, ENDED))
@@ -104,103 +92,87 @@ class Results:
 def measure(
     benchmark: Any, results: Results, case: Any, prepared: Prepared, clock: CpuClock, rounds: int | None = None
 ) -> None:
-    """Time a case, and write its record; fails where ours does, and skips where there is no kernel of ours.
+    """Time a case, and write its record; fails where ours does.
 
     Args:
         benchmark: pytest-benchmark's fixture, whose timer is the clock.
         rounds: how often each runs; None goes by time.
     """
-    own, refused = prepared.own, dict[str, str]()
+    own, refused = case.own, dict[str, str]()
     runs: dict[str, Run] = {}
     peaks: dict[str, int | None] = {}
     samples: dict[str, list[float]] = {}
-    record: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     try:
         for name, make in prepared.makers.items():
             try:
                 run = make()
                 run()
                 peaks[name] = None if backend.interpreting() else peak_bytes(run)
+                for each in runs.values():  # there is room for it beside the others, which this warms up
+                    each()
                 runs[name] = run
             except Exception as error:  # out of memory, refused or wrong: the others are measured all the same
                 refused[name] = words(error)
             free()
         if own in runs:
-            least = getattr(case, "least_rounds", LEAST_ROUNDS)
-            _fit(runs, clock, own, peaks, refused)
-            samples = _in_turns(benchmark, runs, clock, own, rounds, least)
-        seconds = {name: quartiles(each) for name, each in samples.items()}
-        record = {"rounds": len(samples.get(own, ())), "seconds": seconds, "ours_over": over(samples, own)}
-        record["peak_bytes"] = {name: peaks[name] for name in samples}
-        if samples:
-            record |= prepared.extra(runs, samples)
+            samples = _in_turns(benchmark, runs, clock, own, rounds, getattr(case, "least_rounds", LEAST_ROUNDS))
+            extra = prepared.extra(runs, samples)
         runs.clear()
         free()
     except torch.AcceleratorError as error:
         lost = f"the GPU answered no more: {words(error)}"
         results.put(case, not_timed=dict.fromkeys(prepared.makers, lost) | refused)
         pytest.exit(lost, returncode=LOST)
-    results.put(case, **record, not_timed=refused)
+    results.put(
+        case,
+        rounds=len(samples.get(own, ())),
+        seconds={name: quartiles(each) for name, each in samples.items()},
+        ours_over=over(samples, own),
+        peak_bytes={name: peaks[name] for name in samples},
+        not_timed=refused,
+        **extra,
+    )
     benchmark.group, benchmark.extra_info["record"] = results.path.stem, results.cases[str(case)]
     if own in refused:
-        served = not refused[own].startswith(NotServed.__name__)
         benchmark.skipped = True
-        pytest.fail(f"not timed: {refused[own]}") if served else pytest.skip(f"not timed: {refused[own]}")
-
-
-def _fit(
-    runs: dict[str, Run], clock: CpuClock, own: str, peaks: Mapping[str, int | None], refused: dict[str, str]
-) -> None:
-    """Warm up; where there is no room for all beside each other, without the one that takes the most."""
-    while True:
-        try:
-            for run in runs.values():
-                clock.prepare(0.0)
-                for _ in range(1 if backend.interpreting() else WARM_UP):  # the interpreter is as slow the first time
-                    run()
-            return
-        except torch.OutOfMemoryError as error:
-            others = [name for name in runs if name != own]
-            if not others:
-                raise
-            largest = max(others, key=lambda name: peaks[name] or 0)
-            del runs[largest]
-            refused[largest] = f"beside the others: {words(error)}"
-            free()
+        pytest.fail(f"not timed: {refused[own]}")
 
 
 def _in_turns(
     benchmark: Any, runs: Mapping[str, Run], clock: CpuClock, own: str, rounds: int | None, least: int
 ) -> dict[str, list[float]]:
     """The samples of all."""
-    leads, once = {}, 0.0
-    for name, run in runs.items():
-        clock.prepare(0.0)
+    stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
+    leads = dict.fromkeys(runs, 0.0)
+
+    def take(name: str) -> None:
+        clock.prepare(leads[name])
         begun, first = time.perf_counter(), clock.stamp()
-        run()
-        leads[name], last = time.perf_counter() - begun, clock.stamp()
-        once += last - first
-    rounds = rounds or min(max(int(SECONDS_A_CASE / once), least), MOST_ROUNDS)
+        runs[name]()
+        leads[name] = leads[name] or time.perf_counter() - begun
+        stamps[name].append((first, clock.stamp()))
+
+    for name in runs:
+        take(name)
+    once = sum(last - first for ((first, last),) in stamps.values())
     others, order = [name for name in runs if name != own], random.Random(0)
-    stamps: dict[str, list[tuple[Any, Any]]] = {name: [] for name in others}
 
     def turns() -> None:
         """The others', and what ours is to find."""
         for name in order.sample(others, len(others)):
-            clock.prepare(leads[name])
-            first = clock.stamp()
-            runs[name]()
-            stamps[name].append((first, clock.stamp()))
+            take(name)
         clock.prepare(leads[own])
 
     gc.disable()  # it would fall to whoever is at work
     try:
+        rounds = rounds or min(max(int(SECONDS_A_CASE / once), least), MOST_ROUNDS)
         benchmark.pedantic(runs[own], setup=turns, rounds=rounds)
     finally:
         gc.enable()
     if benchmark.stats is None:  # --benchmark-disable
         pytest.skip("it was run, and not timed")
-    taken = {name: [last - first for first, last in pairs] for name, pairs in stamps.items()}
+    taken = {name: [last - first for first, last in stamps[name][1:]] for name in others}
     return {own: list(benchmark.stats.stats.data), **taken}
 
 

@@ -93,7 +93,7 @@ def test_other_claims_about_a_gpu(tmp_path: Path) -> None:
     record = {**se()[0], "launches": shares}
     assert judged(tmp_path, "blocks", [record])["apply kernels"].found.startswith("at least 0.80 of a copy (se, layer1")
     for suite, ratio in (("calls", 0.9), ("nonlocal", 0.7)):
-        records = [case(each, dict.fromkeys(cases.RIVALS, ratio)) for each in cases.SUITES[suite]("goal")]
+        records = [case(each, dict.fromkeys(claims.SDPA.split(), ratio)) for each in cases.SUITES[suite]("goal")]
         found = judged(tmp_path, suite, records)
     assert found["training at batch 1 and 16"].verdict == PASS
     assert found["non-local, backward"].verdict == PASS

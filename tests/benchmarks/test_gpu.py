@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
-import sys
+import subprocess
 import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from benchmarks import gpu
 
-QUICK = ["--device", "cpu", "--quick"]
 TESTS = """
 import os
 import pytest
@@ -22,13 +24,16 @@ import pytest
 @pytest.mark.parametrize("i", range(3))
 def test_first(i):
     if i == 1:
-        os._exit(9)
+        os.environ["LOST"] = "1"
+        assert False, "a fault"
 
 @pytest.mark.parametrize("i", range(3))
 def test_second(i):
     assert i != 1, "one is wrong"
 
 def test_third():
+    if os.environ.pop("INTERRUPTED", None) is not None:
+        raise KeyboardInterrupt
     pytest.skip("not here")
 """
 
@@ -39,10 +44,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TRITON_INTERPRET", "TRITON_ATTN_BACKEND", "TRITON_ATTN_CACHE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(gpu, "GRACE", 5.0)
-
-
-def python(program: str) -> list[str]:
-    return [sys.executable, "-c", program]
 
 
 def test_stages_come_in_the_order_of_want_and_share_the_time(
@@ -60,18 +61,19 @@ def test_stages_come_in_the_order_of_want_and_share_the_time(
 
     monkeypatch.setattr(gpu, "stage", stage)
     monkeypatch.setattr(time, "time", lambda: now[0])
-    assert gpu.main([*QUICK, "--output", str(tmp_path), "--budget", "120s", "--stages", "calls,tests,blocks"]) == 1
+    quick = ["--quick", "--output", str(tmp_path)]
+    assert gpu.main([*quick, "--budget", "120s", "--stages", "calls", "tests", "blocks"]) == 1
     # What a stage leaves is the others'.
     assert begun == [("tests", 1040.0), ("blocks", 1010.0 + 110 * 3 / 4), ("calls", 1120.0)]
     monkeypatch.setattr(gpu, "stage", lambda *_: True)
-    assert gpu.main([*QUICK, "--output", str(tmp_path)]) == 0
+    assert gpu.main(quick) == 0
 
     def interrupted(*_: object) -> bool:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "stage", interrupted)
     capsys.readouterr()
-    assert gpu.main([*QUICK, "--output", str(tmp_path), "--stages", "nonlocal,models"]) == 0
+    assert gpu.main([*quick, "--stages", "models", "nonlocal"]) == 0
     said = capsys.readouterr().out
     assert "Cut off; not run: nonlocal, models" in said
     assert "se, both ways" in said  # the claims are judged all the same
@@ -80,109 +82,107 @@ def test_stages_come_in_the_order_of_want_and_share_the_time(
 
 
 def test_what_a_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[Any] = []
+    ran: list[list[str]] = []
+    statuses: list[int | None] = [0, 5, 1, None, 0]
 
-    def run(commands: list[list[str]], _: float) -> list[int | None]:
-        ran.extend(commands)
-        return [statuses.pop(0)]
+    def run(words: list[str], _: float) -> int | None:
+        ran.append(words)
+        return statuses.pop(0)
 
     monkeypatch.setattr(gpu, "run", run)
-    statuses: list[int | None] = [0, 5, 1, None]
     quick = [True, False, False, False]
     assert [gpu.stage("calls", tmp_path / "cpu", 7.0, each) for each in quick] == [True, True, False, False]
     assert all("benchmarks/timed/bench_blocks.py" in words and "--until=7.0" in words for words in ran)
     assert ["tiny" in words for words in ran] == quick
     assert all(str(tmp_path) in words for words in ran)
+    assert gpu.stage("tuning", tmp_path, time.time() + 90, True)
+    assert ran[-1][3:6] == ["tune", "--output", str(tmp_path / "tuning.json")]
+    assert 80 < float(ran[-1][6].removeprefix("--budget=").removesuffix("s")) <= 90
 
 
 def test_what_crashes_is_begun_again(capfd: pytest.CaptureFixture[str]) -> None:
-    end = time.time() + 60
-    assert gpu.run([python("print('ran'); import os; os._exit(9)"), python("raise SystemExit(1)")], end) == [9, 1]
-    assert capfd.readouterr().out.count("ran") == gpu.ATTEMPTS
+    crash = ["sh", "-c", "echo ran; exit 9"]
+    assert gpu.run(crash, time.time() + 60) == 9
+    assert capfd.readouterr().out.count("ran\n") == gpu.ATTEMPTS
+    assert gpu.run(["sh", "-c", "exit 1"], time.time() + 60) == 1
 
 
 def test_what_is_cut_off_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its time is over as soon as it waits, whenever that is.
-    clock = SimpleNamespace(time=lambda: 100.0 * (tmp_path / "waits").exists(), sleep=time.sleep)
-    monkeypatch.setattr(gpu, "time", clock)
-    monkeypatch.setattr(gpu, "GRACE", 3.0)
-    child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
-    program = f"""
-import pathlib, signal, subprocess, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs behind itself has it ignored
-child = subprocess.Popen([sys.executable, "-c", {child!r}])
-pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
-try:
-    pathlib.Path({str(tmp_path / "waits")!r}).touch()
-    child.wait()
-except KeyboardInterrupt:
-    pathlib.Path({str(tmp_path / "told")!r}).touch()  # first it is asked, and may write down what there is
-    child.wait()
-"""
-    assert gpu.run([python(program)], 1.0) == [None]
+    wait = subprocess.Popen.wait
+
+    def wait_until_it_waits(self: Any, seconds: float | None = None) -> int:
+        while seconds is not None and not (tmp_path / "pid").read_text().strip():
+            time.sleep(0.01)
+        return wait(self, min(seconds or 9.0, 0.3))
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_until_it_waits)
+    (tmp_path / "pid").touch()
+    # First it is asked, and may write down what there is.
+    child = "trap '' INT; sleep 600"
+    program = (
+        f"trap 'touch {tmp_path}/told' INT; sh -c \"{child}\" & echo $! > {tmp_path}/pid; while true; do wait; done"
+    )
+    assert gpu.run(["sh", "-c", program], time.time()) is None
     assert (tmp_path / "told").exists()
+    stat = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
     for _ in range(100):
-        try:
-            os.kill(int((tmp_path / "pid").read_text()), 0)
-        except ProcessLookupError:
-            return
-        if "Z" in Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat").read_text().split()[2]:
+        if not stat.exists() or "Z" in stat.read_text().split()[2]:
             return
         time.sleep(0.05)
     pytest.fail("the child lives")
 
 
-def test_the_lane_goes_on_behind_a_crash(tmp_path: Path) -> None:
+def test_the_lane_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronize() -> None:
+        if os.environ.pop("LOST", None):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.exit("as if the process ended", status))
     (tmp_path / "test_toys.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").touch()
     record = tmp_path / "tests.jsonl"
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu", "-p", "no:cacheprovider"]
-    words += ["--rootdir", str(tmp_path), str(tmp_path / "test_toys.py"), f"--record={record}"]
-    words += ["-p", "no:randomly", "-p", "no:xdist", "-p", "no:benchmark"]
-    assert gpu.run([words], time.time() + 60) == [1]
-    order = [line["test"].rpartition("::")[2] for line in gpu.lines(record) if "outcome" in line]
-    # The first case of every function, then the second of every; not the one that ended the process.
-    assert order == [*("test_first[0]", "test_second[0]", "test_third"), "test_second[1]", "test_first[2]", *order[5:]]
+    words = ["-q", "-s", "-c", str(tmp_path / "pytest.ini"), "--import-mode=importlib", str(tmp_path / "test_toys.py")]
+    words += ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "-p", "no:threadexception", "--tb=short"]
+    words += ["-p", "benchmarks.gpu", f"--record={record}"]
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    late = pytest.main([*words, "--until=1"])
+    monkeypatch.setenv("INTERRUPTED", "")
+    assert [late, *(pytest.main(words) for _ in range(4))] == [0, 2, gpu.LOST, 1, 5]
+    order = [test.rpartition("::")[2] for test in gpu.ended(record)]
+    # The first case of every function, then the second of every.
+    assert order == ["test_first[0]", "test_second[0]", "test_third", "test_first[1]", "test_second[1]", *order[5:]]
     found = gpu.outcome(record)
     assert (found["passed"], found["failed"], found["skipped"]) == (4, 2, 1)
     texts = list(found["failures"].values())
-    assert texts[0] == "the process ended while it ran"
+    assert "a fault" in texts[0]
     assert "one is wrong" in texts[1]
     assert found["skips"] == ["Skipped: not here"]
 
 
-class Item:
-    """Stands for a test."""
-
-    def __init__(self, nodeid: str) -> None:
-        self.nodeid = nodeid
-
-
-def test_parts_are_all_and_nothing_twice(tmp_path: Path) -> None:
+def test_what_was_found_outlives_its_process(tmp_path: Path) -> None:
     record = tmp_path / "tests.jsonl"
-    names = [f"test_a[{i}]" for i in range(5)] + [f"test_b[{i}]" for i in range(2)]
-    # One ended the process, another was cut off, and the process ended within a line.
-    record.write_text('{"test": "test_a[0]"}\n{"test": "test_a[1]", "outcome": "cut off"}\n{"test": "test_')
-    assert gpu.outcome(record)["failures"] == {"test_a[0]": gpu.CRASHED}
-    seen = []
-    for part in range(3):
-        options = {"--shard": f"{part}/3", "--record": record}
-        hook = SimpleNamespace(pytest_deselected=lambda items: None)  # noqa: ARG005
-        config: Any = SimpleNamespace(getoption=options.get, hook=hook)
-        items: Any = [Item(name) for name in names]
-        gpu.pytest_collection_modifyitems(config, items)
-        seen += [each.nodeid for each in items]
-    assert sorted(seen) == sorted(names[1:])
-    assert seen == ["test_b[1]", "test_a[4]", "test_b[0]", "test_a[2]", "test_a[1]", "test_a[3]"]
+    # One ended the process, another was cut off, a third failed and its process with it, and one ended within a line.
+    lines = [{"test": "a"}, {"test": "b"}, {"test": "b", "outcome": "cut off"}, {"test": "c"}]
+    lines += [{"test": "c", "outcome": "failed", "text": "off"}, {"test": "c", "outcome": "failed", "text": "crashed"}]
+    record.write_text("\n".join(map(json.dumps, lines)) + '\n{"test": "te')
+    assert gpu.outcome(record)["failures"] == {"a": gpu.CRASHED, "c": "off"}
+    config: Any = SimpleNamespace(stash=pytest.Stash(), getoption={"--record": record}.get, pluginmanager=Mock())
+    gpu.pytest_configure(config)
+    node: Any = SimpleNamespace(workerinput={}, config=config)
+    gpu.pytest_configure_node(node)
+    assert node.workerinput == {"known": ["a", "c"]}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--device", "cpu"], "--device cpu: the interpreter is slow, expected --quick"),
-        ([], "--device cuda: there is no GPU here; --device cpu --quick tries this without one"),
-        ([*QUICK, "--budget", "soon"], "argument --budget: expected a time such as 90s, 5m or 1h, got 'soon'"),
-        ([*QUICK, "--stages", "blocks,lunch"], "unknown lunch, expected some of tests, blocks, calls, nonlocal"),
-        ([*QUICK, "--output", __file__], "--output: expected a folder, got the file"),
+        ([], "there is no GPU here; --quick tries this without one"),
+        (["--quick", "--budget", "soon"], "argument --budget: expected a time such as 90s, 5m or 1h, got 'soon'"),
+        (["--quick", "--stages", "lunch"], "invalid choice: 'lunch'"),
+        (["--quick", "--output", __file__], "--output: expected a folder, got the file"),
     ],
 )
 def test_bad_arguments(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

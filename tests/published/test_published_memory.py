@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import triton_attn
-from benchmarks.timed.memory import peak_bytes
+from benchmarks.counted.memory import peak_bytes
 
 pytestmark = pytest.mark.interpreter
 
