@@ -177,13 +177,8 @@ def tune_calls(
     path: str | Path | None = None,
     again: bool = False,
     progress: Callable[[str], None] | None = None,
-    skip: Callable[[Key], bool] = lambda _: False,
-    on_found: Callable[[Key, Found], None] = lambda _, __: None,
 ) -> Tuned:
-    """:func:`tune` for calls that are known, on the device of ``like``, but for the keys that are to be skipped.
-
-    ``on_found`` is told of every search as it ends, when the table has been written.
-    """
+    """:func:`tune` for calls that are known, on the device of ``like``."""
     if budget is not None and (isinstance(budget, (bool, str)) or not budget > 0):
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
     with backend.use_backend("triton"):
@@ -196,7 +191,7 @@ def tune_calls(
     tables.check_writable(file)
     end = math.inf if budget is None else time.monotonic() + budget
     tuned = Tuned(file, table.device)
-    searcher = _Searcher(tuned, table, end, say, known, skip, on_found)
+    searcher = _Searcher(tuned, table, end, say, known)
     for call in found:
         # Rules only: of two tunings the second must not compare with what the first has found.
         with launch.watch(searcher), selection.use_entries({}), backend.use_backend("triton"):
@@ -251,14 +246,12 @@ class _Searcher:
     end: float
     progress: Callable[[str], None]
     known: set[Key]
-    skip: Callable[[Key], bool]
-    on_found: Callable[[Key, Found], None]
 
     def __call__(self, given: Launch) -> None:
         tuned, key = self.tuned, Key.of(given.kernel.fn.__name__, given.shape)
         space = spaces.space_of(given.kernel)
         seen = key in (*tuned.found, *tuned.left_out, *tuned.kept)
-        if seen or self.skip(key) or 0 in given.grid(given.rule) or len(spaces.configs(space, given.rule)) == 1:
+        if seen or 0 in given.grid(given.rule) or len(spaces.configs(space, given.rule)) == 1:
             return
         if key in self.known or time.monotonic() > self.end:
             (tuned.kept if key in self.known else tuned.left_out).append(key)
@@ -270,7 +263,6 @@ class _Searcher:
         # Each time: an interrupted tuning keeps what it found.
         entry = Entry(chosen, found.seconds, found.rule_seconds, len(found.timings))
         tables.add(tuned.path, self.table, {key: entry})
-        self.on_found(key, found)
         gain = f"{found.rule_seconds / found.seconds:.2f} times as fast, {changes(found)}"
         what = "the rule's config stays" if found.config == found.rule else gain
         self.progress(f"[{len(tuned.found)}] {key}: {len(found.timings)} configs, {what}")
