@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import triton_attn
 from triton_attn.explain import outermost_blocks
+from triton_attn.reference.resnet import Bottleneck
 
 
 def test_every_block_of_a_network() -> None:
@@ -70,6 +72,17 @@ def test_the_interpreter_counts_as_a_gpu() -> None:
     assert "interpreter" in entry.reason
     (entry,) = triton_attn.explain(triton_attn.SEBlock(8, 2).double(), torch.randn(1, 8, 4, 4).double())
     assert entry.backend == "reference"
+
+
+@pytest.mark.interpreter
+def test_the_batch_norm_that_goes_with_a_block_and_attention_behind_both() -> None:
+    block = Bottleneck(16, 4, attention=lambda channels: triton_attn.SEBlock(channels, 4))
+    block.attend_after(triton_attn.CBAM)
+    found = triton_attn.explain(nn.Sequential(block), torch.randn(1, 16, 4, 4))
+    assert [(each.name, each.block) for each in found] == [("0.attention", "SEBlock"), ("0.after.attention", "CBAM")]
+    assert found[0].reason == f"{found[1].reason}, with the batch norm in front"
+    block.bn3.register_forward_hook(lambda *_: None)
+    assert triton_attn.explain(block, torch.randn(1, 16, 4, 4))[0].reason == found[1].reason
 
 
 @pytest.mark.parametrize(

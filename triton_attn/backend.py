@@ -76,12 +76,13 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def use_triton(x: Tensor, *others: Tensor | None) -> bool:
+def use_triton(x: Tensor, *others: Tensor | None, also: str = "") -> bool:
     """Whether Triton serves a call on ``x`` and these others; asked once per call, in a block's forward.
 
     Args:
         x: the map.
         others: whatever else takes part: weights, a shortcut.
+        also: what Triton computes with it, for whoever listens.
 
     Raises:
         BackendError: Triton was asked for and cannot serve.
@@ -93,7 +94,7 @@ def use_triton(x: Tensor, *others: Tensor | None) -> bool:
     request, heard = requested_backend(), _heard.value
     obstacle = "asked for" if request == "reference" else _obstacle(x, *others)
     if heard is not None:
-        heard.append(Choice("reference", obstacle) if obstacle else Choice("triton", _served_by(x)))
+        heard.append(Choice("reference", obstacle) if obstacle else Choice("triton", _served_by(x) + also))
     elif obstacle and request == "triton":
         raise BackendError(f"backend 'triton' was asked for, but cannot serve: {obstacle}")
     return not obstacle

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from . import backend
 from .fusion import Fused
 from .reference import AttentionBlock
+from .reference.resnet import Attended
+
+BLOCKS = AttentionBlock, Fused
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,19 @@ def explain(module: nn.Module, x: Tensor) -> Explanation:
         listed as served by the reference. Where ``use_backend("triton")`` is in force and Triton cannot serve a
         block, the entry says why, and nothing is raised.
     """
-    found = Explanation()
     training = {each: each.training for each in module.modules()}
     with contextlib.ExitStack() as stack, torch.no_grad():
-        heard = stack.enter_context(backend.listen())
-        for name, block in outermost(module, (AttentionBlock, Fused)):
-            stack.callback(block.register_forward_pre_hook(lambda *_: heard.clear()).remove)
-            stack.callback(block.register_forward_hook(_reporter(name, heard, found)).remove)
+        listener = _Listener(stack.enter_context(backend.listen()))
+        for name, block, at in _calls(module):
+            stack.callback(at.register_forward_pre_hook(listener.begins(name, block)).remove)
+            stack.callback(at.register_forward_hook(listener.ends).remove)
         module.eval()
         try:
             module(x)
         finally:
             for each, mode in training.items():
                 each.training = mode
-    return found
+    return listener.found
 
 
 def outermost_blocks(module: nn.Module) -> Iterator[tuple[str, AttentionBlock]]:
@@ -88,9 +90,42 @@ def form_of(block: nn.Module) -> str:
     return f"published.{kind.__name__}" if ".published." in f"{kind.__module__}." else kind.__name__
 
 
-def _reporter(name: str, heard: list[backend.Choice], found: Explanation) -> Callable[..., None]:
-    def report(block: nn.Module, *_: object) -> None:
-        choice = heard[0] if heard else backend.Choice("reference", "a plain twin, which has no other backend")
-        found.append(Served(name or "(itself)", form_of(block), choice.backend, choice.reason))
+def _calls(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """The blocks with their paths, and the module at whose call each is computed.
 
-    return report
+    In a residual block that is the whole: attention that is listened to itself takes no batch norm in.
+    """
+    for name, block in outermost(module, (*BLOCKS, Attended)):
+        if not isinstance(block, Attended):
+            yield name, block, block
+            continue
+        inside = f"{name}." if name else ""
+        for child_name, child in block.named_children():
+            if child is block.attention and isinstance(child, AttentionBlock):
+                yield f"{inside}{child_name}", child, block
+            else:
+                yield from ((path, each, each) for path, each in outermost(child, BLOCKS, f"{inside}{child_name}"))
+
+
+class _Listener:
+    """Writes down who was served how, call by call; a call ends where the next one begins, or by itself."""
+
+    def __init__(self, heard: list[backend.Choice]) -> None:
+        self.heard, self.found = heard, Explanation()
+        self.called: tuple[str, nn.Module] | None = None
+
+    def begins(self, name: str, block: nn.Module) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            self.ends()
+            self.heard.clear()
+            self.called = name, block
+
+        return hook
+
+    def ends(self, *_: object) -> None:
+        if self.called is None:
+            return
+        (name, block), self.called = self.called, None
+        heard = self.heard
+        choice = heard[0] if heard else backend.Choice("reference", "a plain twin, which has no other backend")
+        self.found.append(Served(name or "(itself)", form_of(block), choice.backend, choice.reason))

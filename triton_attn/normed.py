@@ -30,11 +30,18 @@ def normed(
     given = norm.training, norm.eps, norm.activation
     if (found := ops.NORMED_GATE.again(x, *tensors_of(norm), *weights, shortcut, *constants, *given)) is not None:
         return taken_in(counted(module, norm), found)
-    if not (_fits(module, x, norm, weights, shortcut) and backend.use_triton(x, *tensors_of(norm), *weights, shortcut)):
+    if not _fits(module, x, norm, weights, shortcut):
         return None
     if module.momentum is None and torch.compiler.is_compiling():
         return None  # its share is a number that no graph knows
+    if not backend.use_triton(x, *tensors_of(norm), *weights, shortcut, also=_also(norm)):
+        return None
     return ops.normed_gate(x, counted(module, norm), weights, shortcut, *constants)
+
+
+def _also(norm: BatchNorm) -> str:
+    between = "" if norm.activation == "none" else f" and {norm.activation}"
+    return f", with the batch norm{between} in front"
 
 
 def _fits(module: nn.Module, x: Tensor, norm: BatchNorm, weights: Weights, shortcut: Tensor | None) -> bool:

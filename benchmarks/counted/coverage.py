@@ -31,6 +31,7 @@ class Architecture:
     one_op: int = 0
     by_parts: int = 0
     tails: int = 0
+    norms: int = 0
     fused: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
 
@@ -49,6 +50,7 @@ def architecture(report: Report) -> Architecture:
         one_op=len(report.fused) - by_parts,
         by_parts=by_parts,
         tails=sum(entry.tail for entry in report),
+        norms=sum(entry.norm for entry in report),
         fused=dict(Counter(entry.module for entry in report.fused)),
         left=dict(Counter(f"{entry.module}: {entry.note}" for entry in report.left)),
     )
@@ -105,6 +107,8 @@ def totals(result: dict[str, Any]) -> list[str]:
         f"{sum(each['one_op'] for each in found)} in one op, {sum(each['by_parts'] for each in found)} by parts, "
         f"{sum(each['tails'] for each in found)} with shortcut and ReLU, these in "
         f"{sum(each['tails'] > 0 for each in found)} architectures.",
+        f"* {sum(each['norms'] for each in found)} with the batch norm in front, and what is activated between them, in "
+        f"{sum(each['norms'] > 0 for each in found)} architectures.",
     ]
     if result["failed"]:
         lines.append(f"* Not built: {', '.join(sorted(result['failed']))}.")

@@ -24,9 +24,11 @@ def test_wholly_partly_and_left(entries: list[Entry], how: str) -> None:
 
 def test_what_is_counted() -> None:
     found = coverage.architecture(
-        Report([FUSED, Entry("c", "SEModule", True, f"{PARTS}, with shortcut and ReLU", tail=True), LEFT, LEFT])
+        Report(
+            [FUSED, Entry("c", "SEModule", True, f"{PARTS}, with shortcut and ReLU", tail=True, norm=True), LEFT, LEFT]
+        )
     )
-    assert (found.modules, found.one_op, found.by_parts, found.tails) == (4, 1, 1, 1)
+    assert (found.modules, found.one_op, found.by_parts, found.tails, found.norms) == (4, 1, 1, 1, 1)
     assert found.fused == {"SEModule": 2}
     assert found.left == {"SplitAttn: no adapter for it": 2}
 
@@ -39,6 +41,11 @@ def test_architectures_are_built_and_fused() -> None:
         "timm/bat_resnext26ts": "left",
         "timm/seresnet18": "wholly",
         "torchvision/mobilenet_v3_small": "wholly",
+    }
+    assert {name: each["norms"] for name, each in result["architectures"].items()} == {
+        "timm/bat_resnext26ts": 0,
+        "timm/seresnet18": 8,
+        "torchvision/mobilenet_v3_small": 9,
     }
     assert result["without"] == 1
     assert result["failed"] == {}
