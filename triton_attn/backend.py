@@ -20,6 +20,7 @@ from .per_thread import PerThread, nothing_is_set
 
 Backend = Literal["auto", "triton", "reference"]
 BACKENDS = ("auto", "triton", "reference")
+REMARK = ""  # in place of a backend
 VARIABLE = "TRITON_ATTN_BACKEND"
 INTERPRETER = "TRITON_INTERPRET"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -111,6 +112,12 @@ def refuse(reason: str) -> None:
         heard.append(Choice("reference", "asked for" if request == "reference" else reason))
     elif request == "triton":
         raise BackendError(f"backend 'triton' was asked for, but cannot serve: {reason}")
+
+
+def remark(text: str) -> None:
+    """Note what is to be said of a call that is about to be made if Triton serves it, for whoever listens."""
+    if (heard := _heard.value) is not None:
+        heard.append(Choice(REMARK, text))
 
 
 def is_plain(x: Tensor) -> bool:

@@ -126,6 +126,8 @@ class _Listener:
         if self.called is None:
             return
         (name, block), self.called = self.called, None
-        heard = self.heard
-        choice = heard[0] if heard else backend.Choice("reference", "a plain twin, which has no other backend")
-        self.found.append(Served(name or "(itself)", form_of(block), choice.backend, choice.reason))
+        choices = [each for each in self.heard if each.backend != backend.REMARK]
+        choice = choices[0] if choices else backend.Choice("reference", "a plain twin, which has no other backend")
+        remarks = [each.reason for each in self.heard if each.backend == backend.REMARK and choice.backend == "triton"]
+        reason = "; ".join([choice.reason, *remarks])
+        self.found.append(Served(name or "(itself)", form_of(block), choice.backend, reason))

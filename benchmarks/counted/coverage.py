@@ -107,7 +107,7 @@ def totals(result: dict[str, Any]) -> list[str]:
         f"{sum(each['one_op'] for each in found)} in one op, {sum(each['by_parts'] for each in found)} by parts, "
         f"{sum(each['tails'] for each in found)} with shortcut and ReLU, these in "
         f"{sum(each['tails'] > 0 for each in found)} architectures.",
-        f"* {sum(each['norms'] for each in found)} with the batch norm in front, and what is activated between them, in "
+        f"* {sum(each['norms'] for each in found)} with the batch norm in front, and an activation between in part, in "
         f"{sum(each['norms'] > 0 for each in found)} architectures.",
     ]
     if result["failed"]:

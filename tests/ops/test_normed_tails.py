@@ -204,6 +204,25 @@ def test_compiled_it_is_one_op_in_the_graph() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.parametrize("name", ["se", "eca"])
+def test_compiled_the_plain_formula_stands_where_the_batch_norm_cannot_be_part_of_the_op(name: str) -> None:
+    """An op would be a wall, in front of which the batch norm writes its map; unless it is asked for."""
+    from benchmarks.counted.graphs import Graphs
+
+    ours = block(name)
+    ours.bn3.momentum = None
+    for backend, ops in (
+        ("auto", []),
+        ("triton", [f"triton_attn.{'channel_gate' if name == 'se' else 'eca'}.default"]),
+    ):
+        graphs, own = Graphs("aot_eager"), copy.deepcopy(ours).eval()
+        with triton_attn.use_backend(backend), torch.no_grad():
+            y = torch.compile(own, fullgraph=True, backend=graphs)(images())
+        assert graphs.ops == [ops]
+        with triton_attn.use_backend("reference"), torch.no_grad():
+            torch.testing.assert_close(y, own(images()), rtol=1e-4, atol=1e-5)
+
+
 def test_autocast(started: list[str]) -> None:
     ours = block()
     plain = copy.deepcopy(ours)
