@@ -7,6 +7,7 @@ contiguous and in the channels_last layout are served as they are, and the resul
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,19 +82,11 @@ def channel_gate(
         if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *tensors, shortcut):
             return ops.normed_gate(x, norm, weights, shortcut, DENSE, hidden_activation, activation)
         x = batch_norm(x, norm)
-    served = backend.use_triton(x, weight1, bias1, weight2, bias2, shortcut)
-    serve = ops.channel_gate if served else plain.channel_gate
-    return serve(
-        x,
-        weight1,
-        bias1,
-        weight2,
-        bias2,
-        shortcut,
-        pool=pool,
-        hidden_activation=hidden_activation,
-        activation=activation,
-    )
+    weights = weight1, bias1, weight2, bias2
+    if backend.use_triton(x, *weights, shortcut):
+        return ops.serve(ops.CHANNEL_GATE, x, weights, shortcut, pool, hidden_activation, activation)
+    kinds: Any = {"pool": pool, "hidden_activation": hidden_activation, "activation": activation}
+    return plain.channel_gate(x, *weights, shortcut, **kinds)
 
 
 def gate_by(x: Tensor, network: Callable[..., Tensor], shortcut: Tensor | None = None, *, pool: str = "mean") -> Tensor:
@@ -186,8 +179,9 @@ def eca(
         if pool == "mean" and normed_is_served(x, norm) and backend.use_triton(x, *tensors_of(norm), weight, shortcut):
             return ops.normed_gate(x, norm, (weight, None, None, None), shortcut, NEIGHBOURS, "none", activation)
         x = batch_norm(x, norm)
-    serve = ops.eca if backend.use_triton(x, weight, shortcut) else plain.eca
-    return serve(x, weight, shortcut, pool=pool, activation=activation)
+    if backend.use_triton(x, weight, shortcut):
+        return ops.serve(ops.ECA, x, (weight,), shortcut, pool, activation)
+    return plain.eca(x, weight, shortcut, pool=pool, activation=activation)
 
 
 def cbam(
@@ -219,9 +213,10 @@ def cbam(
     plain.check_dense(weight1, bias1, weight2, bias2)
     check_spatial_gate(conv_weight, conv_bias, weight1)
     check_map(x, weight1.shape[1], weight1, shortcut)
-    if backend.use_triton(x, weight1, bias1, weight2, bias2, conv_weight, conv_bias, shortcut):
-        return ops.cbam(x, (weight1, bias1, weight2, bias2), None, conv_weight, conv_bias, shortcut)
-    return plain_cbam(x, weight1, bias1, weight2, bias2, conv_weight, conv_bias, shortcut)
+    first, convolution = (weight1, bias1, weight2, bias2), (conv_weight, conv_bias)
+    if backend.use_triton(x, *first, *convolution, shortcut):
+        return ops.serve(ops.CBAM, x, (*first, *(None,) * 4, *convolution), shortcut, "sigmoid")
+    return plain_cbam(x, *first, *convolution, shortcut)
 
 
 def dual(
@@ -263,9 +258,10 @@ def dual(
             )
     check_spatial_gate(conv_weight, conv_bias, weight1)
     check_map(x, weight1.shape[1], weight1, shortcut)
-    if backend.use_triton(x, *first, *second, conv_weight, conv_bias, shortcut):
-        return ops.cbam(x, first, second, conv_weight, conv_bias, shortcut)
-    return plain_dual(x, *first, *second, conv_weight, conv_bias, shortcut)
+    weights = *first, *second, conv_weight, conv_bias
+    if backend.use_triton(x, *weights, shortcut):
+        return ops.serve(ops.CBAM, x, weights, shortcut, "sigmoid")
+    return plain_dual(x, *weights, shortcut)
 
 
 def pixel_attention(
@@ -286,9 +282,10 @@ def pixel_attention(
     """
     check_pixel_network(weight1, bias1, weight2, bias2)
     check_map(x, weight1.shape[1], weight1, shortcut)
-    if backend.use_triton(x, weight1, bias1, weight2, bias2, shortcut):
-        return ops.pixel_attention(x, weight1, bias1, weight2, bias2, shortcut)
-    return plain_pixel_attention(x, weight1, bias1, weight2, bias2, shortcut)
+    weights = weight1, bias1, weight2, bias2
+    if backend.use_triton(x, *weights, shortcut):
+        return ops.pixel_attention(x, weights, shortcut)
+    return plain_pixel_attention(x, *weights, shortcut)
 
 
 def attention_gate(
@@ -322,7 +319,7 @@ def attention_gate(
     check_map(x, weight1.shape[1], weight1, shortcut)
     check_gating(x, gating, weight2)
     if backend.use_triton(x, *weights, gating, shortcut):
-        return ops.attention_gate(x, *weights, gating, shortcut)
+        return ops.attention_gate(x, weights, gating, shortcut)
     return plain_attention_gate(x, *weights, gating, shortcut)
 
 

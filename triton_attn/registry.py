@@ -7,36 +7,13 @@ from typing import Any
 from torch import nn
 
 from . import blocks, published
+from .reference import registry as plain
 from .reference.channel_gate import check_choice
 from .reference.registry import look_up
 
-BLOCKS: dict[str, type[nn.Module]] = {
-    "cbam": blocks.CBAM,
-    "coordinate": blocks.CoordinateAttention,
-    "dual": blocks.DualAttentionBlock,
-    "eca": blocks.ECABlock,
-    "gate": blocks.AttentionGate,
-    "nonlocal": blocks.NonLocalBlock,
-    "pixel": blocks.AttentionModule,
-    "se": blocks.SEBlock,
-}
-
-
+BLOCKS: dict[str, type[nn.Module]] = {name: getattr(blocks, kind.__name__) for name, kind in plain.BLOCKS.items()}
 PUBLISHED: dict[str, type[nn.Module]] = {
-    "published.cbam": published.CBAM,
-    "published.channel": published.ChannelAttention,
-    "published.coordinate": published.CoordinateAttention,
-    "published.danet": published.DualAttention,
-    "published.eca": published.ECABlock,
-    "published.gate": published.AttentionGate,
-    "published.global_context": published.GlobalContext,
-    "published.grid_gate": published.GridAttentionGate,
-    "published.nonlocal": published.NonLocal,
-    "published.pixel": published.PixelAttention,
-    "published.position": published.PositionAttention,
-    "published.scse": published.SCSE,
-    "published.se": published.SEBlock,
-    "published.simam": published.SimAM,
+    name: getattr(published, kind.__name__) for name, kind in plain.PUBLISHED.items()
 }
 """The blocks as papers and other libraries have them; those above are the tutorial's."""
 

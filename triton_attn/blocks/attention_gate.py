@@ -36,4 +36,4 @@ class AttentionGate(reference.AttentionGate, hands_on=True):
         check_gating(x, gating, expects(self.conv2)[1])
         if not (weights and fit(weights, "mc", "mg", "1m")):
             return map_gate(x, self.spatial_logits(x, gating), shortcut, self.activation)
-        return ops.attention_gate(x, *weights, gating=gating, shortcut=shortcut, activation=self.activation)
+        return ops.attention_gate(x, weights, gating, shortcut, self.activation)

@@ -34,7 +34,7 @@ class CBAM(reference.CBAM, hands_on=True):
             return super().forward(x, shortcut)
         check_map(x, expected_by(self.channel_attention)[0], expects(self.spatial_attention)[1], shortcut)
         if weights and fit(channel, "mc", "cm") and fit(spatial, "12"):
-            return ops.cbam(x, channel, None, *spatial, shortcut=shortcut, activation=self.activation)
+            return ops.serve(ops.CBAM, x, (*channel, *(None,) * 4, *spatial), shortcut, self.activation)
         return by_layers(self, x, shortcut)
 
 

@@ -30,4 +30,4 @@ class CoordinateAttention(reference.CoordinateAttention, hands_on=True):
             return functional.gate_by(x, self.network, shortcut, pool="both")
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
-        return ops.channel_gate(x, *weights, shortcut=shortcut, **LINEAR)
+        return ops.serve(ops.CHANNEL_GATE, x, weights, shortcut, *LINEAR.values())

@@ -34,7 +34,7 @@ class DualAttentionBlock(reference.DualAttentionBlock, hands_on=True):
             return super().forward(x, shortcut)
         check_map(x, *expected_by(self.channel_attention), shortcut)
         if weights and fit((*first, *second), "mc", "cm", "mc", "cm") and fit(spatial, "12"):
-            return ops.cbam(x, first, second, *spatial, shortcut=shortcut, activation=activation)
+            return ops.serve(ops.CBAM, x, (*first, *second, *spatial), shortcut, activation)
         gate, rest = self.channel_attention, self.spatial_attention
         u = functional.gate_by(x, gate.network) if is_gate(gate) else gate(x)
         return by_layers(rest, u, shortcut) if self.has_plain_cbam() else rest(u, shortcut)

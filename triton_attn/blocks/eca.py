@@ -31,7 +31,7 @@ class ECABlock(reference.ECABlock, hands_on=True):
             return functional.gate_by(x, self.network, shortcut)
         if not backend.use_triton(x, weights[0], shortcut):
             return super().forward(x, shortcut)
-        return ops.eca(x, weights[0], shortcut, activation=self.activation)
+        return ops.serve(ops.ECA, x, weights[:1], shortcut, "mean", self.activation)
 
     def behind(self, norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor | None:
         if backend.is_plain(x) or type(self).forward is not ECABlock.forward:

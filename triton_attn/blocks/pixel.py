@@ -31,4 +31,4 @@ class AttentionModule(reference.AttentionModule, hands_on=True):
         check_map(x, *expects(self.conv1), shortcut)
         if not (weights and fit(weights, "mc", "cm")):
             return map_gate(x, self.logits(x), shortcut, self.activation)
-        return ops.pixel_attention(x, *weights, shortcut=shortcut, activation=self.activation)
+        return ops.pixel_attention(x, weights, shortcut, self.activation)

@@ -33,10 +33,7 @@ class SEBlock(reference.SEBlock, hands_on=True):
             return functional.gate_by(x, self.network, shortcut, pool=self.pool)
         if not backend.use_triton(x, *weights, shortcut):
             return super().forward(x, shortcut)
-        pool, hidden_activation, activation = kinds
-        return ops.channel_gate(
-            x, *weights, shortcut=shortcut, pool=pool, hidden_activation=hidden_activation, activation=activation
-        )
+        return ops.serve(ops.CHANNEL_GATE, x, weights, shortcut, *kinds)
 
     def behind(self, norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor | None:
         if backend.is_plain(x) or type(self).forward is not SEBlock.forward or self.pool != "mean":

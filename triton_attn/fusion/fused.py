@@ -56,6 +56,8 @@ class Fused:
             return
         cls.fused_from = next(base for base in cls.__bases__ if issubclass(base, nn.Module))
         cls.fused_by, cls.fused_read, cls.fused_helpers = by, read, helpers
+        if cls.__doc__ is None:
+            cls.__doc__ = cls.fused_from.__doc__
         cls.forward = _forward(cls.fused_from, by)  # type: ignore[attr-defined]
 
 

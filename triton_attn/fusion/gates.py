@@ -73,8 +73,7 @@ class ChannelGate:
                 return None
             if not backend.use_triton(x, *weights, shortcut):
                 return None
-            serve: Callable[..., Tensor] = ops.channel_gate if op is ops.CHANNEL_GATE else ops.eca
-            return serve(x, *weights, shortcut, **dict(zip(_CONSTANTS[op], constants, strict=True)))
+            return ops.serve(op, x, weights, shortcut, *constants)
         if not is_as_expected(x, shortcut):
             backend.refuse(UNEXPECTED)
             return None
@@ -104,9 +103,6 @@ class ChannelGate:
         else:
             given, kinds = weights, [DENSE, *kinds]  # type: ignore[assignment]
         return normed(norm, x, given, shortcut, *kinds, activation=activation, kind=type(norm))  # type: ignore[arg-type]
-
-
-_CONSTANTS = {ops.CHANNEL_GATE: ("pool", "hidden_activation", "activation"), ops.ECA: ("pool", "activation")}
 
 
 class Chain(ChannelGate):

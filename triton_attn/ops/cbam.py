@@ -15,38 +15,16 @@ from torch import Tensor
 from ..reference import cbam as plain
 from ..reference import dual as plain_dual
 from . import dense, gating, spatial
-from .dense import Made, Network, Parameters, Weights
+from .dense import Made, Network, Parameters
 from .gating import Pooled
 from .layout import in_layout, served
 from .library import Launcher, Op, Results, new_like
-from .linked import added, in_one
 from .masks import mask
 from .passes import multiply_fake, room_bwd
 
 
 def _network(activation: str) -> Network:
     return Network("mean", "relu", activation)
-
-
-def cbam(
-    x: Tensor,
-    first: Weights,
-    second: Weights | None,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    shortcut: Tensor | None = None,
-    *,
-    activation: str = "sigmoid",
-) -> Tensor:
-    """:func:`triton_attn.functional.cbam`, and ``dual`` with a ``second`` bottleneck, for arguments that were checked.
-
-    ``first`` and ``second`` are ``(weight1, bias1, weight2, bias2)`` each, of the same shapes; ``activation`` is that
-    of all gates.
-    """
-    x, channels_last = served(x)
-    last = in_one(x, shortcut)
-    weights = (*first, *(second or (None,) * 4), conv_weight, conv_bias)
-    return added(CBAM(x, *weights, in_layout(last, channels_last), activation), shortcut, last)
 
 
 class Kept(NamedTuple):

@@ -18,9 +18,10 @@ from . import spatial
 from .gate_by import POOL
 from .layout import in_layout, served
 from .library import Launcher, Results, as_kept, keep
-from .linked import Link, added, by_formula, in_one, summed, unchanged, wants_gradient
+from .linked import Link, by_formula, summed, unchanged, wants_gradient
 from .masks import masked
 from .passes import multiply_fake, room_bwd
+from .shortcut import added, in_one
 
 Network = Callable[[Tensor, Tensor], Tensor]
 

@@ -5,7 +5,8 @@ few since Σ_hw(grad · x) is the only thing that the gates' gradient needs of x
 no x. Where maxima are pooled too, their winners are kept, and x is read once more only where there are ties.
 
 Launches: squeeze, network and apply forward; squeeze, network, the parameters' gradients and apply backward. The
-network is one launch, or one for each of its layers where these are large (:mod:`.dense`).
+network is one launch, or one for each of its layers where these are large (:mod:`.dense`). Its weights may also be
+those of 1×1 convolutions, ``(m, C, 1, 1)`` and ``(C, m, 1, 1)``.
 """
 
 from __future__ import annotations
@@ -20,31 +21,8 @@ from .dense import Made, Network, Parameters
 from .gating import Pooled
 from .layout import in_layout, served
 from .library import Launcher, Op, Results, new_like
-from .linked import added, in_one
 from .masks import mask
 from .passes import multiply_fake, room_bwd
-
-
-def channel_gate(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    shortcut: Tensor | None = None,
-    *,
-    pool: str = "mean",
-    hidden_activation: str = "relu",
-    activation: str = "sigmoid",
-) -> Tensor:
-    """:func:`triton_attn.functional.channel_gate` on Triton, for arguments that were checked.
-
-    The weights may also be those of 1×1 convolutions, ``(m, C, 1, 1)`` and ``(C, m, 1, 1)``.
-    """
-    x, channels_last = served(x)
-    last = in_one(x, shortcut)
-    tensors = x, weight1, bias1, weight2, bias2, in_layout(last, channels_last)
-    return added(CHANNEL_GATE(*tensors, pool, hidden_activation, activation), shortcut, last)
 
 
 class Kept(NamedTuple):

@@ -16,7 +16,8 @@ from ..reference.channel_gate import check_gate
 from . import gating
 from .gate_by import multiply
 from .library import as_kept, keep
-from .linked import Link, added, by_formula, in_one, is_wider, summed, unchanged, wants_gradient
+from .linked import Link, by_formula, is_wider, summed, unchanged, wants_gradient
+from .shortcut import added, in_one
 from .weighed import MAP_BWD, MEAN, MEAN_BWD, POOL
 
 Network = Callable[[Tensor], Tensor]

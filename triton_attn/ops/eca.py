@@ -17,19 +17,9 @@ from . import gating, launch
 from .gating import Pooled
 from .layout import in_layout, served
 from .library import Launcher, Op, Results, new_like
-from .linked import added, in_one
 from .masks import mask
 from .partial_sums import partial_sums
 from .passes import multiply_fake, room_bwd
-
-
-def eca(
-    x: Tensor, weight: Tensor, shortcut: Tensor | None = None, *, pool: str = "mean", activation: str = "sigmoid"
-) -> Tensor:
-    """:func:`triton_attn.functional.eca` on Triton, for arguments that were checked."""
-    x, channels_last = served(x)
-    last = in_one(x, shortcut)
-    return added(ECA(x, weight, in_layout(last, channels_last), pool, activation), shortcut, last)
 
 
 class Kept(NamedTuple):

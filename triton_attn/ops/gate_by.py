@@ -16,9 +16,10 @@ from . import gating
 from .gating import Pooled
 from .layout import in_layout, served
 from .library import Launcher, Results, as_kept, keep
-from .linked import Link, added, in_one, is_wider, summed, unchanged, wants_gradient
+from .linked import Link, is_wider, summed, unchanged, wants_gradient
 from .masks import masked
 from .passes import multiply_fake, room_bwd
+from .shortcut import added, in_one
 
 Network = Callable[..., Tensor]
 

@@ -42,16 +42,6 @@ class Link:
         return self._again
 
 
-def in_one(x: Tensor, shortcut: Tensor | None) -> Tensor | None:
-    """The shortcut, where the op adds it: not one of another dtype, which :func:`added` does."""
-    return shortcut if shortcut is not None and shortcut.dtype == x.dtype else None
-
-
-def added(y: Tensor, shortcut: Tensor | None, last: Tensor | None) -> Tensor:
-    """y of an op that had ``last`` as its shortcut, with the shortcut that there is."""
-    return y if shortcut is None or last is not None else torch.relu(y + shortcut)
-
-
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd is to hear of what is made of these."""
     return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)

@@ -15,9 +15,9 @@ from ..tuning.keys import Shape
 from . import launch
 from .layout import empty_map, in_layout, rows, served
 from .library import Launcher, Op, Results
-from .linked import added, in_one
 from .masks import mask
 from .passes import in_units, multiply_fake, room, room_bwd
+from .shortcut import added, in_one
 
 ACTIVATIONS = ("sigmoid", "double_sigmoid", "none")
 

@@ -23,10 +23,10 @@ from .eca import convolve, convolve_bwd
 from .gating import Pooled
 from .layout import in_layout, served
 from .library import Launcher, Op, Results, new_like
-from .linked import added, in_one
 from .masks import mask
 from .partial_sums import partial_sums
 from .passes import multiply_fake, room_bwd
+from .shortcut import added, in_one
 
 DENSE, NEIGHBOURS = "dense", "neighbours"
 

@@ -7,6 +7,7 @@ saved. Above 256 channels the library multiplies (:mod:`.wide_gate`), and :mod:`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,76 +20,56 @@ from ..tuning.keys import Shape
 from . import launch
 from .layout import empty_map, in_layout, is_channels_last, row_stride, rows, served
 from .library import Launcher, Op, Results
-from .linked import added, in_one
 from .map_gate import map_gate
 from .masks import empty_bits, mask_of_positions
 from .partial_sums import partial_sums
 from .passes import multiply_fake, room, room_bwd
 from .position_network import Parameters, empty_sums, is_wide, map_strides, network_arguments, summed_layer
+from .shortcut import added, in_one
 from .wide_gate import WIDE_GATE
 
 
 def pixel_attention(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    shortcut: Tensor | None = None,
-    activation: str = "sigmoid",
+    x: Tensor, weights: Sequence[Tensor], shortcut: Tensor | None = None, activation: str = "sigmoid"
 ) -> Tensor:
     """:func:`triton_attn.functional.pixel_attention` on Triton, for arguments that were checked."""
-    return position_gate(x, weight1, bias1, weight2, bias2, shortcut=shortcut, activation=activation)
+    return position_gate(x, (*weights, None, None), None, shortcut, activation)
 
 
 def attention_gate(
     x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    psi_weight: Tensor,
-    psi_bias: Tensor,
+    weights: Sequence[Tensor],
     gating: Tensor | None = None,
     shortcut: Tensor | None = None,
     activation: str = "sigmoid",
 ) -> Tensor:
     """:func:`triton_attn.functional.attention_gate` on Triton, for arguments that were checked."""
+    weight1, bias1, weight2, bias2, *psi = weights
     if gating is None:
         # Two convolutions of the same map are one; PyTorch adds in float32. Where x is infinite and they would cancel
         # to NaN, their sum is infinite: the one place where a value goes elsewhere than in the reference.
-        return position_gate(x, weight1, bias1, psi_weight, psi_bias, weight2, bias2, None, shortcut, activation)
+        return position_gate(x, (weight1, bias1, *psi, weight2, bias2), None, shortcut, activation)
     signal = torch.conv2d(gating, weight2, bias2)
     if signal.shape[2:] != x.shape[2:]:
         signal = torch.ops.aten.upsample_bilinear2d.vec(signal, x.shape[2:], False, None)
-    return position_gate(x, weight1, bias1, psi_weight, psi_bias, None, None, signal, shortcut, activation)
+    return position_gate(x, (weight1, bias1, *psi, None, None), signal, shortcut, activation)
 
 
 def position_gate(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    more_weight: Tensor | None = None,
-    more_bias: Tensor | None = None,
-    signal: Tensor | None = None,
-    shortcut: Tensor | None = None,
-    activation: str = "sigmoid",
+    x: Tensor, network: tuple[Any, ...], signal: Tensor | None, shortcut: Tensor | None, activation: str
 ) -> Tensor:
     """``x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2)``, and ``relu(… + shortcut)`` with a shortcut.
 
-    ``weight1`` ``(m, C, 1, 1)``; ``weight2`` ``(C, m, 1, 1)`` for a gate per element, or ``(1, m, 1, 1)`` for one per
-    position; ``more_weight`` and ``more_bias`` are added to weight1 and bias1; ``signal`` ``(N, m, H, W)``; in place of
-    σ another ``activation`` of map_gate's.
+    ``network`` is weight1 ``(m, C, 1, 1)``, bias1, weight2 ``(C, m, 1, 1)`` for a gate per element, or ``(1, m, 1, 1)``
+    for one per position, bias2, and what is added to weight1 and bias1, or None; ``signal`` is ``(N, m, H, W)``; in
+    place of σ there may be another ``activation`` of map_gate's.
     """
     if is_autocast(x):
         # The gates would come out in autocast's dtype, and their product with x in the wider of both.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
-    network = (weight1, bias1, weight2, bias2, more_weight, more_bias)
     x, channels_last = served(x)
     last = in_one(x, shortcut)
-    sizes = x.shape[1], weight1.shape[0], weight2.shape[0]
+    sizes = x.shape[1], network[0].shape[0], network[2].shape[0]
     if not position_rules.position_gate_is_fused(
         *sizes, x.itemsize, rows(x, channels_last)[1], has_signal=signal is not None
     ):
@@ -99,17 +80,9 @@ def position_gate(
     return added(POSITION_GATE(x, *network, *maps, activation), shortcut, last)
 
 
-def _logits(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    more_weight: Tensor | None,
-    more_bias: Tensor | None,
-    signal: Tensor | None,
-) -> Tensor:
+def _logits(x: Tensor, *network: Any) -> Tensor:
     """What the gate is the sigmoid of, in plain PyTorch."""
+    weight1, bias1, weight2, bias2, more_weight, more_bias, signal = network
     if more_weight is not None and more_bias is not None:
         weight1, bias1 = weight1 + more_weight, bias1 + more_bias
     hidden = _convolved(x, weight1, bias1)

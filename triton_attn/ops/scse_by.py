@@ -16,8 +16,9 @@ from torch import Tensor
 from ..reference.channel_gate import check_gate
 from . import gating
 from .library import as_kept, keep
-from .linked import Link, added, by_formula, in_one, is_wider, summed, unchanged, wants_gradient
+from .linked import Link, by_formula, is_wider, summed, unchanged, wants_gradient
 from .masks import masked
+from .shortcut import added, in_one
 from .weighed import APPLY, GATES_BWD, MAP_BWD, POOL
 
 Network = Callable[[Tensor], Tensor]

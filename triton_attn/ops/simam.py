@@ -1,4 +1,8 @@
-"""SimAM as one op. Passes over the map: 3 forward and 5 backward; a shortcut adds one each, and a bit per element."""
+"""SimAM as one op: ``x · (1 + gamma (σ(d / (4 (Σ_hw d / (HW − 1) + e_lambda)) + ½) − 1))``, ``d = (x − mean_hw x)²``.
+
+``gamma`` is ``(1,)``, or None for 1. Passes over the map: 3 forward and 5 backward; a shortcut adds one each, and a bit
+per element.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,10 @@ from torch import Tensor
 from ..reference.published.simam import simam as plain
 from .layout import in_layout, served
 from .library import Launcher, Op, Results, new_like
-from .linked import added, in_one
 from .masks import mask
 from .partial_sums import partial_sums
 from .passes import multiply, multiply_bwd, multiply_fake, room_bwd
 from .spans import empty_parts, moments, spans_of, start
-
-
-def simam(x: Tensor, gamma: Tensor | None, shortcut: Tensor | None = None, *, e_lambda: float = 1e-4) -> Tensor:
-    """``x · (1 + gamma (σ(d / (4 (Σ_hw d / (HW − 1) + e_lambda)) + ½) − 1))`` with ``d = (x − mean_hw x)²``.
-
-    ``x`` ``(N, C, H, W)``, ``gamma`` ``(1,)`` or None for 1; with a shortcut ``relu(… + shortcut)``.
-    """
-    x, channels_last = served(x)
-    last = in_one(x, shortcut)
-    return added(SIMAM(x, gamma, in_layout(last, channels_last), float(e_lambda)), shortcut, last)
 
 
 class Kept(NamedTuple):

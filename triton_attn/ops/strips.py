@@ -18,7 +18,8 @@ from ..reference.channel_gate import activate
 from ..tuning import strip_rules
 from .layout import served
 from .library import as_kept, keep
-from .linked import Link, added, in_one, is_wider, unchanged, wants_gradient
+from .linked import Link, is_wider, unchanged, wants_gradient
+from .shortcut import added, in_one
 from .strip_passes import APPLY, APPLY_BWD, NO_LAYER, POOL, SUMS_BWD, mask_of
 
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -8,7 +8,6 @@ saved     x, the maxima and where they are, both gates, the positions' mean and 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import backend
@@ -16,15 +15,14 @@ from ..ops.cbam_by import cbam_by
 from ..reference import published
 from ..reference.common import check_map
 from ..reference.layers import expects
+from .between import is_served
 
 
 class CBAM(published.CBAM):
     __doc__ = published.CBAM.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
-            return super().forward(x, shortcut)
-        if torch.compiler.is_compiling():  # an op cannot call the networks: a compiler fuses the formula around them
+        if backend.is_plain(x) or not is_served(self, x, shortcut):
             return super().forward(x, shortcut)
         check_map(x, *expects(self.fc1), shortcut)
         return cbam_by(x, self.channel_network, self.spatial_network, shortcut)

@@ -8,7 +8,6 @@ saved     x, both gates, ReLU's mask in bits
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import backend
@@ -16,15 +15,14 @@ from ..ops.strips import Layer, gate_rows_and_columns
 from ..reference import published
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
+from .between import is_served
 
 
 class CoordinateAttention(published.CoordinateAttention):
     __doc__ = published.CoordinateAttention.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if backend.is_plain(x) or not backend.use_triton(x, *self.parameters(), shortcut):
-            return super().forward(x, shortcut)
-        if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
+        if backend.is_plain(x) or not is_served(self, x, shortcut):
             return super().forward(x, shortcut)
         check_map(x, *expects(self.conv1), shortcut)
         weights = self.last_weights()

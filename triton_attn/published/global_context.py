@@ -8,29 +8,22 @@ saved     x, the positions' weights, the gate, ReLU's mask in bits
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import backend
 from ..ops.context_by import context_by
 from ..reference import published
 from ..reference.common import check_map
-from ..reference.layers import CHANGED, POINTWISE, expects, fit, plain_weights
+from ..reference.layers import expects
+from .between import served_convolution
 
 
 class GlobalContext(published.GlobalContext):
     __doc__ = published.GlobalContext.__doc__
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if backend.is_plain(x):
-            return super().forward(x, shortcut)
-        weights = plain_weights(self, ("conv", POINTWISE))
-        if weights is None or not fit(weights, "1c"):
-            backend.refuse(CHANGED)
-            return super().forward(x, shortcut)
-        if not backend.use_triton(x, *self.parameters(), shortcut):
-            return super().forward(x, shortcut)
-        if torch.compiler.is_compiling():  # an op cannot call the network: a compiler fuses the formula around it
+        weights = None if backend.is_plain(x) else served_convolution(self, x, shortcut)
+        if weights is None:
             return super().forward(x, shortcut)
         check_map(x, *expects(self.conv), shortcut)
         weight, bias = weights

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import backend
-from ..ops.simam import SIMAM, simam
+from .. import backend, ops
 from ..reference import published
 from ..reference.common import check_map
 
@@ -22,9 +21,9 @@ class SimAM(published.SimAM):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if backend.is_plain(x):
             return super().forward(x, shortcut)
-        if (y := SIMAM.again(x, self.gamma, shortcut, self.e_lambda)) is not None:
+        if (y := ops.SIMAM.again(x, self.gamma, shortcut, self.e_lambda)) is not None:
             return y
         if not backend.use_triton(x, self.gamma, shortcut):
             return super().forward(x, shortcut)
         check_map(x, self.channels, self.gamma, shortcut)
-        return simam(x, self.gamma, shortcut, e_lambda=self.e_lambda)
+        return ops.serve(ops.SIMAM, x, (self.gamma,), shortcut, float(self.e_lambda))

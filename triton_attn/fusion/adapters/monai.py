@@ -46,13 +46,11 @@ SE = SqueezeAndExcitation()
 
 
 @register_adapter
-class FusedChannelSELayer(Fused, ChannelSELayer, by=SE, read="3e4cba63909383cd"):
-    __doc__ = ChannelSELayer.__doc__
+class FusedChannelSELayer(Fused, ChannelSELayer, by=SE, read="3e4cba63909383cd"): ...
 
 
 @register_adapter
-class FusedResidualSELayer(Fused, ResidualSELayer, by=SE, read="3e4cba63909383cd"):
-    __doc__ = ResidualSELayer.__doc__
+class FusedResidualSELayer(Fused, ResidualSELayer, by=SE, read="3e4cba63909383cd"): ...
 
 
 def gates(module: Any, gating: Tensor, x: Tensor) -> Tensor:
@@ -61,5 +59,4 @@ def gates(module: Any, gating: Tensor, x: Tensor) -> Tensor:
 
 
 @register_adapter
-class FusedAttentionBlock(Fused, AttentionBlock, by=MapGate(gates, gated=1), read="404999751b401c61"):
-    __doc__ = AttentionBlock.__doc__
+class FusedAttentionBlock(Fused, AttentionBlock, by=MapGate(gates, gated=1), read="404999751b401c61"): ...

@@ -18,23 +18,19 @@ from ..swap import register_adapter
 
 
 @register_adapter
-class FusedSEModule(Fused, _senet.SEModule, by=Chain(*SENET_LAYERS, squeeze="avg_pool"), read="3aa151829a93df0d"):
-    __doc__ = _senet.SEModule.__doc__
+class FusedSEModule(Fused, _senet.SEModule, by=Chain(*SENET_LAYERS, squeeze="avg_pool"), read="3aa151829a93df0d"): ...
 
 
 @register_adapter
-class FusedSEBottleneck(Fused, _senet.SEBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"):
-    __doc__ = _senet.SEBottleneck.__doc__
+class FusedSEBottleneck(Fused, _senet.SEBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"): ...
 
 
 @register_adapter
-class FusedSEResNetBottleneck(Fused, _senet.SEResNetBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"):
-    __doc__ = _senet.SEResNetBottleneck.__doc__
+class FusedSEResNetBottleneck(Fused, _senet.SEResNetBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"): ...
 
 
 @register_adapter
-class FusedSEResNeXtBottleneck(Fused, _senet.SEResNeXtBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"):
-    __doc__ = _senet.SEResNeXtBottleneck.__doc__
+class FusedSEResNeXtBottleneck(Fused, _senet.SEResNeXtBottleneck, by=SENET_BOTTLENECK, read="8f396b2d1218068d"): ...
 
 
 class WithFunctions(ChannelGate):
@@ -51,10 +47,8 @@ RELU, SIGMOID = nn.ReLU(), nn.Sigmoid()
 
 
 @register_adapter
-class FusedSEBlock(Fused, mobileone.SEBlock, by=WithFunctions(), read="2cb8b2d6ce9df805"):
-    __doc__ = mobileone.SEBlock.__doc__
+class FusedSEBlock(Fused, mobileone.SEBlock, by=WithFunctions(), read="2cb8b2d6ce9df805"): ...
 
 
 @register_adapter
-class FusedSCSEModule(Fused, SCSEModule, by=SumGate("cSE", "sSE"), read="d028394f65e182fd"):
-    __doc__ = SCSEModule.__doc__
+class FusedSCSEModule(Fused, SCSEModule, by=SumGate("cSE", "sSE"), read="d028394f65e182fd"): ...

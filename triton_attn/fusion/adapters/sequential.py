@@ -10,5 +10,4 @@ from ..within import Within
 
 
 @register_adapter
-class FusedSequential(Fused, nn.Sequential, by=Within()):
-    __doc__ = nn.Sequential.__doc__
+class FusedSequential(Fused, nn.Sequential, by=Within()): ...

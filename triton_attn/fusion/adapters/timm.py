@@ -36,28 +36,23 @@ layers.HIDDEN.update(
 
 
 @register_adapter
-class FusedSEModule(Fused, SEModule, by=TIMM_SE, read="7d2116484a547588"):
-    __doc__ = SEModule.__doc__
+class FusedSEModule(Fused, SEModule, by=TIMM_SE, read="7d2116484a547588"): ...
 
 
 @register_adapter
-class FusedEffectiveSEModule(Fused, EffectiveSEModule, by=TIMM_ESE, read="ef63f46a39a1ea64"):
-    __doc__ = EffectiveSEModule.__doc__
+class FusedEffectiveSEModule(Fused, EffectiveSEModule, by=TIMM_ESE, read="ef63f46a39a1ea64"): ...
 
 
 @register_adapter
-class FusedSqueezeExcite(Fused, SqueezeExcite, by=TIMM_SQUEEZE_EXCITE, read="8b167497abcda890"):
-    __doc__ = SqueezeExcite.__doc__
+class FusedSqueezeExcite(Fused, SqueezeExcite, by=TIMM_SQUEEZE_EXCITE, read="8b167497abcda890"): ...
 
 
 @register_adapter
-class FusedSENetModule(Fused, senet.SEModule, by=Chain(*SENET_LAYERS), read="3e4da8e93c96698e"):
-    __doc__ = senet.SEModule.__doc__
+class FusedSENetModule(Fused, senet.SEModule, by=Chain(*SENET_LAYERS), read="3e4da8e93c96698e"): ...
 
 
 @register_adapter
-class FusedEseModule(Fused, hgnet.EseModule, by=Chain("conv", "sigmoid"), read="5f1568bdd9181a3a"):
-    __doc__ = hgnet.EseModule.__doc__
+class FusedEseModule(Fused, hgnet.EseModule, by=Chain("conv", "sigmoid"), read="5f1568bdd9181a3a"): ...
 
 
 def circular_eca(module: Any, mean: Tensor) -> Tensor:
@@ -67,18 +62,17 @@ def circular_eca(module: Any, mean: Tensor) -> Tensor:
 
 
 @register_adapter
-class FusedEcaModule(Fused, EcaModule, by=TIMM_ECA, read="82a33244d3986ccf"):
-    __doc__ = EcaModule.__doc__
+class FusedEcaModule(Fused, EcaModule, by=TIMM_ECA, read="82a33244d3986ccf"): ...
 
 
 @register_adapter
-class FusedCecaModule(Fused, CecaModule, by=ChannelGate(circular_eca), read="f11b93efffa22776"):
-    __doc__ = CecaModule.__doc__
+class FusedCecaModule(Fused, CecaModule, by=ChannelGate(circular_eca), read="f11b93efffa22776"): ...
 
 
 @register_adapter
-class FusedChannelAttn(Fused, ChannelAttn, by=Chain("fc1", "act", "fc2", "gate", pool="both"), read="e510957326b75f63"):
-    __doc__ = ChannelAttn.__doc__
+class FusedChannelAttn(
+    Fused, ChannelAttn, by=Chain("fc1", "act", "fc2", "gate", pool="both"), read="e510957326b75f63"
+): ...
 
 
 def light(module: Any, pooled: Tensor) -> Tensor:
@@ -87,5 +81,4 @@ def light(module: Any, pooled: Tensor) -> Tensor:
 
 
 @register_adapter
-class FusedLightChannelAttn(Fused, LightChannelAttn, by=ChannelGate(light, pool="half"), read="707c53e8f64ba12e"):
-    __doc__ = LightChannelAttn.__doc__
+class FusedLightChannelAttn(Fused, LightChannelAttn, by=ChannelGate(light, pool="half"), read="707c53e8f64ba12e"): ...

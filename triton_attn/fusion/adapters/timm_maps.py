@@ -21,8 +21,7 @@ def spatial(module: Any, x: Tensor) -> Tensor:
 
 
 @register_adapter
-class FusedSpatialAttn(Fused, SpatialAttn, by=MapGate(spatial), read="3f8c53d8489925e6"):
-    __doc__ = SpatialAttn.__doc__
+class FusedSpatialAttn(Fused, SpatialAttn, by=MapGate(spatial), read="3f8c53d8489925e6"): ...
 
 
 def light_spatial(module: Any, x: Tensor) -> Tensor:
@@ -31,8 +30,7 @@ def light_spatial(module: Any, x: Tensor) -> Tensor:
 
 
 @register_adapter
-class FusedLightSpatialAttn(Fused, LightSpatialAttn, by=MapGate(light_spatial), read="d7eb9c27b5f88f96"):
-    __doc__ = LightSpatialAttn.__doc__
+class FusedLightSpatialAttn(Fused, LightSpatialAttn, by=MapGate(light_spatial), read="d7eb9c27b5f88f96"): ...
 
 
 class NonLocal:
@@ -54,5 +52,4 @@ class NonLocal:
 
 
 @register_adapter
-class FusedNonLocalAttn(Fused, NonLocalAttn, by=NonLocal(), read="dc98c38aeee89646"):
-    __doc__ = NonLocalAttn.__doc__
+class FusedNonLocalAttn(Fused, NonLocalAttn, by=NonLocal(), read="dc98c38aeee89646"): ...

@@ -27,8 +27,7 @@ def coordinate(module: Any, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tens
 
 
 @register_adapter
-class FusedCoordAttn(Fused, CoordAttn, by=StripGate(coordinate, skips), read="abf19a3bbcc258e5"):
-    __doc__ = CoordAttn.__doc__
+class FusedCoordAttn(Fused, CoordAttn, by=StripGate(coordinate, skips), read="abf19a3bbcc258e5"): ...
 
 
 def local(module: Any, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,5 +38,4 @@ def local(module: Any, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @register_adapter
-class FusedEfficientLocalAttn(Fused, EfficientLocalAttn, by=StripGate(local, skips), read="83d5243ee6ac4d2e"):
-    __doc__ = EfficientLocalAttn.__doc__
+class FusedEfficientLocalAttn(Fused, EfficientLocalAttn, by=StripGate(local, skips), read="83d5243ee6ac4d2e"): ...

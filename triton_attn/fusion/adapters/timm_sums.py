@@ -31,8 +31,7 @@ def radix_gates(module: Any, mean: Tensor) -> Tensor:
 @register_adapter
 class FusedSplitAttn(
     Fused, SplitAttn, by=SplitGate(radix_maps, radix_gates, lambda module: module.radix), read="1f2b04e612bedc77"
-):
-    __doc__ = SplitAttn.__doc__
+): ...
 
 
 def path_maps(module: Any, x: Tensor) -> Tensor:
@@ -65,8 +64,7 @@ class FusedSelectiveKernel(
     SelectiveKernel,
     by=SplitGate(path_maps, path_gates, lambda module: module.num_paths, other_attention),
     read="1c80e372e468bf08",
-):
-    __doc__ = SelectiveKernel.__doc__
+): ...
 
 
 def context_gates(module: Any, context: Tensor) -> Tensor:
@@ -84,5 +82,4 @@ def adds(module: Any) -> str | None:
 @register_adapter
 class FusedGlobalContext(
     Fused, GlobalContext, by=ContextGate(context_gates, "conv_attn", adds), read="b2b8487dde5b4fb3"
-):
-    __doc__ = GlobalContext.__doc__
+): ...

@@ -33,35 +33,28 @@ TRESNET_BASIC = Tail("conv1", "conv2", attention="se", activation="act", drop="d
 
 
 @register_adapter
-class FusedBasicBlock(Fused, resnet.BasicBlock, by=BASIC, read="a1274ea9e28ade55"):
-    __doc__ = resnet.BasicBlock.__doc__
+class FusedBasicBlock(Fused, resnet.BasicBlock, by=BASIC, read="a1274ea9e28ade55"): ...
 
 
 @register_adapter
-class FusedBottleneck(Fused, resnet.Bottleneck, by=BOTTLENECK, read="59001ebf6b8e6372"):
-    __doc__ = resnet.Bottleneck.__doc__
+class FusedBottleneck(Fused, resnet.Bottleneck, by=BOTTLENECK, read="59001ebf6b8e6372"): ...
 
 
 @register_adapter
-class FusedSEResNetBlock(Fused, senet.SEResNetBlock, by=SENET_BASIC, read="02f21f12aa4d1fe9"):
-    __doc__ = senet.SEResNetBlock.__doc__
+class FusedSEResNetBlock(Fused, senet.SEResNetBlock, by=SENET_BASIC, read="02f21f12aa4d1fe9"): ...
 
 
 @register_adapter
-class FusedSEBottleneck(Fused, senet.SEBottleneck, by=SENET_BOTTLENECK, read="6893dba61afe21f4"):
-    __doc__ = senet.SEBottleneck.__doc__
+class FusedSEBottleneck(Fused, senet.SEBottleneck, by=SENET_BOTTLENECK, read="6893dba61afe21f4"): ...
 
 
 @register_adapter
-class FusedSEResNetBottleneck(Fused, senet.SEResNetBottleneck, by=SENET_BOTTLENECK, read="6893dba61afe21f4"):
-    __doc__ = senet.SEResNetBottleneck.__doc__
+class FusedSEResNetBottleneck(Fused, senet.SEResNetBottleneck, by=SENET_BOTTLENECK, read="6893dba61afe21f4"): ...
 
 
 @register_adapter
-class FusedSEResNeXtBottleneck(Fused, senet.SEResNeXtBottleneck, by=SENET_BOTTLENECK, read="6893dba61afe21f4"):
-    __doc__ = senet.SEResNeXtBottleneck.__doc__
+class FusedSEResNeXtBottleneck(Fused, senet.SEResNeXtBottleneck, by=SENET_BOTTLENECK, read="6893dba61afe21f4"): ...
 
 
 @register_adapter
-class FusedTResNetBasicBlock(Fused, tresnet.BasicBlock, by=TRESNET_BASIC, read="231d1fc0f9d48342"):
-    __doc__ = tresnet.BasicBlock.__doc__
+class FusedTResNetBasicBlock(Fused, tresnet.BasicBlock, by=TRESNET_BASIC, read="231d1fc0f9d48342"): ...

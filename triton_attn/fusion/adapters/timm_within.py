@@ -52,18 +52,15 @@ EDGE = Within("conv_exp", "bn1", "aa", "se", "conv_pwl", "bn2", rest=added)
 
 
 @register_adapter
-class FusedInvertedResidual(Fused, InvertedResidual, by=INVERTED, read="ed587b3a4b9748f9"):
-    __doc__ = InvertedResidual.__doc__
+class FusedInvertedResidual(Fused, InvertedResidual, by=INVERTED, read="ed587b3a4b9748f9"): ...
 
 
 @register_adapter
-class FusedDepthwiseSeparableConv(Fused, DepthwiseSeparableConv, by=SEPARABLE, read="8557f9132dc50049"):
-    __doc__ = DepthwiseSeparableConv.__doc__
+class FusedDepthwiseSeparableConv(Fused, DepthwiseSeparableConv, by=SEPARABLE, read="8557f9132dc50049"): ...
 
 
 @register_adapter
-class FusedEdgeResidual(Fused, EdgeResidual, by=EDGE, read="4ec2d363f7d026ad"):
-    __doc__ = EdgeResidual.__doc__
+class FusedEdgeResidual(Fused, EdgeResidual, by=EDGE, read="4ec2d363f7d026ad"): ...
 
 
 def regnet_end(module: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -76,8 +73,7 @@ def regnet_end(module: Any, x: Tensor, y: Tensor) -> Tensor:
 @register_adapter
 class FusedRegNetBottleneck(
     Fused, regnet.Bottleneck, by=Within("conv1", "conv2", "se", "conv3", rest=regnet_end), read="a6d1e40f4d98ed7e"
-):
-    __doc__ = regnet.Bottleneck.__doc__
+): ...
 
 
 def byob_end(module: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -95,23 +91,19 @@ EDGE_BYOB = Within("conv1_kxk", "attn", "conv2_1x1", "attn_last", rest=byob_end)
 
 
 @register_adapter
-class FusedByobBasicBlock(Fused, byobnet.BasicBlock, by=BASIC, read="44b5655170d2eb39"):
-    __doc__ = byobnet.BasicBlock.__doc__
+class FusedByobBasicBlock(Fused, byobnet.BasicBlock, by=BASIC, read="44b5655170d2eb39"): ...
 
 
 @register_adapter
-class FusedByobBottleneckBlock(Fused, byobnet.BottleneckBlock, by=BOTTLENECK, read="8d6d0380f19206ab"):
-    __doc__ = byobnet.BottleneckBlock.__doc__
+class FusedByobBottleneckBlock(Fused, byobnet.BottleneckBlock, by=BOTTLENECK, read="8d6d0380f19206ab"): ...
 
 
 @register_adapter
-class FusedByobDarkBlock(Fused, byobnet.DarkBlock, by=DARK, read="fd8f6e3f411e45d0"):
-    __doc__ = byobnet.DarkBlock.__doc__
+class FusedByobDarkBlock(Fused, byobnet.DarkBlock, by=DARK, read="fd8f6e3f411e45d0"): ...
 
 
 @register_adapter
-class FusedByobEdgeBlock(Fused, byobnet.EdgeBlock, by=EDGE_BYOB, read="c8ebe5d28d48074e"):
-    __doc__ = byobnet.EdgeBlock.__doc__
+class FusedByobEdgeBlock(Fused, byobnet.EdgeBlock, by=EDGE_BYOB, read="c8ebe5d28d48074e"): ...
 
 
 def maxxvit_end(module: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -125,5 +117,4 @@ MAXXVIT = Within(
 
 
 @register_adapter
-class FusedMbConvBlock(Fused, maxxvit.MbConvBlock, by=MAXXVIT, read="6c29575bf56e3ee6"):
-    __doc__ = maxxvit.MbConvBlock.__doc__
+class FusedMbConvBlock(Fused, maxxvit.MbConvBlock, by=MAXXVIT, read="6c29575bf56e3ee6"): ...

@@ -34,8 +34,9 @@ QUANTIZABLE = Quantizable(*TORCHVISION_LAYERS, squeeze="avgpool")
 
 
 @register_adapter
-class FusedSqueezeExcitation(Fused, SqueezeExcitation, by=TORCHVISION_SE, read="f0913df463366213", helpers=("_scale",)):
-    __doc__ = SqueezeExcitation.__doc__
+class FusedSqueezeExcitation(
+    Fused, SqueezeExcitation, by=TORCHVISION_SE, read="f0913df463366213", helpers=("_scale",)
+): ...
 
 
 @register_adapter
@@ -45,10 +46,8 @@ class FusedQuantizableSqueezeExcitation(
     by=QUANTIZABLE,
     read="9a9993940cae80ad",
     helpers=("_scale",),
-):
-    __doc__ = QuantizableSqueezeExcitation.__doc__
+): ...
 
 
 @register_adapter
-class FusedBottleneckTransform(Fused, BottleneckTransform, by=Within()):
-    __doc__ = BottleneckTransform.__doc__
+class FusedBottleneckTransform(Fused, BottleneckTransform, by=Within()): ...

@@ -15,8 +15,9 @@ from ..swap import register_adapter
 
 
 @register_adapter
-class FusedChannelAttention(Fused, ChannelAttention, by=Chain("fc", "act", squeeze="pool"), read="30d9f3fe7669f886"):
-    __doc__ = ChannelAttention.__doc__
+class FusedChannelAttention(
+    Fused, ChannelAttention, by=Chain("fc", "act", squeeze="pool"), read="30d9f3fe7669f886"
+): ...
 
 
 def spatial(module: Any, x: Tensor) -> Tensor:
@@ -25,5 +26,4 @@ def spatial(module: Any, x: Tensor) -> Tensor:
 
 
 @register_adapter
-class FusedSpatialAttention(Fused, SpatialAttention, by=MapGate(spatial), read="898de595beb7eb70"):
-    __doc__ = SpatialAttention.__doc__
+class FusedSpatialAttention(Fused, SpatialAttention, by=MapGate(spatial), read="898de595beb7eb70"): ...
