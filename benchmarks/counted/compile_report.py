@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import SITES
 from benchmarks.counted.machine_code import (
     SHARED_LIMIT,
     TARGETS,
@@ -37,14 +38,6 @@ from benchmarks.counted.machine_code import (
 from benchmarks.counted.ptx import compiled_quickly
 from benchmarks.files import RESULTS, markdown, today, versions, write
 
-# Where ResNet-50 takes attention, at 224² and batch 64.
-SITES = {
-    "stem": (64, 64, 112, 112),
-    "layer1": (64, 256, 56, 56),
-    "layer2": (64, 512, 28, 28),
-    "layer3": (64, 1024, 14, 14),
-    "layer4": (64, 2048, 7, 7),
-}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Between them these start every kernel.

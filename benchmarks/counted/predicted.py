@@ -34,18 +34,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks import SITES
 from benchmarks.counted.occupancy import resident_warps
 from benchmarks.counted.work import Step, counted, steps
 from benchmarks.files import RESULTS, load, today, versions, write
 
 FILE, MEASURED, THEN = "predicted.json", "nvidia-h200/blocks.json", "87a88d0"
-SITES = {
-    "layer1": (64, 256, 56, 56),
-    "layer2": (64, 512, 28, 28),
-    "layer3": (64, 1024, 14, 14),
-    "layer4": (64, 2048, 7, 7),
-    "stem": (64, 64, 112, 112),
-}
 FIT_ON = ("layer1", "layer3")
 MULTIPROCESSORS = 132
 FIXED = {

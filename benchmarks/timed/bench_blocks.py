@@ -120,25 +120,9 @@ def map_launches(
     return {"launches": found}
 
 
-def gpu_seconds(clock: CpuClock, runs: Mapping[str, Run], samples: Mapping[str, list[float]]) -> dict[str, Any]:
-    """The GPU's own part of a call."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for name, run in runs.items():
-        for _ in samples[name]:
-            clock.prepare(0.01)
-            first = clock.stamp()
-            run()
-            found[name].append(clock.stamp() - first)
-    return {"gpu_seconds": {name: quartiles(each) for name, each in found.items()}}
-
-
 def test_blocks(time_case: Any, gpu_clock: CpuClock, case: BlockCase) -> None:
     time_case(lambda: replace(prepare(case), extra=partial(map_launches, case, gpu_clock)))
 
 
-def test_calls(time_case: Any, gpu_clock: CpuClock, case: BlockCase) -> None:
-    def eager_alone() -> Prepared:
-        makers = {name: make for name, make in prepare(case).makers.items() if name in ("ours", "eager")}
-        return Prepared(makers, extra=partial(gpu_seconds, gpu_clock))
-
-    time_case(eager_alone)
+def test_calls(time_case: Any, case: BlockCase) -> None:
+    time_case(lambda: Prepared({who: make for who, make in prepare(case).makers.items() if who in ("ours", "eager")}))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from itertools import product
 
+from benchmarks import SITES
 from triton_attn.registry import list_attention
 
 FORWARD, BACKWARD, TRAINING, INFERENCE = "forward", "backward", "training", "inference"  # training is both ways
-MODES = (TRAINING, INFERENCE)
-LAYOUTS = ("channels_last", "contiguous")
+WAYS, MODES = (FORWARD, BACKWARD, TRAINING), (TRAINING, INFERENCE)
 
 
 class Case:
@@ -26,14 +26,6 @@ class Case:
         return "-".join("x".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in fields)
 
 
-# Where ResNet-50 takes attention, at 224² and batch 64.
-SITES = {
-    "stem": (64, 64, 112, 112),
-    "layer1": (64, 256, 56, 56),
-    "layer2": (64, 512, 28, 28),
-    "layer3": (64, 1024, 14, 14),
-    "layer4": (64, 2048, 7, 7),
-}
 SMALL_SITES = {"layer2": (8, 512, 28, 28), "layer3": (8, 1024, 14, 14)}
 TINY = ("tiny", (2, 32, 7, 7), "float32", "channels_last")
 GOAL_SITES = ("layer1", "layer3", "layer2", "layer4", "stem")
@@ -54,14 +46,13 @@ class BlockCase(Case):
 
 def blocks(size: str) -> Iterator[BlockCase]:
     """Every block at ResNet-50's sites."""
-    names, ways = list_attention(), (FORWARD, BACKWARD, TRAINING)
     if size == "tiny":
         yield from (BlockCase(block, *TINY, TRAINING) for block in ("se", "gate"))
     elif size == "goal":
         for way, site, block in product((TRAINING, FORWARD, BACKWARD), GOAL_SITES, GOAL_BLOCKS):
             yield BlockCase(block, site, SITES[site], "bfloat16", "channels_last", way)
     else:
-        for block, site, layout, way in product(names, SMALL_SITES, reversed(LAYOUTS), ways):
+        for block, site, layout, way in product(list_attention(), SMALL_SITES, ("contiguous", "channels_last"), WAYS):
             yield BlockCase(block, site, SMALL_SITES[site], "float32", layout, way)
 
 
@@ -98,22 +89,17 @@ class AttentionCase(Case):
 
 def nonlocals(size: str) -> Iterator[AttentionCase]:
     """q, k and v as ResNet-50's non-local blocks make them; on a CPU the stem's, at maps of 28², 56² and 112²."""
-    ways = (FORWARD, BACKWARD, TRAINING) if size == "small" else (FORWARD, BACKWARD)
-    if size in ("tiny", "small"):
-        maps = [("stem", 16)] if size == "tiny" else [("stem", 2 * side) for side in (28, 56, 112)]
-        yield from (AttentionCase(site, image, 1, "float32", way) for (site, image), way in product(maps, ways))
-        return
-    wanted = [("layer1", 224, 64), ("stem", 224, 64), ("layer3", 224, 64)]
-    wanted += [("stem", image, 1) for image in (224, 512, 1024)]
-    first = [
-        AttentionCase(site, image, batch, "bfloat16", way)
-        for (site, image, batch), way in product(wanted, (FORWARD, BACKWARD))
-        if (site, batch, way) != ("stem", 64, BACKWARD)
-    ]
-    batches = ((64, 224), (16, 224), (1, 224), (1, 512), (1, 1024))
-    every = product(batches, ("layer1", "layer2", "layer3", "stem", "layer4"), ways)
-    rest = [AttentionCase(site, image, batch, "bfloat16", way) for (batch, image), site, way in every]
-    yield from dict.fromkeys([*first, *rest])
+    if size == "goal":
+        wanted = [("layer1", 224, 64), ("stem", 224, 64), ("layer3", 224, 64)]
+        wanted += [("stem", image, 1) for image in (224, 512, 1024)]
+        batches = ((64, 224), (16, 224), (1, 224), (1, 512), (1, 1024))
+        wanted += [(site, image, batch) for (batch, image), site in product(batches, GOAL_SITES)]
+        for (site, image, batch), way in product(dict.fromkeys(wanted), (FORWARD, BACKWARD)):
+            yield AttentionCase(site, image, batch, "bfloat16", way)
+    else:
+        sides = (8,) if size == "tiny" else (28, 56, 112)
+        for side, way in product(sides, WAYS):
+            yield AttentionCase("stem", 2 * side, 1, "float32", way)
 
 
 WHERE = ("block", "stem+layer4")
@@ -139,11 +125,6 @@ class NetworkCase(Case):
     least_rounds = 11
 
     @property
-    def least_seconds(self) -> float:
-        """With fewer left it is not begun."""
-        return 240.0 if self.compiled else 0.0
-
-    @property
     def own(self) -> str:  # type: ignore[override]
         return "ours-compile" if self.compiled else "ours"
 
@@ -154,17 +135,17 @@ class NetworkCase(Case):
 
 def models(size: str) -> Iterator[NetworkCase]:
     """ResNet-50 with every attention, in every block, and behind the stem and the last stage."""
-    every, modes = [(name, where) for where in WHERE for name in list_attention()], MODES
+    every = [(name, where) for where in WHERE for name in list_attention()]
     if size == "tiny":
         yield NetworkCase("resnet18", "se", "layer4", 2, 32, "float32", "channels_last", TRAINING)
     elif size == "small":
-        for (name, where), mode in product(every, modes):
+        for (name, where), mode in product(every, MODES):
             yield NetworkCase("resnet50", name, where, 2, 112, "float32", "contiguous", mode)
     else:
         rest = [each for each in every if each not in GOAL_NETWORKS]
         order = ((GOAL_NETWORKS, False), (GOAL_NETWORKS[:1], True), (rest, False), ([*GOAL_NETWORKS[1:], *rest], True))
         for chosen, compiled in order:
-            for (name, where), mode in product(chosen, modes):
+            for (name, where), mode in product(chosen, MODES):
                 yield NetworkCase("resnet50", name, where, 64, 224, "bfloat16", "channels_last", mode, compiled)
 
 

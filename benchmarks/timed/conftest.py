@@ -35,10 +35,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.definition.add_marker(pytest.mark.benchmark(timer=Timer(), warmup=False))
 
 
-# By suite, over all modules of a session.
-OPENED = pytest.StashKey[dict[str, Results]]()
-
-
 @pytest.fixture(scope="session")
 def gpu_clock() -> CpuClock:
     """The GPU's own, which holds a buffer; on a CPU the wall's."""
@@ -53,12 +49,9 @@ def time_case(
     suite, option = request.function.__name__.removeprefix("test_"), request.config.getoption
     # Non-local is timed with the allocator as it is: matrices of its size it never keeps.
     kept = keep_freed_memory(suite in ("blocks", "models") and not on_gpu())
-    opened = request.config.stash.setdefault(OPENED, {})
-    if suite not in opened:
-        path = option("--results") / slug() / f"{suite}.json"
-        opened[suite] = Results(path, keep=option("--keep"), end=option("--until"), freed_memory_is_kept=kept)
-    results = opened[suite]
-    results.begin(case, ("ours",))
+    path = option("--results") / slug() / f"{suite}.json"
+    results = Results(path, keep=option("--keep"), end=option("--until"), freed_memory_is_kept=kept)
+    results.begin(case)
     torch._dynamo.reset()  # it compiles a forward for a few shapes only, and then no more
     # Products in float32 are in float32 for everybody: convolutions would else take tf32 where matrix products do not.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -68,9 +61,6 @@ def time_case(
     def time(prepare: Callable[[], Prepared]) -> None:
         try:
             measure(benchmark, results, case, prepare(), clock, option("--rounds"))
-        except KeyboardInterrupt:
-            results.drop(case)
-            raise
         except Exception as error:
             results.put(case, not_timed={case.own: words(error)})
             raise

@@ -11,7 +11,7 @@ import gc
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +27,6 @@ from triton_attn import backend
 
 SECONDS_A_CASE = 1.0  # of timing; a case with long runs gets fewer rounds
 LEAST_ROUNDS, MOST_ROUNDS = 7, 200
-ENDED = "the process ended while it was measured"
 LOST = 3  # exit status: the GPU answers no more
 
 
@@ -62,30 +61,18 @@ class Results:
                 self.cases = found["cases"]
         self.known = {*self.cases} if keep else set()
 
-    def begin(self, case: Any, providers: Sequence[str] = ()) -> None:
-        """Skip a case that is known or that there is no time for; note the others, which may end the process."""
+    def begin(self, case: Any) -> None:
+        """Skip a case that is known or that there is no time for."""
         if str(case) in self.known:
             pytest.skip("the file has it")
-        if self.end is not None and time.time() + getattr(case, "least_seconds", 0.0) >= self.end:
+        if self.end is not None and time.time() >= self.end:
             pytest.skip(LATE)
-        if str(case) not in self.cases:
-            self.put(case, not_timed=dict.fromkeys(providers, ENDED))
 
     def put(self, case: Any, **record: Any) -> None:
         """Write a record; it has the fields of the case, and the date."""
         nothing: dict[str, Any] = {"seconds": {}, "ours_over": {}, "peak_bytes": {}, "not_timed": {}}
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.cases[str(case)] = {**asdict(case), "date": date, **nothing, **record}
-        self.save()
-
-    def drop(self, case: Any) -> None:
-        """Forget that a case was begun: it was cut off, and another session measures it."""
-        if ENDED in self.cases[str(case)]["not_timed"].values():
-            del self.cases[str(case)]
-            self.save()
-
-    def save(self) -> None:
-        """Write what there is."""
         write(self.path, json.dumps({**self.head, "cases": dict(sorted(self.cases.items()))}, indent=1) + "\n")
 
 

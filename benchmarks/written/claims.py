@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.counted import host_time
 from benchmarks.files import LATE, RESULTS, ResultError, load
 from benchmarks.timed import cases
-from benchmarks.timed.turns import ENDED
 
 SHORT, SO_FAR, PASS, OPEN = ORDER = ("falls short", "passes so far", "pass", "not measured")
 NAMED = 3  # of what is missing
-NOT_YET = (LATE, ENDED)  # reasons that say nothing of a provider
 
 Content = Mapping[str, Any]
 # By what it is of: a number, None where it is not measured yet, or in words how ours failed.
@@ -43,8 +41,7 @@ class Claim:
     unit: str = "times"
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A claim as a file decides it."""
 
     name: str
@@ -60,36 +57,23 @@ def rows(content: Content) -> list[dict[str, Any]]:
     found = [{"key": key, **nothing, **case} for key, case in content.get("cases", {}).items()]
     for case in found:
         if "ratio" in case:
-            took = {"ours": case["ours_us"]["median"] / 1e6, "eager": case["plain_us"]["median"] / 1e6}
-            case |= {"seconds": {who: {"median": each} for who, each in took.items()}}
-            case |= {"ours_over": {"eager": case["ratio"]}}
+            ours, eager = ({"median": case[who]["median"] / 1e6} for who in ("ours_us", "plain_us"))
+            case |= {"seconds": {"ours": ours, "eager": eager}, "ours_over": {"eager": case["ratio"]}}
     for entry in content.get("entries", ()):
         key = "{kernel}, {dtype}, {layout}, {channels} channels, {positions} positions, {config}".format(**entry)
-        took, ratio = (
-            {"ours": entry["rule_seconds"], "tuned": entry["seconds"]},
-            entry["rule_seconds"] / entry["seconds"],
-        )
-        seconds = {who: {"median": each} for who, each in took.items()}
-        found.append({"key": key, **nothing, "seconds": seconds, "ours_over": {"tuned": {"median": ratio}}})
+        seconds = {"ours": {"median": entry["rule_seconds"]}, "tuned": {"median": entry["seconds"]}}
+        over = {"tuned": {"median": entry["rule_seconds"] / entry["seconds"]}}
+        found.append({"key": key, **nothing, "seconds": seconds, "ours_over": over})
     return found
 
 
-# Of a record: ours beside a rival.
-def time(found: Content, _: str, rival: str) -> float:
-    return found["ours_over"][rival]["median"]
-
-
-def speed(found: Content, _: str, rival: str) -> float:
-    return 1 / found["ours_over"][rival]["median"]
-
-
-def points(found: Content, own: str, rival: str) -> float:
-    """Of a hundred, ours less another's."""
-    return 100 * (found["tax"][own]["median"] - found["tax"][rival]["median"])
-
-
-def memory(found: Content, own: str, rival: str) -> float:
-    return found["peak_bytes"][own] / found["peak_bytes"][rival]
+# Of a record, what ours is beside a rival.
+TIME, SPEED, POINTS, MEMORY = (
+    lambda found, _, rival: found["ours_over"][rival]["median"],
+    lambda found, _, rival: 1 / found["ours_over"][rival]["median"],
+    lambda found, own, rival: 100 * (found["tax"][own]["median"] - found["tax"][rival]["median"]),
+    lambda found, own, rival: found["peak_bytes"][own] / found["peak_bytes"][rival],
+)
 
 
 def of(suite: str, rivals: str, name: str, value: Any, content: Content, size: str = "goal", **wanted: Any) -> Values:
@@ -104,14 +88,14 @@ def of(suite: str, rivals: str, name: str, value: Any, content: Content, size: s
         found, what = content.get("cases", {}).get(str(case)), name.format(case)
         why = found["not_timed"].get(case.own) if found else LATE
         if why is not None:
-            yield what, None if why in NOT_YET else why
+            yield what, None if why == LATE else why
             continue
         for who in (*found["ours_over"], *found["not_timed"]):
             if who.partition(" ")[0] in rivals.split():  # timm's own formula is its counterpart, too
                 met = who in found["ours_over"]
                 timed |= met
-                refusing[who] = refusing.get(who, True) and not met and found["not_timed"][who] not in NOT_YET
-                if met or found["not_timed"][who] in NOT_YET:
+                refusing[who] = refusing.get(who, True) and not met and found["not_timed"][who] != LATE
+                if met or found["not_timed"][who] == LATE:
                     yield f"{what}, {who}", value(found, case.own, who) if met else None
     yield from ((f"{rival} anywhere", None) for rival, always in refusing.items() if timed and always)
 
@@ -142,19 +126,19 @@ BLOCK, NETWORK = "{0.block}, {0.site}, {0.layout}, {0.direction}", "{0.attention
 def claims() -> Iterator[Claim]:
     """The table: name, goal, file, where in it, and what bounds it."""
     for name in cases.GOAL_BLOCKS:
-        values = partial(of, "blocks", "eager compile", "{0.site}", speed, block=name, direction=cases.TRAINING)
+        values = partial(of, "blocks", "eager compile", "{0.site}", SPEED, block=name, direction=cases.TRAINING)
         yield Claim(f"{name}, both ways", FASTER, "<GPU>/blocks.json", values, least=1.3)
     yield Claim("apply kernels", COPY, "<GPU>/blocks.json", copies, least=0.85, unit="of a copy")
     for name, way in (("inference", cases.FORWARD), ("training", cases.TRAINING)):
-        values = partial(of, "calls", "eager", AT, time, direction=way)
+        values = partial(of, "calls", "eager", AT, TIME, direction=way)
         yield Claim(f"{name} at batch 1 and 16", CALL, "<GPU>/calls.json", values, most=1.0)
     yield Claim("a call's host time", HOST, "<GPU>/host_time.json", partial(recorded, "eager"), most=host_time.GOAL)
     for way in (cases.FORWARD, cases.BACKWARD):
-        values = partial(of, "nonlocal", SDPA, MAP, speed, direction=way)
+        values = partial(of, "nonlocal", SDPA, MAP, SPEED, direction=way)
         yield Claim(f"non-local, {way}", RIVALS, "<GPU>/nonlocal.json", values, least=1.0)
     for name, mode in product(("se", "eca", "cbam"), cases.MODES):
         what = "{0.own}"
-        values = partial(of, "models", "eager compile timm", what, points, attention=name, where="block", mode=mode)
+        values = partial(of, "models", "eager compile timm", what, POINTS, attention=name, where="block", mode=mode)
         claim, unit = f"tax of {name} in every block, {mode}", "points beside another's"
         yield Claim(claim, TAX, "<GPU>/models.json", values, most=0.0, unit=unit)
     yield Claim("configs by rule", RULE, "<GPU>/tuning.json", partial(recorded, "tuned"), 1.1, unit="times its time")
@@ -166,8 +150,8 @@ def claims() -> Iterator[Claim]:
         ("ResNet-50 on a CPU, timm's network", "models", "timm", NETWORK),
         ("non-local on a CPU, the explicit matrix", "nonlocal", "eager", "{0.positions} positions, {0.direction}"),
     ):
-        yield Claim(name, ON_CPU, f"cpu/{suite}.json", partial(of, suite, who, what, time, size="small"), most=1.05)
-    values = partial(of, "nonlocal", "eager", "{0.positions} positions, {0.direction}", memory, size="small")
+        yield Claim(name, ON_CPU, f"cpu/{suite}.json", partial(of, suite, who, what, TIME, size="small"), most=1.05)
+    values = partial(of, "nonlocal", "eager", "{0.positions} positions, {0.direction}", MEMORY, size="small")
     yield Claim("non-local on a CPU, memory", MATRIX, "cpu/nonlocal.json", values, most=1.0)
 
 
@@ -176,8 +160,7 @@ CLAIMS = list(claims())
 
 def gpu_folders(results: Path) -> list[Path]:
     """The folders with results of GPUs."""
-    files = {Path(claim.file).name for claim in CLAIMS if claim.file.startswith("<GPU>")}
-    found = {path.parent for path in results.glob("*/*.json") if path.name in files}
+    found = {path.parent for path in results.glob("*/*.json")}
     return sorted(path for path in found if path.name not in ("cpu", "interpreter", "compile"))
 
 

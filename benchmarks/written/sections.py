@@ -85,19 +85,21 @@ def suites(folder: Path, pictures: Pictures) -> Iterator[str]:
             continue
         content = load(folder / f"{suite}.json")
         note = source(f"{folder.name}/{suite}.json", content)
-        columns: dict[str, Callable[[Case], str]] = {
-            "case": lambda case: section.case.format(**case),  # noqa: B023
-            "ours, µs": ours,
-            "our time over others' (quartiles)": lambda case: "; ".join((*beside(case, section.goal), *refused(case))),  # noqa: B023
-            "memory at most, MB": memory,
-            **section.columns,
-        }
         yield f"### {section.title}"
         yield from filter(None, [section.words])
         yield from (pictures.link(picture, folder.name, note) for picture in section.pictures(content))
-        yield markdown(
-            columns, ([cell(case) for cell in columns.values()] for case in sorted(rows(content), key=worst))
+        head = ("case", "ours, µs", "our time over others' (quartiles)", "memory at most, MB", *section.columns)
+        cells = (
+            (
+                section.case.format(**case),
+                ours(case),
+                "; ".join((*beside(case, section.goal), *refused(case))),
+                memory(case),
+                *(column(case) for column in section.columns.values()),
+            )
+            for case in sorted(rows(content), key=worst)
         )
+        yield markdown(head, cells)
         yield f"*{note}. In bold: over {section.goal:g}, the worst on top.*"
 
 
@@ -165,10 +167,6 @@ def tax(case: Case) -> str:
     )
 
 
-def on_the_gpu(case: Case) -> str:
-    return ", ".join(f"{words(who)} {each['median'] * 1e6:.0f}" for who, each in case.get("gpu_seconds", {}).items())
-
-
 def taxes(content: Content) -> Iterator[Picture]:
     """By where and mode, provider, and attention."""
     data: dict[str, dict[str, dict[str, float]]] = {}
@@ -211,10 +209,9 @@ SUITES = {
     "blocks": Section("Blocks", "", BLOCK),
     "calls": Section(
         "A call at a small batch",
-        "By the clock on the wall, one eager call on a GPU at rest, until it rests again; and the GPU's own part of "
-        "it. Where the GPU has little to do the rest is Python's. Training is forward and backward.",
+        "By the clock on the wall, one eager call on a GPU at rest, until it rests again. Where the GPU has little to "
+        "do the rest is Python's. Training is forward and backward.",
         "{block}, {site}, batch {shape[0]}, {direction}",
-        columns={"the GPU's part, µs": on_the_gpu},
     ),
     "host_time": Section(
         "A call's host time",

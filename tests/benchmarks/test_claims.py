@@ -12,7 +12,6 @@ import pytest
 
 from benchmarks.files import LATE, ResultError
 from benchmarks.timed import cases
-from benchmarks.timed.turns import ENDED
 from benchmarks.written import claims
 from benchmarks.written.claims import OPEN, PASS, SHORT, SO_FAR, Verdict, judge
 
@@ -66,7 +65,7 @@ def test_without_results_everything_is_open(tmp_path: Path) -> None:
         (lambda sites: [refuse(each, "compile", "no") for each in sites.values()], SO_FAR, "compile anywhere"),
         (lambda sites: refuse(sites["stem"], "eager", "OutOfMemoryError: "), PASS, "of 9"),
         (lambda sites: refuse(sites["stem"], "ours", "WrongResult: off"), SHORT, "ours failed: stem: WrongResult: off"),
-        (lambda sites: refuse(sites["stem"], "ours", ENDED), SO_FAR, "not measured: stem"),
+        (lambda sites: refuse(sites["stem"], "ours", LATE), SO_FAR, "not measured: stem"),
         (
             lambda sites: [refuse(each, "ours", "Boom: x") for each in sites.values()],
             SHORT,

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from tests.gpu import record
 
 TESTS = """
 import os
@@ -143,18 +144,16 @@ def test_the_lane_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "_exit", lambda status: pytest.exit("as if the process ended", status))
     (tmp_path / "test_toys.py").write_text(TESTS)
     (tmp_path / "pytest.ini").touch()
-    record = tmp_path / "tests.jsonl"
     words = ["-q", "-s", "-c", str(tmp_path / "pytest.ini"), "--import-mode=importlib", str(tmp_path / "test_toys.py")]
     words += ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "-p", "no:threadexception", "--tb=short"]
-    words += ["-p", "benchmarks.gpu", f"--record={record}"]
+    words += ["-p", "tests.gpu.record", f"--record={tmp_path / 'tests.jsonl'}"]
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    late = pytest.main([*words, "--until=1"])
     monkeypatch.setenv("INTERRUPTED", "")
-    assert [late, *(pytest.main(words) for _ in range(4))] == [0, 2, gpu.LOST, 1, 5]
-    order = [test.rpartition("::")[2] for test in gpu.ended(record)]
+    assert [pytest.main(words) for _ in range(4)] == [2, record.LOST, 1, 5]
+    order = [test.rpartition("::")[2] for test in record.ended(tmp_path / "tests.jsonl")]
     # The first case of every function, then the second of every.
-    assert order == ["test_first[0]", "test_second[0]", "test_third", "test_first[1]", "test_second[1]", *order[5:]]
-    found = gpu.outcome(record)
+    assert order[:4] == ["test_first[0]", "test_second[0]", "test_third", "test_first[1]"]
+    found = json.loads((tmp_path / "tests.json").read_text())
     assert (found["passed"], found["failed"], found["skipped"]) == (4, 2, 1)
     texts = list(found["failures"].values())
     assert "a fault" in texts[0]
@@ -162,18 +161,17 @@ def test_the_lane_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["skips"] == ["Skipped: not here"]
 
 
-def test_what_was_found_outlives_its_process(tmp_path: Path) -> None:
-    record = tmp_path / "tests.jsonl"
-    # One ended the process, another was cut off, a third failed and its process with it, and one ended within a line.
-    lines = [{"test": "a"}, {"test": "b"}, {"test": "b", "outcome": "cut off"}, {"test": "c"}]
-    lines += [{"test": "c", "outcome": "failed", "text": "off"}, {"test": "c", "outcome": "failed", "text": "crashed"}]
-    record.write_text("\n".join(map(json.dumps, lines)) + '\n{"test": "te')
-    assert gpu.outcome(record)["failures"] == {"a": gpu.CRASHED, "c": "off"}
-    config: Any = SimpleNamespace(stash=pytest.Stash(), getoption={"--record": record}.get, pluginmanager=Mock())
-    gpu.pytest_configure(config)
+def test_what_failed_has_failed(tmp_path: Path) -> None:
+    path = tmp_path / "tests.jsonl"
+    # And then its process ended; another process ended within a line.
+    lines = [{"test": "c", "outcome": "failed", "text": text} for text in ("off", "crashed")]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"test": "te')
+    assert record.outcome(path)["failures"] == {"c": "off"}
+    config: Any = SimpleNamespace(stash=pytest.Stash(), getoption={"--record": path}.get, pluginmanager=Mock())
+    record.pytest_configure(config)
     node: Any = SimpleNamespace(workerinput={}, config=config)
-    gpu.pytest_configure_node(node)
-    assert node.workerinput == {"known": ["a", "c"]}
+    record.pytest_configure_node(node)
+    assert node.workerinput == {"known": ["c"]}
 
 
 @pytest.mark.parametrize(
