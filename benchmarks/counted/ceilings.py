@@ -47,6 +47,9 @@ CEILINGS = {
     # one on a GPU.
     "se, behind a batch norm": Ceiling(3.05, 5.05, mask_reads=2, launches=(8, 5)),
     "se, behind a batch norm in evaluation": Ceiling(3.05, 4.05, mask_reads=2, launches=(4, 5)),
+    # An activation bends the mean: the squeeze reads again, in evaluation x is read again for the gradient.
+    "se, behind a batch norm and ReLU": Ceiling(4.05, 5.1, mask_reads=2, launches=(8, 5)),
+    "se, behind a batch norm and ReLU in evaluation": Ceiling(3.05, 5.1, mask_reads=2, launches=(3, 5)),
     "eca, behind a batch norm": Ceiling(3.05, 5.05, mask_reads=2, launches=(8, 5)),
     "eca, behind a batch norm in evaluation": Ceiling(3.05, 4.05, mask_reads=2, launches=(4, 5)),
     # Every span of the multiply's backward reads two vectors more where maxima are pooled.

@@ -57,9 +57,11 @@ class Case:
         return SHAPES.get(self.block, SHAPE)
 
 
-# What a residual block does behind its last convolution: the batch norm is counted too, training or not.
-NORMED, NORMED_EVALUATION = "behind a batch norm", "behind a batch norm in evaluation"
-TAILS = [Case(block, variant) for block in ("se", "eca") for variant in (NORMED, NORMED_EVALUATION)]
+# What a residual block does behind its last convolution: the batch norm is counted too, training or not. In blocks of
+# EfficientNets and MobileNets an activation is between, and no shortcut behind.
+NORMED, ACTIVATED, IN_EVALUATION = "behind a batch norm", "behind a batch norm and ReLU", " in evaluation"
+TAILS = [Case(block, NORMED + mode) for block in ("se", "eca") for mode in ("", IN_EVALUATION)]
+INSIDE = [Case("se", ACTIVATED + mode) for mode in ("", IN_EVALUATION)]
 VARIANTS = [Case("coordinate", "maxima tied"), Case("gate", "own signal")]
 # Of a tail also what Inductor plans, for ResNet-50's layer1 at batch 64: it splits the sums of smaller maps.
 INDUCTOR_SHAPE = (64, 256, 56, 56)
@@ -119,7 +121,7 @@ class Row:
     shape: tuple[int, ...]
     eager: Side
     ours: Side | None = None
-    inductor: tuple[float, ...] | None = None  # T forward and backward; in evaluation of an inference alone
+    inductor: tuple[tuple[float, int], ...] | None = None  # T and launches, both ways; in evaluation of an inference
 
     def excess(self) -> list[str]:
         """What of this row is over its ceiling; a block that is served must have one."""
@@ -169,15 +171,15 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
     inputs = {name: t.requires_grad_() for name, t in inputs.items()}
     block = triton_attn.create_attention(case.block, shape[1]).to(DTYPE)
     norm = None
-    if case in TAILS:
-        norm = torch.nn.BatchNorm2d(shape[1], dtype=DTYPE).train(case.variant == NORMED)
+    if case in (*TAILS, *INSIDE):
+        norm = torch.nn.BatchNorm2d(shape[1], dtype=DTYPE).train(not case.variant.endswith(IN_EVALUATION))
     parameters = [*block.parameters(), *(norm.parameters() if norm is not None else ())]
     served = triton_attn.explain(block, x[:1, :, :2, :2])[0].backend == "triton"
 
     def run(backend: Any) -> Side:
         with triton_attn.use_backend(backend):
             with count(x, parameters) as forward, count_kept(parameters) as kept:
-                y = tail(block, norm, **inputs)
+                y = tail(block, norm, case in INSIDE, **inputs)
             size = x.numel() * x.itemsize
             held = Held(kept.total / size, kept.of(y) / size)
             with count(x, parameters) as backward:
@@ -195,16 +197,22 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
     )
 
 
-def tail(block: Any, norm: torch.nn.Module | None, x: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
+def tail(block: Any, norm: Any, activated: bool, x: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
     """The block's output, for the batch norm's output if there is one: in one where the block has that."""
     if norm is None:
         return block(x, **others)
+    if activated:
+        from triton_attn import functional
+
+        running = norm.running_mean, norm.running_var
+        given = functional.BatchNorm(norm.weight, norm.bias, *running, norm.training, activation="relu")
+        return functional.channel_gate(x, *block.weights(), norm=given)
     y = block.behind(norm, x, others.get("shortcut"))
     return block(norm(x), **others) if y is None else y
 
 
-def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool) -> tuple[float, ...]:
-    """What Inductor plans to move for the plain formula of a tail, in T."""
+def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool) -> tuple[tuple[float, int], ...]:
+    """What Inductor plans to move for the plain formula of a tail, in T, and in how many launches."""
     from triton_attn import reference
 
     class Plain(torch.nn.Module):
@@ -214,10 +222,11 @@ def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool)
             self.block = reference.registry.BLOCKS[case.block](INDUCTOR_SHAPE[1], dtype=DTYPE)
 
         def forward(self, x: torch.Tensor, *shortcut: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = self.block(self.norm(x), *shortcut)
+            v = self.norm(x)
+            y: torch.Tensor = self.block(torch.relu(v) if case in INSIDE else v, *shortcut)
             return y
 
-    training = case.variant == NORMED
+    training = not case.variant.endswith(IN_EVALUATION)
 
     def make() -> tuple[torch.nn.Module, list[torch.Tensor]]:
         maps = (torch.empty(INDUCTOR_SHAPE, dtype=DTYPE) for _ in range(1 + with_shortcut))
@@ -225,13 +234,13 @@ def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool)
         return Plain().train(training), laid
 
     size = math.prod(INDUCTOR_SHAPE) * DTYPE.itemsize
-    return tuple(moved / size for moved, _ in inductor.moved(make, training))
+    return tuple((moved / size, launches) for moved, launches in inductor.moved(make, training))
 
 
 def measure_all(names: Sequence[str], shape: Sequence[int] | None = None) -> Iterator[Row]:
     """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one.
 
-    ``"tails"`` are SE and ECA with the batch norm in front, in channels_last.
+    ``"tails"`` are SE and ECA with the batch norm in front, in channels_last, and SE with an activation behind that.
     """
     blocks = (name for name in names if name != "tails")
     for case in sorted([*map(Case, blocks), *(each for each in VARIANTS if each.block in names)], key=str):
@@ -244,13 +253,14 @@ def measure_all(names: Sequence[str], shape: Sequence[int] | None = None) -> Ite
     if "tails" in names:
         for case in TAILS:
             yield from (measure(case, True, shortcut, shape) for shortcut in (False, True))
+        yield from (measure(case, True, False, shape) for case in INSIDE)
 
 
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     head = ["block", "layout", "shortcut + ReLU", "forward, T", "backward, T", "eager forward, T", "eager backward, T"]
     head += [
-        "Inductor, T",
+        "Inductor, T (launches)",
         "eager / ours",
         "kept, T",
         "eager keeps, T",
@@ -271,7 +281,7 @@ def table(rows: list[Row]) -> str:
             sectors = f"{max(each.sectors for each in row.ours.both):.2f}"
             launches = " + ".join(f"{each.launches} ({each.map_launches})" for each in row.ours.both)
         tail = "yes" if row.shortcut else "no"
-        plans = " + ".join(f"{each:.1f}" for each in row.inductor or ())
+        plans = " + ".join(f"{total:.1f} ({launches})" for total, launches in row.inductor or ())
         cells = [str(row.case), row.layout, tail, *ours, *eager, plans, ratio, kept, held(asdict(row.eager.kept))]
         lines.append([*cells, sectors, launches, eager_launches])
     return markdown(head, lines)
