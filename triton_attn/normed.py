@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import backend, ops
 from .ops.normed_gate import Weights, is_served, taken_in
@@ -41,21 +40,18 @@ def normed(
     return ops.normed_gate(x, counted(module, norm), weights, shortcut, *constants)
 
 
-def left_to_a_compiler(
-    plain: Callable[[Tensor, Tensor | None], Tensor], norm: nn.Module, x: Tensor, shortcut: Tensor | None
-) -> Tensor | None:
-    """``plain(norm(x), shortcut)`` under ``torch.compile``, for a batch norm that cannot be part of the op; else None.
+def is_left_to_a_compiler(norm: nn.Module) -> bool:
+    """Whether attention by means behind this batch norm is the plain formula: under ``torch.compile``, where the norm
+    cannot be part of the op, and Triton was not asked for.
 
     A compiler computes the mean of what it normalises as it writes it. An op that stands behind reads that once more:
     with shortcut and ReLU 7.1 + 10.2 passes over the map in all, where the compiler plans 6.5 + 8.5 for the formula.
     """
     is_part = plain_norm(norm) is not None and norm.momentum is not None
-    if is_part or type(norm) is nn.Identity or backend.requested_backend() == "triton":
-        return None
-    if not torch.compiler.is_compiling():
-        backend.remark("compiled, the plain formula: its batch norm cannot be part of the op")
-        return None
-    return plain(norm(x), shortcut)
+    if is_part or not isinstance(norm, _BatchNorm) or backend.requested_backend() == "triton":
+        return False
+    backend.remark("compiled, the plain formula: its batch norm cannot be part of the op")
+    return torch.compiler.is_compiling()
 
 
 def _also(norm: BatchNorm) -> str:

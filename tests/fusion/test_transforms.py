@@ -75,6 +75,16 @@ def test_compiled_with_our_ops_in_one_graph(name: str) -> None:
     assert graphs.all_served() == (name != "by parts")
 
 
+def test_compiled_a_tail_is_the_plain_formula_where_its_batch_norm_cannot_be_part_of_the_op() -> None:
+    block, graphs = resnet.BasicBlock(16, 16, attn_layer=SEModule).eval(), Graphs("aot_eager")
+    triton_attn.fuse(block)
+    block.bn2.momentum = None
+    x = torch.randn(2, 16, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(block, fullgraph=True, backend=graphs)(x), block(x))
+    assert graphs.ops == [[]]
+
+
 def test_fused_and_unfused_after_compiling() -> None:
     plain = one("in one op")
     model = copy.deepcopy(plain)

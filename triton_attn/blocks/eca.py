@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import backend, functional, ops, reference
-from ..normed import left_to_a_compiler, normed
+from ..normed import is_left_to_a_compiler, normed
 from ..ops.normed_gate import NEIGHBOURS
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
@@ -40,4 +40,6 @@ class ECABlock(reference.ECABlock, hands_on=True):
         if not (weights and weights[1] is None and fit(weights, "11", biases=False)) or self.channels != x.shape[1]:
             return None
         y = normed(norm, x, (weights[0], None, None, None), shortcut, NEIGHBOURS, "none", self.activation)
-        return left_to_a_compiler(super().forward, norm, x, shortcut) if y is None else y
+        if y is None and is_left_to_a_compiler(norm):
+            return super().forward(norm(x), shortcut)
+        return y

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import backend, functional, ops, reference
-from ..normed import left_to_a_compiler, normed
+from ..normed import is_left_to_a_compiler, normed
 from ..ops.normed_gate import DENSE
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
@@ -42,7 +42,9 @@ class SEBlock(reference.SEBlock, hands_on=True):
         if weights is None or not _fit(weights, self.one_layer) or weights[0].shape[1] != x.shape[1]:
             return None
         y = normed(norm, x, weights, shortcut, DENSE, self.hidden_activation, self.activation)
-        return left_to_a_compiler(super().forward, norm, x, shortcut) if y is None else y
+        if y is None and is_left_to_a_compiler(norm):
+            return super().forward(norm(x), shortcut)
+        return y
 
 
 def _fit(weights: Any, one_layer: bool) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..normed import is_left_to_a_compiler
 from ..reference.layers import is_touched
 from .context import ContextGate
 from .fused import Fused
@@ -16,7 +17,7 @@ from .layers import DROPS
 from .maps import MapGate
 from .strips import StripGate
 from .summed import SumGate
-from .within import called, front_of
+from .within import Front, called, front_of
 
 TAKES_A_SHORTCUT = (ChannelGate, ContextGate, MapGate, StripGate, SumGate)
 
@@ -89,10 +90,20 @@ class Tail:
             if tail is not None:
                 return tail
         y = called(front.rest, y)
-        tail = attention.fused_by(attention, y, shortcut=shortcut)
-        if tail is not None:
+        if self._is_left_to_a_compiler(attention, front):
+            gated = attention.fused_from.forward(attention, y)
+        elif (tail := attention.fused_by(attention, y, shortcut=shortcut)) is not None:
             return tail
-        return children[self.activation](self.add(attention(y), shortcut))
+        else:
+            gated = attention(y)
+        return children[self.activation](self.add(gated, shortcut))
+
+    @staticmethod
+    def _is_left_to_a_compiler(attention: Any, front: Front) -> bool:
+        by = attention.fused_by
+        if not isinstance(by, ChannelGate) or not by.takes_a_norm(attention):
+            return False
+        return is_left_to_a_compiler((front.rest or front.called)[-1])
 
     def _drops(self, module: nn.Module) -> bool:
         drop = None if self.drop is None else module._modules.get(self.drop)
