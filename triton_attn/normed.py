@@ -33,7 +33,7 @@ def normed(
         return taken_in(counted(module, norm), found)
     if not _fits(module, x, norm, weights, shortcut):
         return None
-    if module.momentum is None and torch.compiler.is_compiling():
+    if module.training and module.momentum is None and torch.compiler.is_compiling():
         return None  # its share is a number that no graph knows
     if not backend.use_triton(x, *tensors_of(norm), *weights, shortcut, also=_also(norm)):
         return None
@@ -47,7 +47,7 @@ def is_left_to_a_compiler(norm: nn.Module) -> bool:
     A compiler computes the mean of what it normalises as it writes it. An op that stands behind reads that once more:
     with shortcut and ReLU 7.1 + 10.2 passes over the map in all, where the compiler plans 6.5 + 8.5 for the formula.
     """
-    is_part = plain_norm(norm) is not None and norm.momentum is not None
+    is_part = plain_norm(norm) is not None and not (norm.training and norm.momentum is None)
     if is_part or not isinstance(norm, _BatchNorm) or backend.requested_backend() == "triton":
         return False
     backend.remark("compiled, the plain formula: its batch norm cannot be part of the op")
