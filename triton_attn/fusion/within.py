@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -25,38 +25,33 @@ class Front(NamedTuple):
     rest: list[nn.Module]
 
 
-def front_of(layers: Iterable[nn.Module]) -> Front:
-    """These layers, with the batch norm at their end if there is one; what is listened to is called."""
-    single: list[nn.Module] = []
-    for layer in layers:
-        _take_apart(layer, single)
-    activation = "none"
-    for i in range(len(single) - 1, -1, -1):
-        layer = single[i]
+def front_of(layers: Sequence[nn.Module]) -> Front:
+    """These layers, with the batch norm at their end if there is one; what is listened to is called.
+
+    From the end on, no further than to the batch norm: this is asked at every call.
+    """
+    waiting, rest, activation = list(layers), [], "none"
+    while waiting:
+        layer = waiting.pop()
         kind = type(layer)
         if is_touched(layer):
             break
+        if (inside := RUNS.get(kind)) is not None:
+            waiting.extend(inside(layer))
+            continue
+        rest.append(layer)
         if kind in NORMS:
             own = NORMS[kind](layer)
             if own is None or "none" not in (own, activation):
                 break
-            return Front(single[:i], layer, activation if own == "none" else own, single[i:])
+            return Front(waiting, layer, activation if own == "none" else own, rest[::-1])
         if kind is nn.Identity:
             continue
         found = HIDDEN.get(kind, unknown)(layer)
         if found is None or activation != "none":
             break
         activation = found
-    return Front(single, None, "none", [])
-
-
-def _take_apart(layer: nn.Module, single: list[nn.Module]) -> None:
-    inside = RUNS.get(type(layer))
-    if inside is None or is_touched(layer):
-        single.append(layer)
-        return
-    for each in inside(layer):
-        _take_apart(each, single)
+    return Front(list(layers), None, "none", [])
 
 
 def called(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
