@@ -20,7 +20,7 @@ from ..within import Within
 
 def activated(module: Any) -> str | None:
     """What a batch norm activates by itself."""
-    drop, act = module.drop, module.act
+    drop, act = module._modules["drop"], module._modules["act"]
     if type(drop) is not nn.Identity or is_touched(drop) or is_touched(act):
         return None
     return "none" if type(act) is nn.Identity else layers.HIDDEN.get(type(act), layers.unknown)(act)
