@@ -9,6 +9,10 @@ INSTALLED := .venv/.installed
 # CASES=--every-case leaves none out: see tests/thinning.py.
 CASES ?=
 LANE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CASES) --lane
+# Who has nothing left takes from the other: tests of a file stay together, and so do its fixtures.
+TWO := -n 2 --dist worksteal
+# Every process would compile all tests again where the environment says so.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What the GPU's command runs with: what is there, for it installs nothing.
 HERE := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -45,13 +49,12 @@ demo: $(INSTALLED)
 	  '          $(BIN)/triton-attn train --data PATH/TO/IMAGES --model resnet50 --attention se --where block --output runs/mine' \
 	  '          $(BIN)/triton-attn info'
 
-# What has one process runs side by side; the lanes have two of their own.
+# What has one process runs side by side; lanes have two of their own, and share them where they can: none waits for
+# the last test of another, and PyTorch is imported once.
 test: $(INSTALLED)
 	$(MAKE) -j 2 lint guard gpu-tests
-	$(MAKE) plain
+	$(LANE) plain --lane compile --lane execute $(TWO)
 	$(MAKE) interpreter
-	$(MAKE) compile
-	$(MAKE) execute
 
 test-all:
 	$(MAKE) test CASES=--every-case
@@ -68,17 +71,17 @@ types:
 	ln -s $(CURDIR)/benchmarks build/types/
 
 plain: $(INSTALLED)
-	$(LANE) plain -n 2
+	$(LANE) plain $(TWO)
 
 interpreter: $(INSTALLED)
-	$(LANE) interpreter -n 2
+	$(LANE) interpreter $(TWO)
 
 compile: $(INSTALLED)
-	$(LANE) compile -n 2
+	$(LANE) compile $(TWO)
 
 # Kernels as compiled, executed on the CPU; a longer sweep: .venv/bin/python -m tests.execute --draw 300
 execute: $(INSTALLED)
-	$(LANE) execute -n 2
+	$(LANE) execute $(TWO)
 
 gpu-tests: $(INSTALLED)
 	$(LANE) gpu

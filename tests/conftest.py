@@ -1,10 +1,12 @@
-"""The lanes: ``pytest --lane NAME`` runs the tests of one; the interpreter and the compiler cannot share a process.
+"""The lanes: ``pytest --lane NAME`` runs the tests of one; said again, of several in the same processes.
 
 plain        no Triton: networks, training, the command line (the default)
 interpreter  kernels on the CPU, by Triton's interpreter
 compile      kernels to machine code, without a GPU
 execute      kernels as compiled for a GPU, executed on the CPU, thread by thread
 gpu          on a GPU, skipped where there is none; it needs pytest alone, none of its plugins and not hypothesis
+
+The interpreter shares a process with no other: Triton is imported either for it or for the compiler.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ else:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--lane", choices=LANES, default="plain", help="which tests to run")
+    parser.addoption("--lane", choices=LANES, action="append", help="which tests to run (plain); may be repeated")
     parser.addoption("--every-case", action="store_true", help="and none left out (see tests/thinning.py)")
 
 
@@ -50,42 +52,49 @@ def pytest_configure(config: pytest.Config) -> None:
     # Before anything imports Triton: later is too late.
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.pop("TRITON_ATTN_BACKEND", None)
-    if config.getoption("--lane") == "interpreter":
+    if "interpreter" in lanes(config):
+        if len(lanes(config)) > 1:
+            raise pytest.UsageError(f"--lane interpreter is run alone, got {', '.join(lanes(config))}")
         os.environ["TRITON_INTERPRET"] = "1"
         from benchmarks.counted.interpreter import patch_once_a_launch
 
         patch_once_a_launch()
 
 
+def lanes(config: pytest.Config) -> list[str]:
+    return config.getoption("--lane") or ["plain"]
+
+
+def lane_of(item: pytest.Item) -> str:
+    return next((lane for lane in LANES if item.get_closest_marker(lane)), "plain")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files that do not name the lane: they take time to import, or what a machine with a GPU has not.
+    """Leave out files that do not name a lane: they take time to import, or what a machine with a GPU has not.
 
     And folders with no other files, for their conftest.py.
     """
-    lane = config.getoption("--lane")
-    if lane == "plain":
+    wanted = lanes(config)
+    if "plain" in wanted:
         whole = collection_path.suffix == ".py" and WHOLE.search(collection_path.read_text(encoding="utf-8"))
-        return True if whole and whole[1] in LANES else None
+        return True if whole and whole[1] in {*LANES} - {*wanted} else None
     files = collection_path.rglob("*.py") if collection_path.is_dir() else [collection_path]
-    named = any(f"mark.{lane}" in file.read_text(encoding="utf-8") for file in files if file.suffix == ".py")
-    return None if named else True
+    texts = [file.read_text(encoding="utf-8") for file in files if file.suffix == ".py"]
+    return None if any(f"mark.{lane}" in text for lane in wanted for text in texts) else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = config.getoption("--lane")
-    own, others = [], []
-    for item in items:
-        lane = next((lane for lane in LANES if item.get_closest_marker(lane)), "plain")
-        (own if lane == wanted else others).append(item)
+    wanted = [item for item in items if lane_of(item) in lanes(config)]
     if not config.getoption("--every-case"):
-        own, left_out = _thinned(own, TOGETHER.get(wanted, 2))
-        others += left_out
-    items[:] = own
-    config.hook.pytest_deselected(items=others)
+        left = {item for lane in LANES for item in _thinned([i for i in wanted if lane_of(i) == lane], lane)}
+        wanted = [item for item in wanted if item in left]
+    others = {*items} - {*wanted}
+    config.hook.pytest_deselected(items=[item for item in items if item in others])
+    items[:] = wanted
 
 
-def _thinned(items: list[pytest.Item], together: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """The cases to run, and the others."""
+def _thinned(items: list[pytest.Item], lane: str) -> set[pytest.Item]:
+    """The cases to run."""
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
@@ -93,8 +102,8 @@ def _thinned(items: list[pytest.Item], together: int) -> tuple[list[pytest.Item]
     for cases in tests.values():
         # A value is given to all of its cases, the same object.
         values = [tuple(map(id, item.callspec.params.values())) if hasattr(item, "callspec") else () for item in cases]
-        wanted.update([cases[i] for i in kept(values, together)] if len(values[0]) > 1 else cases)
-    return [item for item in items if item in wanted], [item for item in items if item not in wanted]
+        wanted.update([cases[i] for i in kept(values, TOGETHER.get(lane, 2))] if len(values[0]) > 1 else cases)
+    return wanted
 
 
 @pytest.hookimpl(wrapper=True)
@@ -103,7 +112,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     except Exception as error:
-        if item.config.getoption("--lane") == "compile":
+        if lane_of(item) == "compile":
             from benchmarks.counted.machine_code import TargetError
 
             if isinstance(error, TargetError):

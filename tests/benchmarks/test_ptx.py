@@ -32,11 +32,11 @@ def test_widths_and_tensor_cores() -> None:
 @pytest.mark.parametrize(
     ("name", "channels", "side", "dtype", "target"),
     [
-        ("se", 256, 56, torch.bfloat16, "sm_90"),
+        ("eca", 256, 56, torch.bfloat16, "sm_90"),
         ("pixel", 256, 56, torch.bfloat16, "sm_80"),
         ("nonlocal", 2048, 7, torch.bfloat16, "sm_90"),
         ("nonlocal", 2048, 7, torch.bfloat16, "sm_100"),
-        ("se", 63, 28, torch.float16, "sm_90"),
+        ("eca", 63, 28, torch.float16, "sm_90"),
         ("eca", 256, 56, torch.bfloat16, "gfx942"),
     ],
     ids=str,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.counted.machine_code import Launch, compiled, launches_of, serving_meta_tensors
+from benchmarks.counted.machine_code import Launch, launches_of, serving_meta_tensors
+from benchmarks.counted.ptx import compiled_quickly
 from triton_attn import functional
 
 pytestmark = pytest.mark.compile
@@ -49,7 +50,7 @@ def test_no_spills_and_wide_words(memory_format: torch.memory_format, dtype: tor
     found = launches((64, 256, 56, 56), dtype, memory_format, "silu")
     assert set(found) == KERNELS | VECTORS
     for name, launch in found.items():
-        report = compiled(launch, target)
+        report = compiled_quickly(launch, target)
         assert report.spilled == 0, name
         # AMD's wavefronts are twice as wide: a thread has half as many elements of a tile.
         if name in KERNELS:
@@ -58,4 +59,4 @@ def test_no_spills_and_wide_words(memory_format: torch.memory_format, dtype: tor
 
 def test_rows_of_no_whole_words() -> None:
     for name, launch in launches((64, 2048, 7, 7), torch.bfloat16, torch.contiguous_format, "none").items():
-        assert compiled(launch, "sm_90").spilled == 0, name
+        assert compiled_quickly(launch, "sm_90").spilled == 0, name

@@ -106,29 +106,6 @@ def test_parity(
     check((batch, channels, height, width), dtype, layout, with_shortcut, tied)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("with_shortcut", [False, True])
-def test_traffic(memory_format: torch.memory_format, with_shortcut: bool) -> None:
-    """4 + 5 passes and what is small, one more each with a shortcut and its mask."""
-    from benchmarks.counted.meter import count_kernels
-
-    shape = (1, 256, 28, 28)
-    torch.manual_seed(0)
-    networks = Networks(256).half()
-    grad = torch.randn(shape).half().contiguous(memory_format=memory_format)
-    leaves = [t.half().contiguous(memory_format=memory_format) for t in (torch.randn(shape), torch.randn(shape))]
-    x, *shortcut = (t.requires_grad_() for t in leaves[: 1 + with_shortcut])
-    size = x.numel() * 2
-    with count_kernels() as forward:
-        y = by_ops(x, networks, *shortcut)
-    with count_kernels() as backward:
-        torch.autograd.grad(y, [x, *shortcut], grad)
-    assert forward.total <= (4.2 + with_shortcut * (1 + 1 / 16)) * size
-    assert backward.total <= (5.5 + with_shortcut * (1 + 2 / 16)) * size
-    assert sum(forward.launches.values()) == 4
-    assert sum(backward.launches.values()) == 3
-
-
 @pytest.mark.parametrize("wanted", ["x", "networks", "shortcut", "none"])
 def test_only_some_gradients(wanted: str) -> None:
     torch.manual_seed(0)
