@@ -87,13 +87,14 @@ class Part:
     made: str
     command: tuple[str, ...]
     counts: Callable[[Mapping[str, Any]], Counts]
+    to_check: tuple[str, ...] = ()  # more words where nothing is written
 
-    def start(self, folder: Path, log: IO[str]) -> subprocess.Popen[str]:
+    def start(self, folder: Path, log: IO[str], *more: str) -> subprocess.Popen[str]:
         """Begin; what it prints goes to the log."""
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
         output = str(folder / self.made if self.made == self.baseline else folder)
         return subprocess.Popen(
-            [sys.executable, "-m", *self.command, "--output", output],
+            [sys.executable, "-m", *self.command, *more, "--output", output],
             cwd=ROOT,
             env={**environment, "OMP_NUM_THREADS": "1"},
             stdout=log,
@@ -103,7 +104,7 @@ class Part:
 
 
 PARTS = (
-    Part("traffic", "traffic.json", "traffic.json", ("benchmarks.counted.traffic", "--check"), traffic),
+    Part("traffic", "traffic.json", "traffic.json", ("benchmarks.counted.traffic", "--check"), traffic, ("--ours",)),
     # From PTX, which says the same as the disassembly of these programs, in a tenth of the time.
     Part(
         "machine code", "baseline.json", "report.json", ("benchmarks.counted.compile_report", "--quick", "--ptx"), code
@@ -111,13 +112,13 @@ PARTS = (
 )
 
 
-def run(folder: Path) -> list[str]:
+def run(folder: Path, writes: bool) -> list[str]:
     """Make the parts' files, side by side; a line for every part that failed, with what it said."""
     logs = [folder / f"{part.name}.log" for part in PARTS]
     running = []
     for part, log in zip(PARTS, logs, strict=True):
         with log.open("w") as stream:
-            running.append(part.start(folder, stream))
+            running.append(part.start(folder, stream, *(() if writes else part.to_check)))
     statuses = [process.wait() for process in running]
     return [
         f"{part.name}: `{' '.join(part.command)}` failed with exit status {status}:\n{log.read_text().rstrip()}"
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        failures = run(folder)
+        failures = run(folder, arguments.write)
         if failures:
             print("\n".join(failures), file=sys.stderr)
             return 1

@@ -119,7 +119,7 @@ class Row:
     layout: str
     shortcut: bool
     shape: tuple[int, ...]
-    eager: Side
+    eager: Side | None
     ours: Side | None = None
     inductor: tuple[tuple[float, int], ...] | None = None  # T and launches, both ways; in evaluation of an inference
 
@@ -146,8 +146,10 @@ class Row:
         )
 
 
-def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequence[int] | None = None) -> Row:
-    """Count one case, ours (where Triton serves it) and eager; Triton's interpreter must be on."""
+def measure(
+    case: Case, channels_last: bool, with_shortcut: bool, shape: Sequence[int] | None = None, ours_alone: bool = False
+) -> Row:
+    """Count one case, ours (where Triton serves it) and the others; Triton's interpreter must be on."""
     import triton_attn
 
     shape = tuple(shape or case.shape)
@@ -191,9 +193,9 @@ def measure(case: Case, channels_last: bool, with_shortcut: bool, shape: Sequenc
         layout="channels_last" if channels_last else "contiguous",
         shortcut=with_shortcut,
         shape=shape,
-        eager=run("reference"),
+        eager=None if ours_alone else run("reference"),
         ours=run("triton") if served else run("auto") if case.block in WITHOUT_KERNELS else None,
-        inductor=planned(case, memory_format, with_shortcut) if norm is not None else None,
+        inductor=planned(case, memory_format, with_shortcut) if norm is not None and not ours_alone else None,
     )
 
 
@@ -237,7 +239,7 @@ def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool)
     return tuple((moved / size, launches) for moved, launches in inductor.moved(make, training))
 
 
-def measure_all(names: Sequence[str], shape: Sequence[int] | None = None) -> Iterator[Row]:
+def measure_all(names: Sequence[str], *how: Any) -> Iterator[Row]:
     """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one.
 
     ``"tails"`` are SE and ECA with the batch norm in front, in channels_last, and SE with an activation behind that.
@@ -245,15 +247,15 @@ def measure_all(names: Sequence[str], shape: Sequence[int] | None = None) -> Ite
     blocks = (name for name in names if name != "tails")
     for case in sorted([*map(Case, blocks), *(each for each in VARIANTS if each.block in names)], key=str):
         if case.block in PUBLISHED:  # layouts and shortcuts are their tests' affair
-            yield measure(case, True, False, shape)
+            yield measure(case, True, False, *how)
             continue
         for channels_last in (False, True):
             for shortcut in (False, True):
-                yield measure(case, channels_last, shortcut, shape)
+                yield measure(case, channels_last, shortcut, *how)
     if "tails" in names:
         for case in TAILS:
-            yield from (measure(case, True, shortcut, shape) for shortcut in (False, True))
-        yield from (measure(case, True, False, shape) for case in INSIDE)
+            yield from (measure(case, True, shortcut, *how) for shortcut in (False, True))
+        yield from (measure(case, True, False, *how) for case in INSIDE)
 
 
 def table(rows: list[Row]) -> str:
@@ -270,6 +272,8 @@ def table(rows: list[Row]) -> str:
     head += ["eager launches"]
     lines = []
     for row in rows:
+        if row.eager is None:
+            continue  # with ours alone there is nothing to set side by side
         eager = [f"{each.total:.1f}" for each in row.eager.both]
         eager_launches = " + ".join(str(each.launches) for each in row.eager.both)
         ours = ["no kernel yet", ""]
@@ -318,7 +322,7 @@ def as_json(rows: list[Row]) -> str:
                 "shortcut": row.shortcut,
                 "shape": row.shape,
                 "ours": row.ours and asdict(row.ours),
-                "eager": asdict(row.eager),
+                "eager": row.eager and asdict(row.eager),
                 **({} if row.inductor is None else {"inductor": row.inductor}),
             }
             for row in rows
@@ -332,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counted.traffic", description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail where a block moves more than its ceiling")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    parser.add_argument("--ours", action="store_true", help="count neither eager PyTorch nor Inductor; no tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON to this file as well")
     parser.add_argument("--blocks", metavar="A,B", help="only these blocks")
     parser.add_argument("--shape", metavar="N,C,H,W", help="count at this shape")
@@ -348,12 +353,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--blocks: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     shape = _shape(parser, arguments.shape) if arguments.shape else None
 
-    rows = list(measure_all(names, shape))
+    rows = list(measure_all(names, shape, arguments.ours))
     if arguments.output:
         write(arguments.output, as_json(rows))
     if arguments.json:
         print(as_json(rows), end="")
-    else:
+    elif not arguments.ours:
         shapes = sorted({row.shape for row in rows})
         found = ", ".join(f"{name} {version}" for name, version in versions().items())
         print(f"Counted at {', '.join(map(str, shapes))}, {str(DTYPE).removeprefix('torch.')}; {found}.\n")
