@@ -70,15 +70,14 @@ def quartiles(samples: list[float]) -> dict[str, float]:
     return {"median": median, "q1": low, "q3": high}
 
 
-def device() -> torch.device:
-    """Where everything runs: the GPU, but Triton's interpreter runs on the CPU."""
-    on_gpu = torch.cuda.is_available() and not backend.interpreting()
-    return torch.device("cuda" if on_gpu else "cpu")
-
-
 def on_gpu() -> bool:
-    """Whether that is a GPU."""
-    return device().type == "cuda"
+    """Whether everything runs on a GPU: where there is one, but Triton's interpreter runs on the CPU."""
+    return torch.cuda.is_available() and not backend.interpreting()
+
+
+def device() -> torch.device:
+    """Where everything runs."""
+    return torch.device("cuda" if on_gpu() else "cpu")
 
 
 def device_name() -> str:
@@ -87,16 +86,12 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     if backend.interpreting():
         return "Triton's interpreter"
-    return f"{_cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
-
-
-def _cpu_name() -> str:
-    """What the system calls its processor."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
 def slug() -> str:

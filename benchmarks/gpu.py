@@ -25,6 +25,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.files import RESULTS, ROOT, device_name, slug
 from triton_attn import backend
 from triton_attn.files import new_file
@@ -44,7 +46,16 @@ ENDED = (0, 1, 5)  # pytest's exit statuses: all is well, something failed, noth
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages; 1 where a test failed or a stage crashed, 2 for arguments that cannot be."""
-    arguments = parse(argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--budget", type=duration, default=480.0, metavar="TIME", help="90s, 8m, 1h (default: 8m)")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
+    parser.add_argument("--quick", action="store_true", help="on a CPU, tiny sizes and two rounds")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    arguments = parser.parse_args(argv)
+    if not arguments.quick and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --quick tries this without one")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        parser.error(f"--output: expected a folder, got the file {arguments.output}")
     # Triton is imported with the first launch, later than this; children inherit it.
     for name in ("TRITON_INTERPRET", backend.VARIABLE, tables.VARIABLE):
         os.environ.pop(name, None)
@@ -71,23 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n== claims\n{as_text(judge(arguments.output))}")
     print(f"\nAll of it in one file: {folder}.tar.gz")
     return int(failed)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; exits with 2 where they cannot be."""
-    import torch
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--budget", type=duration, default=480.0, metavar="TIME", help="90s, 8m, 1h (default: 8m)")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
-    parser.add_argument("--quick", action="store_true", help="on a CPU, tiny sizes and two rounds")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    arguments = parser.parse_args(argv)
-    if not arguments.quick and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --quick tries this without one")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        parser.error(f"--output: expected a folder, got the file {arguments.output}")
-    return arguments
 
 
 def stage(name: str, folder: Path, end: float, quick: bool) -> bool:

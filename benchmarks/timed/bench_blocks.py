@@ -19,10 +19,9 @@ from torch import Tensor, nn
 import triton_attn
 from benchmarks.files import device, on_gpu, quartiles
 from benchmarks.timed.cases import BACKWARD, FORWARD, TRAINING, BlockCase
-from benchmarks.timed.checked import LAYOUTS, check, run_of
 from benchmarks.timed.clocks import CpuClock, Run, measure_launches
 from benchmarks.timed.formulas import FORMULAS
-from benchmarks.timed.turns import Prepared
+from benchmarks.timed.turns import LAYOUTS, Prepared, check, run_of
 from triton_attn import backend
 from triton_attn.reference.registry import BLOCKS as PLAIN
 from triton_attn.registry import BLOCKS
@@ -113,10 +112,10 @@ def map_launches(
     size, found = torch.Size(case.shape).numel(), []
     if on_gpu() and "copy" in samples:
         copied = 2 * size * getattr(torch, case.dtype).itemsize / quartiles(samples["copy"])["median"]
-        for launch in measure_launches(runs["ours"], clock, 20, lambda t: 2 * t.numel() >= size):
-            if launch.map_bytes:
-                rate = launch.map_bytes / quartiles(launch.seconds)["median"]
-                found.append({"kernel": launch.kernel, "bytes_per_second": rate, "share_of_copy": rate / copied})
+        for kernel, moved, seconds in measure_launches(runs["ours"], clock, 20, lambda t: 2 * t.numel() >= size):
+            if moved:
+                rate = moved / quartiles(seconds)["median"]
+                found.append({"kernel": kernel, "bytes_per_second": rate, "share_of_copy": rate / copied})
     return {"launches": found}
 
 

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from benchmarks.counted.graphs import Graphs
 from benchmarks.files import device, on_gpu, quartiles
 from benchmarks.timed.cases import TRAINING, NetworkCase
-from benchmarks.timed.checked import LAYOUTS, check, run_of
 from benchmarks.timed.clocks import Run
 from benchmarks.timed.formulas import FORMULAS
-from benchmarks.timed.turns import Prepared
+from benchmarks.timed.turns import LAYOUTS, Prepared, check, run_of
 from triton_attn import backend
 from triton_attn import resnet as networks
 from triton_attn.explain import outermost_blocks
@@ -46,11 +45,9 @@ def providers(case: NetworkCase) -> Iterator[str]:
     if case.compiled:
         yield from ("ours-compile", "plain-compile", "compile")
         return
-    yield from ("ours", "plain")
+    yield from ("ours", "plain") if on_gpu() else ("ours", "plain", "formula")
     if on_gpu() or backend.interpreting():
         yield "eager"  # on a CPU that is ours
-    if not on_gpu():
-        yield "formula"
     if case.attention in TIMM and case.where == "block" and case.network == "resnet50":
         yield from ("timm", "timm-plain")
 

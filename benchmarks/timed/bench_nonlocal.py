@@ -19,9 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.files import device, on_gpu
 from benchmarks.timed.cases import FORWARD, WIDTHS, AttentionCase
-from benchmarks.timed.checked import check, run_of
 from benchmarks.timed.clocks import Run
-from benchmarks.timed.turns import Prepared
+from benchmarks.timed.turns import Prepared, check, run_of
 from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -79,18 +79,13 @@ class Timer:
         return self.clock.stamp()
 
 
-class LaunchTime(NamedTuple):
-    """One launch of a run: its kernel, the bytes of the maps it is given, and its seconds."""
-
-    kernel: str
-    map_bytes: int
-    seconds: list[float]
-
-
 def measure_launches(
     run: Run, clock: CpuClock, rounds: int, is_map: Callable[[torch.Tensor], bool]
-) -> list[LaunchTime]:
-    """The launches of a run of ours, in order, each timed by itself within the run, with nothing of it in the cache."""
+) -> list[tuple[str, int, list[float]]]:
+    """The launches of a run of ours, in order: kernel, the bytes of the maps it is given, and seconds.
+
+    Each is timed by itself within the run, with nothing of it in the cache.
+    """
     from triton_attn.ops import launch
 
     start, seen = launch.start, list[tuple[str, int, Any, Any]]()
@@ -105,12 +100,12 @@ def measure_launches(
         seen.append((name, sum(maps.values()), first, clock.stamp()))
 
     run()
-    found: list[LaunchTime] = []
+    found: list[tuple[str, int, list[float]]] = []
     with mock.patch.object(launch, "start", timed):
         for _ in range(rounds):
             seen.clear()
             run()
-            found = found or [LaunchTime(kernel, size, []) for kernel, size, *_ in seen]
-            for each, (*_, first, last) in zip(found, seen, strict=True):
-                each.seconds.append(last - first)
+            found = found or [(kernel, size, []) for kernel, size, *_ in seen]
+            for (*_, seconds), (*_, first, last) in zip(found, seen, strict=True):
+                seconds.append(last - first)
     return found

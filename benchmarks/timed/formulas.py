@@ -55,8 +55,7 @@ def non_local(block: Any, x: Tensor) -> Tensor:
     return x + torch.bmm(block.value_conv(x).flatten(2), attention.permute(0, 2, 1)).view(x.shape)
 
 
-STEPS = {"cbam": cbam, "coordinate": coordinate, "dual": dual, "eca": eca, "gate": gate, "pixel": pixel, "se": se}
+NAMES = {"nonlocal": non_local} | {step.__name__: step for step in (cbam, coordinate, dual, eca, gate, pixel, se)}
 FORMULAS: dict[str, type[nn.Module]] = {
-    name: type(f"{name}Formula", (PLAIN[name],), {"forward": forward})
-    for name, forward in {**STEPS, "nonlocal": non_local}.items()
+    name: type(f"{name}Formula", (PLAIN[name],), {"forward": forward}) for name, forward in NAMES.items()
 }

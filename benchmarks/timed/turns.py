@@ -11,7 +11,7 @@ import gc
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,15 +19,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
+from torch import Tensor
 
 from benchmarks.counted.memory import peak_bytes
 from benchmarks.files import LATE, ResultError, device_name, load, quartiles, versions, write
+from benchmarks.timed.cases import BACKWARD, FORWARD, INFERENCE
 from benchmarks.timed.clocks import CpuClock, Run
 from triton_attn import backend
 
 SECONDS_A_CASE = 1.0  # of timing; a case with long runs gets fewer rounds
 LEAST_ROUNDS, MOST_ROUNDS = 7, 200
 LOST = 3  # exit status: the GPU answers no more
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass
@@ -79,12 +83,7 @@ class Results:
 def measure(
     benchmark: Any, results: Results, case: Any, prepared: Prepared, clock: CpuClock, rounds: int | None = None
 ) -> None:
-    """Time a case, and write its record; fails where ours does.
-
-    Args:
-        benchmark: pytest-benchmark's fixture, whose timer is the clock.
-        rounds: how often each runs; None goes by time.
-    """
+    """Time a case by pytest-benchmark, whose timer is the clock, and write its record; fails where ours does."""
     own, refused = case.own, dict[str, str]()
     runs: dict[str, Run] = {}
     peaks: dict[str, int | None] = {}
@@ -187,3 +186,44 @@ def free() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+
+
+class WrongResult(Exception):
+    """A provider computes something else than the reference, and shall not be timed."""
+
+
+def run_of(call: Callable[[], Tensor], wanted: Sequence[Tensor], grad: Tensor | None, way: str) -> Run:
+    """The thing to time, which gives the output and its gradients; a backward is one of a graph that is kept."""
+
+    def forward() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (call(),)
+
+    def training() -> tuple[Tensor, ...]:
+        y = call()
+        return (y.detach(), *torch.autograd.grad(y, wanted, grad))
+
+    if way == BACKWARD:
+        # A compiled one would else give its saved tensors away, and could not be run twice.
+        torch._functorch.config.donated_buffer = False
+        y = call()
+        return lambda: (y.detach(), *torch.autograd.grad(y, wanted, grad, retain_graph=True))
+    return forward if way in (FORWARD, INFERENCE) else training
+
+
+def check(results: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor], steps: int = 4) -> None:
+    """Hold results to float64's, which are of the first images or rows alone: at full size these take long.
+
+    The error may be twice plain PyTorch's in the same dtype, and so many rounding steps of the largest.
+
+    Raises:
+        WrongResult: it is more, or a result is not finite, or of another kind.
+    """
+    for name, ours, theirs, true in zip(("output", "gradient"), results, plain, exact, strict=False):
+        part: Any = tuple(slice(size) for size in true.shape)
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise WrongResult(f"the {name} is {tuple(ours.shape)}, {ours.dtype}, and not as the reference's")
+        error, allowed = ((t[part].detach().double() - true).abs().max().item() for t in (ours, theirs))
+        bound = 2 * allowed + steps * torch.finfo(ours.dtype).eps * true.abs().max().item()
+        if not error <= bound:  # nor where something is not finite
+            raise WrongResult(f"the {name} is off by {error:.3g}, allowed are {bound:.3g}")

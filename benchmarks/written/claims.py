@@ -30,15 +30,15 @@ Values = Iterator[tuple[str, float | str | None]]
 
 @dataclass(frozen=True)
 class Claim:
-    """A line of the table. ``most`` or ``least`` bounds every value that ``values`` finds in the file."""
+    """A line of the table. Every value found in the file is ``bound`` at most, or at ``least``."""
 
     name: str
     goal: str
     file: str
     values: Callable[[Content], Values]
-    most: float | None = None
-    least: float | None = None
+    bound: float
     unit: str = "times"
+    least: bool = False
 
 
 class Verdict(NamedTuple):
@@ -127,21 +127,21 @@ def claims() -> Iterator[Claim]:
     """The table: name, goal, file, where in it, and what bounds it."""
     for name in cases.GOAL_BLOCKS:
         values = partial(of, "blocks", "eager compile", "{0.site}", SPEED, block=name, direction=cases.TRAINING)
-        yield Claim(f"{name}, both ways", FASTER, "<GPU>/blocks.json", values, least=1.3)
-    yield Claim("apply kernels", COPY, "<GPU>/blocks.json", copies, least=0.85, unit="of a copy")
+        yield Claim(f"{name}, both ways", FASTER, "<GPU>/blocks.json", values, 1.3, least=True)
+    yield Claim("apply kernels", COPY, "<GPU>/blocks.json", copies, 0.85, "of a copy", least=True)
     for name, way in (("inference", cases.FORWARD), ("training", cases.TRAINING)):
         values = partial(of, "calls", "eager", AT, TIME, direction=way)
-        yield Claim(f"{name} at batch 1 and 16", CALL, "<GPU>/calls.json", values, most=1.0)
-    yield Claim("a call's host time", HOST, "<GPU>/host_time.json", partial(recorded, "eager"), most=host_time.GOAL)
+        yield Claim(f"{name} at batch 1 and 16", CALL, "<GPU>/calls.json", values, 1.0)
+    yield Claim("a call's host time", HOST, "<GPU>/host_time.json", partial(recorded, "eager"), host_time.GOAL)
     for way in (cases.FORWARD, cases.BACKWARD):
         values = partial(of, "nonlocal", SDPA, MAP, SPEED, direction=way)
-        yield Claim(f"non-local, {way}", RIVALS, "<GPU>/nonlocal.json", values, least=1.0)
+        yield Claim(f"non-local, {way}", RIVALS, "<GPU>/nonlocal.json", values, 1.0, least=True)
     for name, mode in product(("se", "eca", "cbam"), cases.MODES):
-        what = "{0.own}"
-        values = partial(of, "models", "eager compile timm", what, POINTS, attention=name, where="block", mode=mode)
+        wanted: dict[str, Any] = {"attention": name, "where": "block", "mode": mode}
+        values = partial(of, "models", "eager compile timm", "{0.own}", POINTS, **wanted)
         claim, unit = f"tax of {name} in every block, {mode}", "points beside another's"
-        yield Claim(claim, TAX, "<GPU>/models.json", values, most=0.0, unit=unit)
-    yield Claim("configs by rule", RULE, "<GPU>/tuning.json", partial(recorded, "tuned"), 1.1, unit="times its time")
+        yield Claim(claim, TAX, "<GPU>/models.json", values, 0.0, unit)
+    yield Claim("configs by rule", RULE, "<GPU>/tuning.json", partial(recorded, "tuned"), 1.1, "times its time")
     yield Claim("a call's host time, no GPU", HOST, "cpu/host_time.json", partial(recorded, "eager"), host_time.GOAL)
     for name, suite, who, what in (
         ("blocks on a CPU, the tutorial's formula", "blocks", "formula", BLOCK),
@@ -150,9 +150,9 @@ def claims() -> Iterator[Claim]:
         ("ResNet-50 on a CPU, timm's network", "models", "timm", NETWORK),
         ("non-local on a CPU, the explicit matrix", "nonlocal", "eager", "{0.positions} positions, {0.direction}"),
     ):
-        yield Claim(name, ON_CPU, f"cpu/{suite}.json", partial(of, suite, who, what, TIME, size="small"), most=1.05)
+        yield Claim(name, ON_CPU, f"cpu/{suite}.json", partial(of, suite, who, what, TIME, size="small"), 1.05)
     values = partial(of, "nonlocal", "eager", "{0.positions} positions, {0.direction}", MEMORY, size="small")
-    yield Claim("non-local on a CPU, memory", MATRIX, "cpu/nonlocal.json", values, most=1.0)
+    yield Claim("non-local on a CPU, memory", MATRIX, "cpu/nonlocal.json", values, 1.0)
 
 
 CLAIMS = list(claims())
@@ -190,7 +190,7 @@ def judge(results: Path) -> list[Verdict]:
 def decided(claim: Claim, values: Iterable[tuple[str, float | str | None]]) -> tuple[str, str]:
     """What was found, in words, and the verdict."""
     numbers, missing, failed = dict[str, float](), list[str](), list[str]()
-    pick: Any = max if claim.least is None else min
+    pick: Any = min if claim.least else max
     for what, value in values:
         if value is None:
             missing.append(what)
@@ -199,23 +199,22 @@ def decided(claim: Claim, values: Iterable[tuple[str, float | str | None]]) -> t
         else:
             numbers[what] = pick(value, numbers.get(what, value))
     parts, verdict = [], OPEN
+
+    def listed(names: list[str]) -> str:
+        return "; ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
     if failed:
         parts.append(f"ours failed: {listed(failed)}")
         verdict = SHORT
     if numbers:
         worst = pick(numbers, key=lambda what: numbers[what])
-        middle, bound = statistics.median(numbers.values()), "at most" if claim.least is None else "at least"
+        middle, bound = statistics.median(numbers.values()), "at least" if claim.least else "at most"
         parts.append(f"{bound} {numbers[worst]:.2f} {claim.unit} ({worst}), median {middle:.2f}, of {len(numbers)}")
-        passes = numbers[worst] <= claim.most if claim.most is not None else numbers[worst] >= (claim.least or 0.0)
+        passes = numbers[worst] <= claim.bound if pick is max else numbers[worst] >= claim.bound
         verdict = SHORT if failed or not passes else SO_FAR if missing else PASS
     if parts and missing:
         parts.append(f"not measured: {listed(missing)}")
     return "; ".join(parts), verdict
-
-
-def listed(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
-    return "; ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def as_text(verdicts: list[Verdict]) -> str:

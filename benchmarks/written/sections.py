@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from benchmarks.written.claims import ORDER, PASS, gpu_folders, judge, rows
 from benchmarks.written.plots import words
 
 Content = Mapping[str, Any]
-Case = Mapping[str, Any]
 OURS = ("ours", "ours-compile")
 NO_RIVALS = ("copy", "plain", "plain-compile", "timm-plain")  # they do something else
 BLOCK = "{block}, {site}, {dtype}, {layout}, {direction}"
@@ -34,13 +33,12 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A suite's: its words, how it calls a case, what is over the goal, columns of its own, and its pictures."""
+    """A suite's: its words, how it calls a case, what is over the goal, and its pictures."""
 
     title: str
     words: str
     case: str
     goal: float = 1.0
-    columns: Mapping[str, Callable[[Case], str]] = field(default_factory=dict)
     pictures: Callable[[Content], Iterable[Picture]] = lambda _: ()
 
 
@@ -88,18 +86,12 @@ def suites(folder: Path, pictures: Pictures) -> Iterator[str]:
         yield f"### {section.title}"
         yield from filter(None, [section.words])
         yield from (pictures.link(picture, folder.name, note) for picture in section.pictures(content))
-        head = ("case", "ours, µs", "our time over others' (quartiles)", "memory at most, MB", *section.columns)
-        cells = (
-            (
-                section.case.format(**case),
-                ours(case),
-                "; ".join((*beside(case, section.goal), *refused(case))),
-                memory(case),
-                *(column(case) for column in section.columns.values()),
-            )
+        head = ["case", "ours, µs", "our time over others' (quartiles)", "memory at most, MB"]
+        cells = [
+            (section.case.format(**case), ours(case), beside(case, section.goal), memory(case), *tax(case))
             for case in sorted(rows(content), key=worst)
-        )
-        yield markdown(head, cells)
+        ]
+        yield markdown([*head, "tax (quartiles)"][: max(map(len, cells), default=4)], cells)
         yield f"*{note}. In bold: over {section.goal:g}, the worst on top.*"
 
 
@@ -125,46 +117,44 @@ def source(file: str, content: Content) -> str:
     return f"{device}torch {versions['torch']}, Triton {versions['triton']}{when}{kept} (`results/{file}`)"
 
 
-def ours(case: Case) -> str:
+def ours(case: Content) -> str:
     """What ours takes, or why it was not timed."""
     found = [f"{each['median'] * 1e6:.0f}" for who, each in case["seconds"].items() if who in OURS]
     found += [f"**{why.replace('|', '/')}**" for who, why in case["not_timed"].items() if who in OURS]
     return found[0] if found else "—"
 
 
-def rivals(case: Case) -> dict[str, Mapping[str, float]]:
+def rivals(case: Content) -> dict[str, Mapping[str, float]]:
     """Our time over each other way's to the same result."""
     return {who: ratio for who, ratio in case["ours_over"].items() if who not in NO_RIVALS}
 
 
-def worst(case: Case) -> float:
+def worst(case: Content) -> float:
     return -max((ratio["median"] for ratio in rivals(case).values()), default=0.0)
 
 
-def beside(case: Case, most: float) -> Iterator[str]:
-    """Ratios, with quartiles where there are any, bold where they are over what they may be."""
+def beside(case: Content, most: float) -> str:
+    """Ratios, with quartiles where there are any, bold where they are over what they may be; and who was not timed."""
+    found = []
     for who, ratio in rivals(case).items():
         text = f"{ratio['median']:.2f}"
         spread = f" ({ratio['q1']:.2f}–{ratio['q3']:.2f})" if "q1" in ratio else ""
-        yield f"{words(who)} {f'**{text}**' if float(text) > most else text}{spread}"
+        found.append(f"{words(who)} {f'**{text}**' if float(text) > most else text}{spread}")
+    found += [f"{words(who)}: {why.replace('|', '/')}" for who, why in case["not_timed"].items() if who not in OURS]
+    return "; ".join(found)
 
 
-def refused(case: Case) -> list[str]:
-    """Who else was not timed, and why."""
-    return [f"{words(who)}: {why.replace('|', '/')}" for who, why in case["not_timed"].items() if who not in OURS]
-
-
-def memory(case: Case) -> str:
+def memory(case: Content) -> str:
     """Beside what was there before: ours, and others'."""
     peaks = {who: size for who, size in case["peak_bytes"].items() if who not in NO_RIVALS and size is not None}
     return ", ".join(f"{words(who)} {size / 1e6:.0f}" for who, size in peaks.items()) or "—"
 
 
-def tax(case: Case) -> str:
-    return ", ".join(
-        f"{words(who)} {paid['median']:.1%} ({paid['q1']:.1%} to {paid['q3']:.1%})"
-        for who, paid in case.get("tax", {}).items()
-    )
+def tax(case: Content) -> list[str]:
+    """Of a network, in a cell."""
+    paid = case.get("tax", {}).items()
+    found = [f"{words(who)} {t['median']:.1%} ({t['q1']:.1%} to {t['q3']:.1%})" for who, t in paid]
+    return [", ".join(found)] if found else []
 
 
 def taxes(content: Content) -> Iterator[Picture]:
@@ -203,7 +193,6 @@ SUITES = {
         "`block` is attention in every residual block, `stem+layer4` behind the stem and behind the last stage. "
         "Training is forward, loss and backward.",
         "{attention}, {where}, {mode}, {batch} × {image}², {dtype}, {layout}",
-        columns={"tax (quartiles)": tax},
         pictures=taxes,
     ),
     "blocks": Section("Blocks", "", BLOCK),
