@@ -84,22 +84,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = [item for item in items if lane_of(item) in lanes(config)]
+    wanted = {item for item in items if lane_of(item) in lanes(config)}
     if not config.getoption("--every-case"):
-        left = {item for lane in LANES for item in _thinned([i for i in wanted if lane_of(i) == lane], lane)}
-        wanted = [item for item in wanted if item in left]
-    others = {*items} - {*wanted}
-    config.hook.pytest_deselected(items=[item for item in items if item in others])
-    items[:] = wanted
+        wanted = _thinned([item for item in items if item in wanted])
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = [item for item in items if item in wanted]
 
 
-def _thinned(items: list[pytest.Item], lane: str) -> set[pytest.Item]:
+def _thinned(items: list[pytest.Item]) -> set[pytest.Item]:
     """The cases to run."""
-    tests: dict[str, list[pytest.Item]] = {}
+    tests: dict[tuple[str, str], list[pytest.Item]] = {}
     for item in items:
-        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        tests.setdefault((lane_of(item), item.nodeid.partition("[")[0]), []).append(item)
     wanted: set[pytest.Item] = set()
-    for cases in tests.values():
+    for (lane, _), cases in tests.items():
         # A value is given to all of its cases, the same object.
         values = [tuple(map(id, item.callspec.params.values())) if hasattr(item, "callspec") else () for item in cases]
         wanted.update([cases[i] for i in kept(values, TOGETHER.get(lane, 2))] if len(values[0]) > 1 else cases)

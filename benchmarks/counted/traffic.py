@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -239,23 +240,24 @@ def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool)
     return tuple((moved / size, launches) for moved, launches in inductor.moved(make, training))
 
 
-def measure_all(names: Sequence[str], *how: Any) -> Iterator[Row]:
+def measure_all(names: Sequence[str], shape: Sequence[int] | None = None, ours_alone: bool = False) -> Iterator[Row]:
     """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one.
 
     ``"tails"`` are SE and ECA with the batch norm in front, in channels_last, and SE with an activation behind that.
     """
+    counted = partial(measure, shape=shape, ours_alone=ours_alone)
     blocks = (name for name in names if name != "tails")
     for case in sorted([*map(Case, blocks), *(each for each in VARIANTS if each.block in names)], key=str):
         if case.block in PUBLISHED:  # layouts and shortcuts are their tests' affair
-            yield measure(case, True, False, *how)
+            yield counted(case, True, False)
             continue
         for channels_last in (False, True):
             for shortcut in (False, True):
-                yield measure(case, channels_last, shortcut, *how)
+                yield counted(case, channels_last, shortcut)
     if "tails" in names:
         for case in TAILS:
-            yield from (measure(case, True, shortcut, *how) for shortcut in (False, True))
-        yield from (measure(case, True, False, *how) for case in INSIDE)
+            yield from (counted(case, True, shortcut) for shortcut in (False, True))
+        yield from (counted(case, True, False) for case in INSIDE)
 
 
 def table(rows: list[Row]) -> str:

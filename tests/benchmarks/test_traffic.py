@@ -200,6 +200,11 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         if row["block"] == "se":
             assert forward["roles"]["map"] == (4 if row["shortcut"] else 3)
     assert {row["block"] for row in found["rows"]} == {"nonlocal", "se"}
+    # What the guard asks for: the same of ours, and nothing of others.
+    assert traffic.main(["--json", "--ours", "--blocks", "se", "--shape", "1,16,12,12"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == [
+        {**row, "eager": None} for row in found["rows"] if row["block"] == "se"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import ast
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import fresh
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -29,20 +29,10 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON", "PYTEST"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.on_a_stub_driver"],
-        cwd=ROOT,
-        env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = fresh.module("tests.ops.on_a_stub_driver", cwd=ROOT, CUDA_VISIBLE_DEVICES="")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.xdist_group("stub driver")
 @pytest.mark.parametrize("check", CHECKS)
 def test_over_a_driver_that_does_nothing(check: str, found: dict[str, Any]) -> None:
     assert check in found["checks"]
