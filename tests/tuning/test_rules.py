@@ -51,7 +51,8 @@ def test_dense(channels: int, hidden: int, parts: int) -> None:
         rules.dense_hidden(channels, hidden, parts),
         rules.dense_hidden(channels, hidden, parts, peaks=True),
         rules.dense_gate(channels, hidden),
-        rules.dense_weights(channels, hidden),
+        rules.dense_weights(channels, hidden, 2),
+        rules.dense_weights(channels, hidden, 4),
         rules.dense_whole(channels, min(hidden, 32), parts),
     ):
         assert all(is_power_of_two(value) for value in config.values())

@@ -292,7 +292,7 @@ def weights_bwd(
     dweight1, dbias1, dweight2, dbias2 = found = tuple(
         None if each is None else torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in parameters
     )
-    config = rules.dense_weights(channels, size)
+    config = rules.dense_weights(channels, size, dtype.itemsize)
     launch.start(
         dense_weights_bwd_kernel,
         (rules.cdiv(channels, config["BLOCK_C"]), rules.cdiv(size, config["BLOCK_M"])),

@@ -164,12 +164,15 @@ def dense_whole(channels: int, hidden: int, parts: int, peaks: bool = False) -> 
 
 
 @cache
-def dense_weights(channels: int, hidden: int) -> dict[str, int]:
-    """Blocks for the gradients of the parameters."""
+def dense_weights(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
+    """Blocks for the gradients of the parameters.
+
+    Beside float32 maps a product is three, of operands in two parts: tiles of 32 units would take all registers.
+    """
     return {
         "BLOCK_N": 32,
         "BLOCK_C": min(max(power_of_two(channels), 16), 32),
-        "BLOCK_M": min(max(power_of_two(hidden), 16), 32),
+        "BLOCK_M": min(max(power_of_two(hidden), 16), 16 if itemsize == 4 else 32),
         "num_warps": 4,
     }
 
