@@ -294,6 +294,11 @@ def test_fusion_stands_above_the_ops_and_below_the_registry():
     assert not offenders("triton_attn/fusion", "triton", "triton_attn.kernels", *above)
 
 
+def test_benchmarks_are_counted_then_timed_then_written():
+    assert not offenders("benchmarks/counted", "benchmarks.timed", "benchmarks.written")
+    assert not offenders("benchmarks/timed", "benchmarks.written")
+
+
 def test_an_adapter_knows_one_library():
     for path in sources("triton_attn/fusion/adapters"):
         libraries = {name.partition(".")[0] for name in imports(path)} - {*sys.stdlib_module_names, "torch"}

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.counted.graphs import Graphs
-from benchmarks.files import device, on_gpu, quartiles
+from benchmarks.files import device, on_gpu
 from benchmarks.timed.cases import TRAINING, NetworkCase
 from benchmarks.timed.clocks import Run
 from benchmarks.timed.formulas import FORMULAS
-from benchmarks.timed.turns import LAYOUTS, Prepared, check, run_of
+from benchmarks.timed.turns import LAYOUTS, Prepared, check, over, run_of
 from triton_attn import backend
 from triton_attn import resnet as networks
 from triton_attn.explain import outermost_blocks
@@ -110,12 +110,9 @@ def prepare(case: NetworkCase) -> Prepared:
 
 
 def taxes(samples: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Quartiles, over rounds, of what each pays over the network without attention in the same round, minus one."""
-    return {
-        who: quartiles([paid / least - 1 for paid, least in zip(samples[who], samples[plain], strict=True)])
-        for who, plain in PLAIN_OF.items()
-        if who in samples and plain in samples
-    }
+    """What each pays over the network without attention, minus one."""
+    both = [(who, plain) for who, plain in PLAIN_OF.items() if who in samples and plain in samples]
+    return {who: {at: r - 1 for at, r in over(samples[who], samples[plain]).items()} for who, plain in both}
 
 
 def test_models(time_case: Any, case: NetworkCase) -> None:

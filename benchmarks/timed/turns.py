@@ -114,7 +114,7 @@ def measure(
         case,
         rounds=len(samples.get(own, ())),
         seconds={name: quartiles(each) for name, each in samples.items()},
-        ours_over=over(samples, own),
+        ours_over={name: over(samples[own], each) for name, each in samples.items() if name != own},
         peak_bytes={name: peaks[name] for name in samples},
         not_timed=refused,
         **extra,
@@ -168,16 +168,9 @@ def words(error: BaseException) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
-def over(samples: Mapping[str, list[float]], own: str) -> dict[str, dict[str, float]]:
-    """Quartiles, over rounds, of ours' seconds over every other's in the same round; above 1 ours is slower.
-
-    What the machine does meanwhile it does to both.
-    """
-    return {
-        name: quartiles([ours / theirs for ours, theirs in zip(samples[own], each, strict=True)])
-        for name, each in samples.items()
-        if name != own
-    }
+def over(own: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Quartiles, over rounds, of one's seconds over another's in the same: what the machine does it does to both."""
+    return quartiles([ours / theirs for ours, theirs in zip(own, other, strict=True)])
 
 
 def free() -> None:

@@ -50,6 +50,14 @@ def planned(row: dict[str, Any]) -> tuple[str, str]:
     return " + ".join(f"{each:.1f}" for each in passes), " + ".join(map(str, launches))
 
 
+def moved(row: dict[str, Any], block: str) -> list[str]:
+    """What ours and eager move, start and keep."""
+    case = row["case"].removeprefix(block).lstrip(", ")
+    ours, eager = ((launches(row, who), held(row[who]["kept"])) for who in ("ours", "eager"))
+    title = ", ".join(filter(None, (case, row["layout"], TAIL[row["shortcut"]])))
+    return [title, *passes(row, "ours", 2), *ours, " + ".join(passes(row, "eager")), *eager]
+
+
 def shape(row: dict[str, Any]) -> str:
     return f"({', '.join(map(str, row['shape']))})"
 
@@ -65,21 +73,7 @@ def traffic(results: Path, block: str, _: Any) -> str:
     if not rows:
         raise ResultError(f"no traffic of {block!r} has been counted")
     compiled = any("inductor" in row for row in rows)
-    cells = [
-        (
-            ", ".join(
-                filter(None, (row["case"].removeprefix(block).lstrip(", "), row["layout"], TAIL[row["shortcut"]]))
-            ),
-            *passes(row, "ours", 2),
-            launches(row, "ours"),
-            held(row["ours"]["kept"]),
-            " + ".join(passes(row, "eager")),
-            launches(row, "eager"),
-            held(row["eager"]["kept"]),
-            *(planned(row) if compiled else ()),
-        )
-        for row in rows
-    ]
+    cells = [[*moved(row, block), *(planned(row) if compiled else ())] for row in rows]
     head = ["forward, T", "backward, T", "launches", "kept, T", "eager PyTorch, T", "its launches", "it keeps, T"]
     head += ["Inductor, T", "Inductor's launches"] if compiled else []
     plan = (

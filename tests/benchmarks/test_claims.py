@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,31 @@ from benchmarks.written.claims import OPEN, PASS, SHORT, SO_FAR, Verdict, judge
 def case(fields: Any, ratios: dict[str, float], refused: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """A record, of ours' ratios to others, and the case's name."""
     over = {who: {"median": ratio} for who, ratio in ratios.items()}
-    own = {} if not ratios else {"ours": {"median": 1.0}}
-    found = {"seconds": own, "ours_over": over, "not_timed": refused or {}, "peak_bytes": {}}
+    found = {"seconds": {"ours": {"median": 1.0}}, "ours_over": over, "not_timed": refused or {}, "peak_bytes": {}}
     return {"named": str(fields), **asdict(fields), **found, **more}
 
 
-def judged(tmp_path: Path, suite: str, records: Iterable[dict[str, Any]], device: str = "gpu") -> dict[str, Verdict]:
+def judged(tmp_path: Path, suite: str, records: Any, device: str = "gpu", **more: Any) -> dict[str, Verdict]:
     path = tmp_path / device / f"{suite}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"cases": {each["named"]: each for each in records}}))
+    path.write_text(json.dumps({"cases": {each["named"]: each for each in records}, **more}))
     return {each.name: each for each in judge(tmp_path)}
 
 
 def se(change: Any = None, **ratios: float) -> list[dict[str, Any]]:
     """SE at all sites."""
-    found = {}
-    for each in cases.blocks("goal"):
-        if (each.block, each.direction) == ("se", cases.TRAINING):
-            found[each.site] = case(each, ratios or {"eager": 0.3, "compile": 0.5})
+    wanted = (each for each in cases.blocks("goal") if (each.block, each.direction) == ("se", cases.TRAINING))
+    found = {each.site: case(each, ratios or {"eager": 0.3, "compile": 0.5}) for each in wanted}
     if change:
         change(found)
     return list(found.values())
 
 
-def refuse(record: dict[str, Any], who: str, why: str) -> None:
+def refuse(who: str, why: str, *records: dict[str, Any]) -> None:
     """Have a provider not timed."""
-    record["not_timed"][who] = why
-    record["ours_over"].pop(who, None)
+    for record in records:
+        record["not_timed"][who] = why
+        record["ours_over"].pop(who, None)
 
 
 def test_without_results_everything_is_open(tmp_path: Path) -> None:
@@ -61,16 +58,12 @@ def test_without_results_everything_is_open(tmp_path: Path) -> None:
         (None, PASS, "at least 2.00 times (layer1, compile), median 2.67, of 10"),
         (lambda sites: sites["stem"]["ours_over"].update(eager={"median": 0.8}), SHORT, "1.25 times (stem, eager)"),
         (lambda sites: sites.pop("layer3"), SO_FAR, "not measured: layer3"),
-        (lambda sites: refuse(sites["layer3"], "compile", LATE), SO_FAR, "not measured: layer3, compile"),
-        (lambda sites: [refuse(each, "compile", "no") for each in sites.values()], SO_FAR, "compile anywhere"),
-        (lambda sites: refuse(sites["stem"], "eager", "OutOfMemoryError: "), PASS, "of 9"),
-        (lambda sites: refuse(sites["stem"], "ours", "WrongResult: off"), SHORT, "ours failed: stem: WrongResult: off"),
-        (lambda sites: refuse(sites["stem"], "ours", LATE), SO_FAR, "not measured: stem"),
-        (
-            lambda sites: [refuse(each, "ours", "Boom: x") for each in sites.values()],
-            SHORT,
-            "ours failed: layer1: Boom: x; layer3: Boom: x; layer2: Boom: x and 2 more",
-        ),
+        (lambda sites: refuse("compile", LATE, sites["layer3"]), SO_FAR, "not measured: layer3, compile"),
+        (lambda sites: refuse("compile", "no", *sites.values()), SO_FAR, "compile anywhere"),
+        (lambda sites: refuse("eager", "OutOfMemoryError: ", sites["stem"]), PASS, "of 9"),
+        (lambda sites: refuse("ours", "WrongResult: off", sites["stem"]), SHORT, "ours failed: stem: WrongResult: off"),
+        (lambda sites: refuse("ours", LATE, sites["stem"]), SO_FAR, "not measured: stem"),
+        (lambda sites: refuse("ours", "B", *sites.values()), SHORT, ": layer1: B; layer3: B; layer2: B and 2 more"),
     ],
 )
 def test_a_claim_passes_by_all_that_it_names(change: Any, verdict: str, found: str, tmp_path: Path) -> None:
@@ -97,10 +90,8 @@ def test_other_claims_about_a_gpu(tmp_path: Path) -> None:
     assert found["training at batch 1 and 16"].verdict == PASS
     assert found["non-local, backward"].verdict == PASS
     entry = {"kernel": "k", "dtype": "fp16", "layout": "contiguous", "channels": [8], "positions": 49, "config": {}}
-    (tmp_path / "gpu" / "tuning.json").write_text(
-        json.dumps({"entries": [{**entry, "rule_seconds": 1.2, "seconds": 1}]})
-    )
-    rule = {each.name: each for each in judge(tmp_path)}["configs by rule"]
+    entries = [{**entry, "rule_seconds": 1.2, "seconds": 1}]
+    rule = judged(tmp_path, "tuning", [], entries=entries)["configs by rule"]
     assert (rule.verdict, rule.found[:29]) == (SHORT, "at most 1.20 times its time (")
 
 
@@ -115,8 +106,9 @@ def test_a_tax_is_less_than_each_others(tmp_path: Path) -> None:
     found = judged(tmp_path, "models", [eager])[name]
     assert (found.verdict, found.found[:52]) == (SO_FAR, "at most -13.00 points beside another's (ours, timm),")
     assert found.found.endswith("not measured: ours-compile")
-    assert judged(tmp_path, "models", [eager, network(True, ours_compile=0.1, compile=0.2)])[name].verdict == PASS
-    assert judged(tmp_path, "models", [eager, network(True, ours_compile=0.3, compile=0.2)])[name].verdict == SHORT
+    for ours, verdict in ((0.1, PASS), (0.3, SHORT)):
+        records = [eager, network(True, ours_compile=ours, compile=0.2)]
+        assert judged(tmp_path, "models", records)[name].verdict == verdict
 
 
 def test_a_cpu(tmp_path: Path) -> None:

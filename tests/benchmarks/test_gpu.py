@@ -68,11 +68,7 @@ def test_stages_come_in_the_order_of_want_and_share_the_time(
     assert begun == [("tests", 1040.0), ("blocks", 1010.0 + 110 * 3 / 4), ("calls", 1120.0)]
     monkeypatch.setattr(gpu, "stage", lambda *_: True)
     assert gpu.main(quick) == 0
-
-    def interrupted(*_: object) -> bool:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(gpu, "stage", interrupted)
+    monkeypatch.setattr(gpu, "stage", Mock(side_effect=KeyboardInterrupt))
     capsys.readouterr()
     assert gpu.main([*quick, "--stages", "models", "nonlocal"]) == 0
     said = capsys.readouterr().out
@@ -83,22 +79,18 @@ def test_stages_come_in_the_order_of_want_and_share_the_time(
 
 
 def test_what_a_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[list[str]] = []
-    statuses: list[int | None] = [0, 5, 1, None, 0]
-
-    def run(words: list[str], _: float) -> int | None:
-        ran.append(words)
-        return statuses.pop(0)
-
+    run = Mock(side_effect=[0, 5, 1, None, 0])
     monkeypatch.setattr(gpu, "run", run)
     quick = [True, False, False, False]
     assert [gpu.stage("calls", tmp_path / "cpu", 7.0, each) for each in quick] == [True, True, False, False]
+    ran = [call.args[0] for call in run.call_args_list]
     assert all("benchmarks/timed/bench_blocks.py" in words and "--until=7.0" in words for words in ran)
     assert ["tiny" in words for words in ran] == quick
     assert all(str(tmp_path) in words for words in ran)
     assert gpu.stage("tuning", tmp_path, time.time() + 90, True)
-    assert ran[-1][3:6] == ["tune", "--output", str(tmp_path / "tuning.json")]
-    assert 80 < float(ran[-1][6].removeprefix("--budget=").removesuffix("s")) <= 90
+    command, option, path, budget = run.call_args.args[0][3:7]
+    assert (command, option, path) == ("tune", "--output", str(tmp_path / "tuning.json"))
+    assert 80 < float(budget.removeprefix("--budget=").removesuffix("s")) <= 90
 
 
 def test_what_crashes_is_begun_again(capfd: pytest.CaptureFixture[str]) -> None:
@@ -110,23 +102,21 @@ def test_what_crashes_is_begun_again(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_cut_off_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its time is over as soon as it waits, whenever that is.
-    wait = subprocess.Popen.wait
+    wait, pid, told = subprocess.Popen.wait, tmp_path / "pid", tmp_path / "told"
 
     def wait_until_it_waits(self: Any, seconds: float | None = None) -> int:
-        while seconds is not None and not (tmp_path / "pid").read_text().strip():
+        while seconds is not None and not pid.read_text().strip():
             time.sleep(0.01)
         return wait(self, min(seconds or 9.0, 0.3))
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait_until_it_waits)
-    (tmp_path / "pid").touch()
+    pid.touch()
     # First it is asked, and may write down what there is.
     child = "trap '' INT; sleep 600"
-    program = (
-        f"trap 'touch {tmp_path}/told' INT; sh -c \"{child}\" & echo $! > {tmp_path}/pid; while true; do wait; done"
-    )
+    program = f"trap 'touch {told}' INT; sh -c \"{child}\" & echo $! > {pid}; while true; do wait; done"
     assert gpu.run(["sh", "-c", program], time.time()) is None
-    assert (tmp_path / "told").exists()
-    stat = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+    assert told.exists()
+    stat = Path("/proc") / pid.read_text().strip() / "stat"
     for _ in range(100):
         if not stat.exists() or "Z" in stat.read_text().split()[2]:
             return

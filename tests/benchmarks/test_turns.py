@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from benchmarks.files import LATE, ROOT, quartiles
 from benchmarks.timed import cases, turns
 from benchmarks.timed.clocks import CpuClock, WallClock
 from benchmarks.timed.turns import LOST, Prepared, Results, measure
+from tests import fresh
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def results(tmp_path: Path) -> Results:
 
 
 def timed(results: Results, rounds: int | None = 3, case: Any = Case(), **seconds: Any) -> tuple[dict[str, Any], str]:
-    """The record of providers that take so long, or raise that; and the order in which they ran."""
+    """The record of providers that take so long, or raise that, or ask who ran; and the order in which they ran."""
     clock, order = Ticks(), list[str]()
 
     def make(name: str) -> Callable[[], None]:
@@ -75,7 +75,7 @@ def timed(results: Results, rounds: int | None = 3, case: Any = Case(), **second
 
         def run() -> None:
             order.append(name)
-            clock.now += seconds[name]
+            clock.now += seconds[name](order) if callable(seconds[name]) else seconds[name]
 
         return run
 
@@ -103,9 +103,9 @@ def test_providers_take_turns(results: Results) -> None:
 
 def test_ratios_are_of_the_same_round() -> None:
     # The machine is ten times slower in the second round, for both.
-    found = turns.over({"ours": [1.0, 10.0, 1.0], "other": [2.0, 20.0, 2.0], "slow": [4.0, 40.0, 8.0]}, "ours")
-    assert found["other"] == {"median": 0.5, "q1": 0.5, "q3": 0.5}
-    assert found["slow"]["median"] == 0.25
+    assert turns.over([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == {"median": 0.5, "q1": 0.5, "q3": 0.5}
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
+    assert quartiles([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0}
 
 
 def test_rounds_go_by_the_time_they_take(results: Results) -> None:
@@ -118,35 +118,25 @@ def test_who_fails_leaves_the_others_their_turn(results: Results) -> None:
     record, _ = timed(results, ours=1.0, b=ValueError("wrong\nand more"), c=2.0)
     assert record["seconds"].keys() == {"ours", "c"}
     assert record["not_timed"] == {"b": "ValueError: wrong"}
-
-
-def test_ours_that_fails_is_written_down(results: Results) -> None:
     with pytest.raises(pytest.fail.Exception, match="not timed: ValueError: off"):
         timed(results, ours=ValueError("off"), b=2.0)
     assert json.loads(results.path.read_text())["cases"]["one"]["not_timed"].keys() == {"ours"}
 
 
 def test_who_has_no_room_beside_the_others_is_left_out(results: Results) -> None:
-    clock, calls = Ticks(), list[str]()
-
-    def run(name: str) -> None:
-        calls.append(name)
-        if name == "ours" and calls.count("b") and not calls.count("c"):  # with b there it is full
+    def ours(order: list[str]) -> float:
+        if order[-2:] == ["b", "ours"]:  # with b there it is full
             raise torch.OutOfMemoryError("CUDA out of memory")
-        clock.now += 1.0
+        return 1.0
 
-    makers = {name: lambda name=name: lambda: run(name) for name in ("ours", "b", "c")}
-    measure(Benchmark(clock), results, Case(), Prepared(makers), clock, 2)
-    record = results.cases["one"]
+    record, _ = timed(results, ours=ours, b=1.0, c=1.0)
     assert record["seconds"].keys() == {"ours", "c"}
     assert record["not_timed"] == {"b": "OutOfMemoryError: CUDA out of memory"}
 
 
 def test_a_gpu_that_answers_no_more_ends_the_process(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(turns, "free", broken)
+    broken = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(turns, "free", Mock(side_effect=broken))
     with pytest.raises(pytest.exit.Exception, match="answered no more") as stopped:
         timed(results, ours=MemoryError("full"), b=1.0)
     assert stopped.value.returncode == LOST
@@ -164,13 +154,12 @@ def test_what_the_file_has_is_kept(results: Results, capsys: pytest.CaptureFixtu
     again = Results(results.path)
     again.begin(Case("old"))
     assert again.cases["old"]["rounds"] == 3  # until it is measured anew
-    # Others' are dropped: of other versions, otherwise made, or cut short.
+    # Others' are dropped: otherwise made, of other versions, or cut short.
     text = results.path.read_text()
     assert Results(results.path, freed_memory_is_kept=True).cases == {}
-    results.path.write_text(text.replace('"torch": "', '"torch": "0.'))
-    assert Results(results.path, keep=True).cases == {}
-    results.path.write_text(text[: len(text) // 2])
-    assert Results(results.path, keep=True).cases == {}
+    for other in (text.replace('"torch": "', '"torch": "0.'), text[: len(text) // 2]):
+        results.path.write_text(other)
+        assert Results(results.path, keep=True).cases == {}
     assert "made anew: " in capsys.readouterr().out
     # Nor is a case begun when the time is over.
     Results(results.path, end=time.time() + 60).begin(Case("new"))
@@ -182,8 +171,7 @@ def test_a_wall_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     now, queued = [0.0], [100.0]  # what was begun before is not in it
 
     def synchronize() -> None:
-        now[0] += queued[0]
-        queued[0] = 0.0
+        now[0] += queued.pop()
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
@@ -191,13 +179,8 @@ def test_a_wall_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     clock = WallClock()
     first = clock.stamp()
     now[0] += 2.0  # Python's time
-    queued[0] += 3.0  # the GPU's
+    queued.append(3.0)  # the GPU's
     assert clock.stamp() - first == 5.0
-
-
-def test_quartiles() -> None:
-    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
-    assert quartiles([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0}
 
 
 FAULTS = """
@@ -219,8 +202,7 @@ print(kept, within, faults())
 
 def test_freed_memory_is_kept_and_later_no_more() -> None:
     # In a process of its own: to threads, as those that tests may run in, glibc gives blocks of that size otherwise.
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, cwd=ROOT, check=True)
-    kept, within, outside = done.stdout.split()
+    kept, within, outside = fresh.python(FAULTS, cwd=ROOT).stdout.split()
     if kept == "False":
         pytest.skip("the allocator is not glibc's")
     # By itself glibc keeps no block of more than 32 MB. The system gives pages of 4 KB or 2 MB.
