@@ -40,7 +40,7 @@ ATTEMPTS = 4  # at a stage that crashes: it goes on behind the test or case that
 PARTS = 8  # of the lane at most: each holds a few GB of the GPU's memory
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 TUNE = [sys.executable, "-m", "triton_attn.cli", "tune"]
-TINY = ["--model", "resnet18", "--attention", "se,gate", "--where", "layer4", "--input", "2x3x32x32", "--dtype", "fp32"]
+TINY = ["--model", "resnet18", "--attention", "gate", "--where", "layer4", "--input", "2x3x32x32", "--dtype", "fp32"]
 ENDED = (0, 1, 5)  # pytest's exit statuses: all is well, something failed, nothing was left to run
 
 
