@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 import statistics
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 from triton_attn import backend, info
 from triton_attn.files import write_text
+from triton_attn.info import test_device as device
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,6 +56,14 @@ def versions(*more: str) -> dict[str, str]:
     return {name: found[name] for name in ("triton_attn", "Python", "torch", "triton", *more)}
 
 
+@cache
+def code(*folders: str) -> str:
+    """Some digits that are others where any Python file in these folders is another: whose numbers these are."""
+    files = sorted(path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    text = "\n".join(f"{path}\n{(ROOT / path).read_text(encoding='utf-8')}" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     """A table."""
     heads = list(head)
@@ -60,7 +71,7 @@ def markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def today() -> str:
-    """The date in UTC, for files that have one for all of them."""
+    """The date in UTC."""
     return datetime.now(timezone.utc).date().isoformat()
 
 
@@ -72,12 +83,7 @@ def quartiles(samples: list[float]) -> dict[str, float]:
 
 def on_gpu() -> bool:
     """Whether everything runs on a GPU: where there is one, but Triton's interpreter runs on the CPU."""
-    return torch.cuda.is_available() and not backend.interpreting()
-
-
-def device() -> torch.device:
-    """Where everything runs."""
-    return torch.device("cuda" if on_gpu() else "cpu")
+    return device().type == "cuda"
 
 
 def device_name() -> str:
@@ -86,10 +92,8 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     if backend.interpreting():
         return "Triton's interpreter"
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
+    said = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", said.read_text() if said.exists() else "", re.MULTILINE)
     name = found[1].strip() if found else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
 

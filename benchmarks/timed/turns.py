@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch._functorch.config
 from torch import Tensor
 
 from benchmarks.counted.memory import peak_bytes
-from benchmarks.files import LATE, ResultError, device_name, load, quartiles, versions, write
+from benchmarks.files import LATE, ResultError, code, device_name, load, quartiles, today, versions, write
 from benchmarks.timed.cases import BACKWARD, FORWARD, INFERENCE
 from benchmarks.timed.clocks import CpuClock, Run
 from triton_attn import backend
@@ -48,7 +47,7 @@ class Prepared:
 class Results:
     """The records of a suite, ``<results>/<device>/<suite>.json``, written whenever there is one more.
 
-    What other versions or another device left there is dropped; of a session before, ``keep`` measures nothing again.
+    What other versions or another device left there is dropped; ``keep`` measures nothing again that is of this code.
     """
 
     def __init__(self, path: Path, *, keep: bool = False, end: float | None = None, **head: Any) -> None:
@@ -63,7 +62,8 @@ class Results:
         else:
             if self.head.items() <= found.items():
                 self.cases = found["cases"]
-        self.known = {*self.cases} if keep else set()
+        self.code = code("triton_attn", "reference")
+        self.known = {name for name, case in self.cases.items() if keep and case.get("code") == self.code}
 
     def begin(self, case: Any) -> None:
         """Skip a case that is known or that there is no time for."""
@@ -73,10 +73,9 @@ class Results:
             pytest.skip(LATE)
 
     def put(self, case: Any, **record: Any) -> None:
-        """Write a record; it has the fields of the case, and the date."""
-        nothing: dict[str, Any] = {"seconds": {}, "ours_over": {}, "peak_bytes": {}, "not_timed": {}}
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.cases[str(case)] = {**asdict(case), "date": date, **nothing, **record}
+        """Write a record; it has the fields of the case, the date, and whose code it was."""
+        nothing: dict[str, Any] = {"code": self.code, "seconds": {}, "ours_over": {}, "peak_bytes": {}, "not_timed": {}}
+        self.cases[str(case)] = {**asdict(case), "date": today(), **nothing, **record}
         write(self.path, json.dumps({**self.head, "cases": dict(sorted(self.cases.items()))}, indent=1) + "\n")
 
 

@@ -113,7 +113,8 @@ def source(file: str, content: Content) -> str:
     dates = sorted({case["date"][:10] for case in (*cases.values(), content) if "date" in case})
     when = f", {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
     kept = ", freed memory kept" if content.get("freed_memory_is_kept") else ""
-    device += f"kernels of {content['kernels']}, " if "kernels" in content else ""
+    codes = dict.fromkeys(case["code"] for case in cases.values() if "code" in case)
+    device += f"code {' and '.join(codes)}, " if codes else ""
     return f"{device}torch {versions['torch']}, Triton {versions['triton']}{when}{kept} (`results/{file}`)"
 
 

@@ -1,5 +1,7 @@
 """A pytest plugin for the lane within a time budget: each test is a line of JSON as it ends, and is not run again.
 
+Until the code is another: lines of other code count no more.
+
 ``pytest tests/gpu --lane gpu -p tests.gpu.record --record FILE.jsonl``. Of every test function the first case comes
 first. At the end all of it is counted in ``FILE.json``.
 """
@@ -17,11 +19,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.files import device_name, today, versions, write
+from benchmarks.files import code, device_name, today, versions, write
 
 KNOWN = pytest.StashKey[Any]()
 TEXT = 1500  # characters of a failure
 LOST = 3  # exit status: the GPU answers no more
+
+
+def own_code() -> str:
+    """Whose outcomes these are."""
+    return code("triton_attn", "reference", "tests")
 
 
 def ended(record: Path) -> dict[str, dict[str, Any]]:
@@ -30,7 +37,7 @@ def ended(record: Path) -> dict[str, dict[str, Any]]:
     for line in record.read_text(encoding="utf-8").splitlines() if record.exists() else ():
         with contextlib.suppress(ValueError):  # the process ended within the line
             each = json.loads(line)
-            if found.get(each["test"], {}).get("outcome") != "failed":
+            if each["code"] == own_code() and found.get(each["test"], {}).get("outcome") != "failed":
                 found[each["test"]] = each
     return found
 
@@ -58,7 +65,8 @@ class Record:
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext[-TEXT:]
         if report.when == "call" or not report.passed:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"test": report.nodeid, "outcome": report.outcome, "text": text}) + "\n")
+                line = {"test": report.nodeid, "outcome": report.outcome, "text": text, "code": own_code()}
+                file.write(json.dumps(line) + "\n")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
