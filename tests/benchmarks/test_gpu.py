@@ -152,10 +152,9 @@ def test_the_lane_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_failed_has_failed(tmp_path: Path) -> None:
-    path = tmp_path / "tests.jsonl"
-    # And then its process ended; another process ended within a line.
-    lines = [{"test": "c", "outcome": "failed", "text": text, "code": record.own_code()} for text in ("off", "crashed")]
-    lines.append({"test": "b", "outcome": "failed", "text": "of a kernel that was mended since", "code": "other"})
+    path, c = tmp_path / "tests.jsonl", {"test": "c", "outcome": "failed", "text": "off", "code": record.own_code()}
+    # And then its process ended; of a test before it the code is another since; another process ended within a line.
+    lines = [{**c, "test": "b", "code": "older"}, c, {**c, "text": "crashed"}]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"test": "te')
     assert record.outcome(path)["failures"] == {"c": "off"}
     config: Any = SimpleNamespace(stash=pytest.Stash(), getoption={"--record": path}.get, pluginmanager=Mock())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -145,19 +145,15 @@ def test_a_gpu_that_answers_no_more_ends_the_process(results: Results, monkeypat
     assert refused["b"].startswith("the GPU answered no more: AcceleratorError: CUDA error")
 
 
-def test_what_the_file_has_is_kept(
-    results: Results, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_file_has_is_kept(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
     timed(results, case=Case("old"), ours=1.0)
-    kept = Results(results.path, keep=True)
-    kept.begin(Case("new"))
+    Results(results.path, keep=True).begin(Case("new"))
     with pytest.raises(pytest.skip.Exception, match="the file has it"):
-        kept.begin(Case("old"))
-    monkeypatch.setattr(turns, "code", lambda *_: "mended")
-    Results(results.path, keep=True).begin(Case("old"))
-    again = Results(results.path)
-    again.begin(Case("old"))
-    assert again.cases["old"]["rounds"] == 3  # until it is measured anew
+        Results(results.path, keep=True).begin(Case("old"))
+    Results(results.path).begin(Case("old"))
+    with patch.object(turns, "code", return_value="mended"):
+        Results(results.path, keep=True).begin(Case("old"))
+    assert Results(results.path).cases["old"]["rounds"] == 3  # until it is measured anew
     # Others' are dropped: otherwise made, of other versions, or cut short.
     text = results.path.read_text()
     assert Results(results.path, freed_memory_is_kept=True).cases == {}
