@@ -1,4 +1,4 @@
-"""The code of the recipes and the notebook, run as it stands but for its size."""
+"""The code of the README, the recipes and the notebook, run as it stands but for its size."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SMALLER = {  # and nothing is downloaded
     "pretrained=True": "pretrained=False",
     ', weights="IMAGENET1K_V2"': "",
+    'weights="IMAGENET1K_V2"': "",
     "seresnet50": "seresnet18",
     "resnet50": "resnet18",
     ".bn3": ".bn2",
@@ -73,6 +74,15 @@ def test_recipes(head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if head == "YOLO":
         network = trained.pop().model
         assert [type(network[at].attention).__name__ for at in (4, 6)] == ["SEBlock", "ECABlock"]
+
+
+def test_the_readme() -> None:
+    (code,) = CODE.findall((DOCS.parent / "README.md").read_text())
+    for name in ("timm", "torchvision"):
+        pytest.importorskip(name)
+    space: dict[str, object] = {}
+    exec(compile(smaller(code), "README.md", "exec"), space)
+    assert space["y"].shape == space["x"].shape  # type: ignore[attr-defined]
 
 
 def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,12 +138,6 @@ def run_attention(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> An
     return leaf(block, output) if isinstance(output, torch.fx.Proxy) else block(output)
 
 
-def _entry(host: str, block: nn.Module, channels: int) -> Insertion:
-    path = f"{host}.{CHILD}"
-    keys = tuple(f"{path}.{key}" for key in block.state_dict())
-    return Insertion(host, path, type(block).__name__, channels, keys)
-
-
 def _make(host: nn.Module, channels: int, block: Attention, identity: bool) -> nn.Module:
     """A block like its host: on its device, in its dtype and mode."""
     like = next((t for t in host.parameters() if t.is_floating_point()), None)
