@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,3 +125,29 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process alone."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are started within the test."""
+    from triton_attn.ops import launch
+
+    names: list[str] = []
+    start = launch.start
+
+    def watched(kernel: Any, *arguments: Any, **more: Any) -> None:
+        names.append(kernel.fn.__name__)
+        start(kernel, *arguments, **more)
+
+    monkeypatch.setattr(launch, "start", watched)
+    return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -38,7 +39,7 @@ def away_from_the_kink(grad: Tensor, before_relu: Tensor) -> Tensor:
 def clear_maxima(exact: nn.Module, x: Tensor) -> Tensor:
     """A map on which no rounding decides which channel of a position is the largest behind the channel gate."""
     batch, channels, height, width = x.shape
-    winner = torch.randint(channels, (batch, 1, height, width))
+    winner = torch.randint(channels, (batch, 1, height, width), device=x.device)
     x = (x / 8).scatter(1, winner, 2 + x[:, :1].clamp(-2, 2) / 2)
     # The gates depend on the map: channels with a small gate take several steps.
     for _ in range(20 if channels > 1 else 0):
@@ -110,6 +111,48 @@ def twins(build: Build, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     return fast, exact
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A block and its inputs, with what plain PyTorch and the exact twin make of them: y, then all gradients."""
+
+    fast: nn.Module
+    inputs: Sequence[Tensor]
+    grad: Tensor
+    keywords: Sequence[str]
+    plain: list[Tensor]
+    exact: list[Tensor]
+
+    @property
+    def errors(self) -> list[float]:
+        """Plain PyTorch's."""
+        return [largest_error(a, b) for a, b in zip(self.plain, self.exact, strict=True)]
+
+    @property
+    def names(self) -> list[str]:
+        return ["y", *(f"gradient of {name}" for name in ("x", *self.keywords, *dict(self.fast.named_parameters())))]
+
+    def ours(self) -> list[Tensor]:
+        """What Triton makes of them."""
+        with triton_attn.use_backend("triton"):
+            y, grads = run(self.fast, self.inputs, self.grad, self.keywords)
+        return [y, *grads]
+
+
+def drawn(
+    fast: nn.Module, exact: nn.Module, inputs: Sequence[Tensor], grad: Tensor, keywords: Sequence[str] = ()
+) -> Drawn:
+    """Inputs, and what is to be made of them; with a shortcut the gradient is kept from the kink."""
+    wide = [t.double() for t in inputs]
+    if "shortcut" in keywords:
+        given = dict(zip(keywords, wide[1:], strict=True))
+        with torch.no_grad():
+            grad = away_from_the_kink(grad, given.pop("shortcut") + exact(wide[0], **given))
+    with triton_attn.use_backend("reference"):
+        plain_y, plain_grads = run(fast, inputs, grad, keywords)
+    exact_y, exact_grads = run(exact, wide, grad.double(), keywords)
+    return Drawn(fast, inputs, grad, keywords, [plain_y, *plain_grads], [exact_y, *exact_grads])
+
+
 def check_block(
     build: Build,
     shape: tuple[int, int, int, int],
@@ -133,45 +176,26 @@ def check_block(
     """
     keywords = ["shortcut"] if with_shortcut else []
 
-    def draw(seed: int) -> tuple[nn.Module, list[Tensor], Tensor, list[Tensor], list[Tensor]]:
+    def draw(seed: int) -> Drawn:
         torch.manual_seed(seed)
         fast, exact = twins(build, dtype)
         *inputs, grad = (torch.randn(shape) for _ in range(2 + with_shortcut))
         with torch.no_grad():
             inputs[0] = prepare(exact, inputs[0].to(dtype).double())
         *inputs, grad = (lay_out(t.to(dtype), layout) for t in (*inputs, grad))
-        if with_shortcut:
-            with torch.no_grad():
-                grad = away_from_the_kink(grad, exact(inputs[0].double()) + inputs[1].double())
-        with triton_attn.use_backend("reference"):
-            plain_y, plain_grads = run(fast, inputs, grad, keywords)
-        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
-        return fast, inputs, grad, [plain_y, *plain_grads], [exact_y, *exact_grads]
+        return drawn(fast, exact, inputs, grad, keywords)
 
-    fast, inputs, grad, plain, exact = draw(0)
-    of_draws = [
-        [largest_error(a, b) for a, b in zip(plain, exact, strict=True)]
-        for *_, plain, exact in (draw(seed) for seed in range(1, 8))
-    ]
+    found = draw(0)
+    of_draws = [found.errors, *(draw(seed).errors for seed in range(1, 8))]
     # The parameters' gradients are sums over positions, and plain PyTorch may take these in any order.
     of_orders = []
     for seed in range(8 if any_order else 0):
         order = torch.randperm(shape[2] * shape[3], generator=torch.Generator().manual_seed(seed))
         with triton_attn.use_backend("reference"):
-            _, grads = run(
-                fast,
-                [t.flatten(2)[:, :, order].view(shape) for t in inputs],
-                grad.flatten(2)[:, :, order].view(shape),
-                keywords,
-            )
-        of_orders.append(
-            [largest_error(a, b) for a, b in zip(grads[len(inputs) :], exact[1 + len(inputs) :], strict=True)]
-        )
-    with triton_attn.use_backend("triton"):
-        y, grads = run(fast, inputs, grad, keywords)
-    names = ["y", *(f"gradient of {name}" for name in ("x", *keywords, *dict(fast.named_parameters())))]
-    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
-        plain_error = max(largest_error(plain[i], exact[i]), *(each[i] for each in of_draws))
-        if i > len(inputs):
-            plain_error = max([plain_error, *(each[i - 1 - len(inputs)] for each in of_orders)])
-        assert_within(ours, plain[i], exact[i], name, plain_error=plain_error)
+            *inputs, grad = (t.flatten(2)[:, :, order].view(shape) for t in (*found.inputs, found.grad))
+            _, grads = run(found.fast, inputs, grad, keywords)
+        of_orders.append([largest_error(a, b) for a, b in zip([found.plain[0], *grads], found.exact, strict=True)])
+    for i, (name, ours) in enumerate(zip(found.names, found.ours(), strict=True)):
+        orders = of_orders if i > len(found.inputs) else []
+        plain_error = max(each[i] for each in (*of_draws, *orders))
+        assert_within(ours, found.plain[i], found.exact[i], name, plain_error=plain_error)

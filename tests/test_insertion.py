@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 
 import triton_attn
@@ -334,13 +332,6 @@ def test_checkpointed(pair) -> None:
     assert torch.equal(y, expected)
     y.sum().backward()
     assert model.layer1[0].bn2.attention.fc1.weight.grad is not None
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

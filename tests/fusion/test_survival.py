@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as distributed
 from timm.models import load_checkpoint
 from timm.models._features_fx import FeatureGraphNet
 from timm.utils import ModelEmaV3
@@ -251,13 +249,6 @@ def test_quantisation_of_linear_layers(name: str) -> None:
     x = images()
     assert torch.equal(fused(x), plain(x))
     assert is_fused(fused)
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

@@ -4,58 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 import triton_attn
-from benchmarks.counted.graphs import Graphs
-from tests.parity import assert_within, away_from_the_kink, largest_error, run
-from triton_attn import functional, reference
+from tests.gpu.blocks import DTYPES, LAYOUTS, SITES, maps, twins
+from tests.parity import assert_within, largest_error, run
+from triton_attn import functional
 from triton_attn.reference.non_local import attend_explicit, nonlocal_attention
 
 pytestmark = pytest.mark.gpu
-
-SITES = [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def draw(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, count: int) -> list[Tensor]:
-    return [torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=memory_format) for _ in range(count)]
-
-
-@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("with_shortcut", [False, True], ids=["plain", "shortcut"])
-@pytest.mark.parametrize("site", SITES, ids=str)
-def test_parity(
-    site: tuple[int, int, int], with_shortcut: bool, dtype: torch.dtype, memory_format: torch.memory_format
-) -> None:
-    keywords = ["shortcut"] if with_shortcut else []
-    errors: list[list[float]] = []
-    for seed in range(3):
-        torch.manual_seed(seed)
-        fast = triton_attn.NonLocalBlock(site[0], device="cuda", dtype=dtype)
-        exact = reference.NonLocalBlock(site[0], device="cuda", dtype=torch.float64)
-        exact.load_state_dict(fast.state_dict())
-        *inputs, grad = draw((2, *site), dtype, memory_format, 2 + with_shortcut)
-        if with_shortcut:
-            with torch.no_grad():
-                grad = away_from_the_kink(grad, exact(inputs[0].double()) + inputs[1].double())
-        with triton_attn.use_backend("reference"):
-            plain_y, plain_grads = run(fast, inputs, grad, keywords)
-        exact_y, exact_grads = run(exact, [t.double() for t in inputs], grad.double(), keywords)
-        plain, right = [plain_y, *plain_grads], [exact_y, *exact_grads]
-        errors.append([largest_error(a, b) for a, b in zip(plain, right, strict=True)])
-
-    with triton_attn.use_backend("triton"):
-        y, grads = run(fast, inputs, grad, keywords)
-        again, grads_again = run(fast, inputs, grad, keywords)
-    assert y.stride() == inputs[0].stride()
-    names = ["y", "x", *keywords, *dict(fast.named_parameters())]
-    for i, (name, ours) in enumerate(zip(names, [y, *grads], strict=True)):
-        assert_within(ours, plain[i], right[i], name, plain_error=max(each[i] for each in errors))
-    assert torch.equal(y, again)
-    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
 
 
 @pytest.mark.parametrize("size", [10, 30, 100])
@@ -66,10 +22,8 @@ def test_large_scores(site: tuple[int, int, int], memory_format: torch.memory_fo
     shares: list[list[float]] = []
     for seed in range(5):
         torch.manual_seed(seed)
-        fast = triton_attn.NonLocalBlock(site[0], device="cuda")
-        exact = reference.NonLocalBlock(site[0], device="cuda", dtype=torch.float64)
-        exact.load_state_dict(fast.state_dict())
-        x, grad = draw((1, *site), torch.float32, memory_format, 2)
+        fast, exact = twins("nonlocal", site[0])
+        x, grad = maps((1, *site), torch.float32, memory_format, 2)
         _, right = run(exact, [size * x.double()], grad.double())
         with triton_attn.use_backend("reference"):
             _, plain = run(fast, [size * x], grad)
@@ -172,71 +126,11 @@ def test_float32_products_follow_the_setting(setting: str) -> None:
     assert error < (2e-6 if setting == "highest" else 2e-3)
 
 
-@pytest.mark.parametrize("channels", [64, 1024])
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_as_one_graph(dynamic: bool, channels: int) -> None:
-    torch.manual_seed(0)
-    torch.compiler.reset()
-    block = triton_attn.NonLocalBlock(channels, device="cuda")
-    graphs = Graphs()
-    compiled = torch.compile(block, fullgraph=True, backend=graphs, dynamic=dynamic)
-    x, shortcut, grad = draw((4, channels, 14, 14), torch.float32, torch.channels_last, 3)
-    y, grads = run(block, [x, shortcut], grad, ["shortcut"])
-    leaves = [t.detach().requires_grad_() for t in (x, shortcut)]
-    compiled_y = compiled(leaves[0], shortcut=leaves[1])
-    torch.testing.assert_close(compiled_y, y, atol=1e-4, rtol=1e-4)
-    for ours, right in zip(torch.autograd.grad(compiled_y, [*leaves, *block.parameters()], grad), grads, strict=True):
-        torch.testing.assert_close(ours, right, atol=1e-2, rtol=1e-3)
-    assert graphs.all_served()
-
-
-@pytest.mark.parametrize("channels", [64, 1024])
-def test_cuda_graph(channels: int) -> None:
-    torch.manual_seed(0)
-    block = triton_attn.NonLocalBlock(channels, device="cuda", dtype=torch.bfloat16)
-    x, shortcut, grad = draw((8, channels, 14, 14), torch.bfloat16, torch.channels_last, 3)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run(block, [x, shortcut], grad, ["shortcut"])  # compiles the kernels, and wakes the library
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y, grads = run(block, [x, shortcut], grad, ["shortcut"])
-    for t in (x, shortcut, grad):
-        t.copy_(torch.randn_like(t))
-    graph.replay()
-    right, right_grads = run(block, [x, shortcut], grad, ["shortcut"])
-    torch.testing.assert_close(y, right)
-    for a, b in zip(grads, right_grads, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_training_step(dtype: torch.dtype) -> None:
-    """ResNet-50 with non-local at the default sites: the loss of the plain twins, and both blocks on Triton."""
-    torch.manual_seed(0)
-    fast = triton_attn.resnet50("nonlocal", num_classes=10).cuda().to(memory_format=torch.channels_last)
-    plain = reference.build_resnet("resnet50", "nonlocal", num_classes=10).cuda()
-    plain = plain.to(memory_format=torch.channels_last)
-    plain.load_state_dict(fast.state_dict())
-    images = torch.randn(2, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(2, device="cuda")
-    losses = []
-    for model in (fast, plain):
-        with torch.autocast("cuda", dtype):
-            losses.append(torch.nn.functional.cross_entropy(model(images), labels))
-        losses[-1].backward()
-    torch.testing.assert_close(losses[0], losses[1], atol=5e-2, rtol=5e-2)
-    assert all(p.grad.isfinite().all() for p in fast.parameters())
-    assert {entry.backend for entry in triton_attn.explain(fast, images)} == {"triton"}
-
-
 @pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
 def test_memory_is_linear(memory_format: torch.memory_format) -> None:
     """A training step of the block on 256 × 256 positions: the matrix would take 17 GB."""
     block = triton_attn.NonLocalBlock(64, device="cuda", dtype=torch.bfloat16)
-    x, grad = draw((1, 64, 256, 256), torch.bfloat16, memory_format, 2)
+    x, grad = maps((1, 64, 256, 256), torch.bfloat16, memory_format, 2)
     run(block, [x], grad)  # what libraries keep to work with is there from now on
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -19,3 +20,12 @@ class Calls(TorchDispatchMode):
         if func.namespace == "triton_attn":
             self.seen.append((func, args, result))
         return result
+
+
+def kernels_of_backward(y: Tensor) -> set[str]:
+    """The names of the kernels that the backward of ``y.sum()`` starts."""
+    from benchmarks.counted.meter import count_kernels
+
+    with count_kernels() as traffic:
+        y.sum().backward()
+    return set(traffic.launches)

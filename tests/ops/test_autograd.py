@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import triton_attn
-from tests.parity import lay_out
+from tests.ops.subjects import SUBJECTS, Subject, mixed
+from tests.parity import LAYOUTS, lay_out, run
 from triton_attn import reference
 from triton_attn.reference.registry import BLOCKS as PLAIN
 from triton_attn.registry import BLOCKS
 
 pytestmark = pytest.mark.interpreter
 NAMES = sorted(BLOCKS)
+every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 TAILS = pytest.mark.parametrize("tail", [False, True], ids=["alone", "with shortcut"])
 
 
@@ -34,10 +36,16 @@ def maps(tail: bool, channels: int = 16, layout: str = "contiguous") -> list[Ten
     return [lay_out(torch.randn(2, channels, 5, 3), layout) for _ in range(1 + tail)]
 
 
-def penalty(block: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+def called(block: nn.Module, leaves: Sequence[Tensor], keywords: Sequence[str]) -> Tensor:
+    """y of leaves, those after the first by keyword."""
+    y: Tensor = block(leaves[0], **dict(zip(keywords, leaves[1:], strict=True)))
+    return y
+
+
+def penalty(block: nn.Module, inputs: list[Tensor], keywords: Sequence[str]) -> list[Tensor]:
     """The gradients of a gradient penalty, of every input and parameter."""
     leaves = [t.detach().requires_grad_() for t in inputs]
-    y = block(leaves[0], **dict(zip(["shortcut"], leaves[1:], strict=False)))
+    y = called(block, leaves, keywords)
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
     wanted = [*leaves, *block.parameters()]
     grads = torch.autograd.grad((y * weights).sum() + y.mean(), wanted, create_graph=True)
@@ -46,17 +54,37 @@ def penalty(block: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
 
 
-@TAILS
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_of_a_gradient_penalty(name: str, layout: str, tail: bool) -> None:
-    ours, exact = blocks(name)
-    inputs = maps(tail, layout=layout)
-    found, right = penalty(ours, inputs), penalty(exact, [t.double() for t in inputs])
-    names = ["x", "shortcut"][: 1 + tail] + [key for key, _ in ours.named_parameters()]
+@pytest.mark.parametrize(("subject", "layout", "tail"), mixed(SUBJECTS, LAYOUTS[:2], (True, False)), ids=str)
+def test_gradients_of_a_gradient_penalty(subject: Subject, layout: str, tail: bool) -> None:
+    ours, exact = subject.twins()
+    inputs, keywords = subject.calls(subject.draw(layout=layout, exact=exact)[0])[0 if tail else 1]
+    found, right = penalty(ours, inputs, keywords), penalty(exact, [t.double() for t in inputs], keywords)
+    names = ["x", *keywords, *dict(ours.named_parameters())]
     scale = max(t.abs().max().item() for t in right)
     for each, a, b in zip(names, found, right, strict=True):
         assert (a.double() - b).abs().max() <= 1e-5 * scale, each
+
+
+@every_subject
+def test_gradients_of_a_part(subject: Subject) -> None:
+    """The map's, each other input's, all parameters' and one parameter's alone: to the bit those of the whole."""
+    ours, exact = subject.twins()
+    inputs, grad = subject.draw(exact=exact)
+    _, whole = run(ours, inputs, grad, subject.keywords)
+    first, parameters = len(inputs), list(ours.parameters())
+    parts = [[i] for i in range(first)]
+    if parameters:
+        parts += [list(range(first, len(whole))), [len(whole) - 1]]
+    for part in parts:
+        leaves = [*(t.clone() for t in inputs), *parameters]
+        for i, leaf in enumerate(leaves):
+            leaf.requires_grad_(i in part)
+        y = called(ours, leaves[:first], subject.keywords)
+        found = torch.autograd.grad(y, [leaves[i] for i in part], grad)
+        assert same(list(found), [whole[i] for i in part]), part
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    assert not called(ours, leaves[:first], subject.keywords).requires_grad
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,11 +146,9 @@ def test_second_derivatives_under_autocast() -> None:
     assert (found.double() - right).abs().max() <= 2e-2 * right.abs().max()
 
 
-def gradients(block: nn.Module, inputs: list[Tensor], call: Any = None) -> list[Tensor]:
+def gradients(block: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in inputs]
-    y = (call or (lambda block, *given: block(given[0], **dict(zip(["shortcut"], given[1:], strict=False)))))(
-        block, *leaves
-    )
+    y = called(block, leaves, ["shortcut"][: len(leaves) - 1])
     return [y.detach(), *torch.autograd.grad(y.square().sum(), [*leaves, *block.parameters()])]
 
 
@@ -130,28 +156,18 @@ def same(found: list[Tensor], right: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
 
 
-@TAILS
-@pytest.mark.parametrize("name", NAMES)
-def test_checkpointed(name: str, tail: bool) -> None:
-    ours, _ = blocks(name)
-    inputs = maps(tail)
-
-    def through(reentrant: bool) -> Any:
-        def call(block: nn.Module, x: Tensor, *shortcut: Tensor) -> Tensor:
-            return checkpoint(
-                lambda *given: block(given[0], **dict(zip(["shortcut"], given[1:], strict=False))),
-                *(x, *shortcut),
-                use_reentrant=reentrant,
-            )
-
-        return call
-
-    plain = gradients(ours, inputs)
-    assert same(gradients(ours, inputs, through(False)), plain)
-    # The reentrant kind differentiates by backward() alone.
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    through(True)(ours, *leaves).square().sum().backward()
-    assert same([t.grad for t in (*leaves, *ours.parameters())], plain[1:])
+@every_subject
+def test_checkpointed(subject: Subject) -> None:
+    ours, exact = subject.twins()
+    inputs, grad = subject.draw(exact=exact)
+    y, right = run(ours, inputs, grad, subject.keywords)
+    for reentrant in (False, True):  # which differentiates by backward() alone
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        again = checkpoint(lambda *given: called(ours, given, subject.keywords), *leaves, use_reentrant=reentrant)
+        assert torch.equal(again, y)
+        ours.zero_grad()
+        again.backward(grad)
+        assert same([t.grad for t in (*leaves, *ours.parameters())], right)
 
 
 @TAILS
@@ -193,13 +209,14 @@ def test_what_is_saved_may_lose_its_layout(name: str, create_graph: bool) -> Non
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_saved_on_the_cpu(name: str) -> None:
-    ours, _ = blocks(name)
-    inputs = maps(True)
+@every_subject
+def test_saved_on_the_cpu(subject: Subject) -> None:
+    ours, exact = subject.twins()
+    inputs, grad = subject.draw(layout="channels_last", exact=exact)
     with torch.autograd.graph.save_on_cpu():
-        found = gradients(ours, inputs)
-    assert same(found, gradients(ours, inputs))
+        y, grads = run(ours, inputs, grad, subject.keywords)
+    right, right_grads = run(ours, inputs, grad, subject.keywords)
+    assert same([y, *grads], [right, *right_grads])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,17 +233,18 @@ def test_what_changed_in_place_before_the_backward_is_an_error(name: str) -> Non
         y.sum().backward()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_second_backward_says_what_to_do(name: str) -> None:
-    ours, _ = blocks(name)
-    (x,) = maps(False)
-    y = ours(x.requires_grad_())
-    y.sum().backward(retain_graph=True)
-    first = x.grad.clone()
-    y.sum().backward()
-    torch.testing.assert_close(x.grad, 2 * first)
+@every_subject
+def test_a_second_backward_says_what_to_do(subject: Subject) -> None:
+    ours, exact = subject.twins()
+    inputs, grad = subject.draw(exact=exact)
+    leaves = [t.requires_grad_() for t in inputs]
+    y = called(ours, leaves, subject.keywords)
+    y.backward(grad, retain_graph=True)
+    first = [t.grad.clone() for t in leaves]
+    y.backward(grad)
+    assert same([t.grad for t in leaves], [2 * t for t in first])
     with pytest.raises(RuntimeError, match="retain_graph=True"):
-        y.sum().backward()
+        y.backward(grad)
 
 
 def test_the_twins_are_all_there() -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import triton_attn
 from tests import parity
-from tests.parity import DTYPES, LAYOUTS, check_block, clear_maxima, lay_out, run
+from tests.ops.calls import kernels_of_backward
+from tests.ops.drawn import KINDS, shapes
+from tests.parity import DTYPES, check_block, clear_maxima, lay_out, run
 
 pytestmark = pytest.mark.interpreter
 
@@ -43,22 +45,8 @@ def check(
     )
 
 
-@st.composite
-def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
-    """Maps of up to 33 × 33 and up to 96 channels, and of 2¹³ elements in all: the interpreter is slow."""
-    batch, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 33)), draw(st.integers(1, 33))
-    return batch, draw(st.integers(1, min(96, 2**13 // (batch * height * width)))), height, width
-
-
 @settings(max_examples=8)
-@given(
-    name=st.sampled_from(BLOCKS),
-    shape=shapes(),
-    reduction=st.integers(1, 16),
-    dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(LAYOUTS),
-    with_shortcut=st.booleans(),
-)
+@given(name=st.sampled_from(BLOCKS), shape=shapes(), reduction=st.integers(1, 16), **KINDS)
 @example(name="CBAM", shape=(1, 1, 1, 1), reduction=1, dtype=torch.float32, layout="contiguous", with_shortcut=True)
 @example(
     name="DualAttentionBlock",
@@ -167,35 +155,12 @@ def test_gates_of_twice_a_sigmoid(layout: str, name: str) -> None:
 
 
 @both_blocks
-def test_gradients_of_a_part_of_the_inputs(name: str) -> None:
-    """Every input and parameter by itself: its gradient is right, and no other is there."""
-    torch.manual_seed(0)
-    fast = make(name, 8, 2)
-    x, shortcut, grad = torch.randn(2, 8, 5, 3), torch.randn(2, 8, 5, 3), torch.randn(2, 8, 5, 3)
-    _, whole = run(fast, [x, shortcut], grad, ["shortcut"])
-    names = ["x", "shortcut", *dict(fast.named_parameters())]
-    for wanted, right in zip(names, whole, strict=True):
-        leaves = {"x": x.clone(), "shortcut": shortcut.clone(), **dict(fast.named_parameters())}
-        for key, leaf in leaves.items():
-            leaf.requires_grad_(key == wanted)
-        fast(leaves["x"], leaves["shortcut"]).backward(grad)
-        assert [key for key, leaf in leaves.items() if leaf.grad is not None] == [wanted]
-        assert torch.equal(leaves[wanted].grad, right)
-        fast.zero_grad()
-
-
-@both_blocks
 def test_only_what_is_asked_for_is_computed(name: str) -> None:
-    from benchmarks.counted.meter import count_kernels
-
     block = make(name, 8, 2)
     x, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4, requires_grad=True)
 
-    def kernels(x: Tensor, shortcut: Tensor | None) -> set[str]:
-        y = block(x, shortcut)
-        with count_kernels() as traffic:
-            y.sum().backward()
-        return set(traffic.launches)
+    def kernels(*given: Tensor | None) -> set[str]:
+        return kernels_of_backward(block(*given))
 
     assert "spatial_apply_bwd_kernel" not in kernels(x, None)
     assert "spatial_apply_bwd_kernel" in kernels(x, shortcut)

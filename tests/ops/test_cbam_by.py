@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.parity import DTYPES, LAYOUTS, assert_within, away_from_the_kink, largest_error, lay_out
+from tests.ops.drawn import KINDS, sizes
+from tests.parity import LAYOUTS, assert_within, away_from_the_kink, largest_error, lay_out
 from triton_attn.ops import cbam_by as ops
 from triton_attn.ops.cbam_by import cbam_by
 from triton_attn.reference.cbam import pooled_channels
@@ -78,13 +79,8 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
 
 @settings(max_examples=12)
 @given(
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 70),
-    height=st.integers(1, 20),
-    width=st.integers(1, 20),
-    dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(LAYOUTS),
-    with_shortcut=st.booleans(),
+    **sizes(70, 20, 20),
+    **KINDS,
     tied=st.booleans(),
 )
 @example(1, 1, 1, 1, torch.float32, "contiguous", True, False)
@@ -106,23 +102,6 @@ def test_parity(
     check((batch, channels, height, width), dtype, layout, with_shortcut, tied)
 
 
-@pytest.mark.parametrize("wanted", ["x", "networks", "shortcut", "none"])
-def test_only_some_gradients(wanted: str) -> None:
-    torch.manual_seed(0)
-    networks = Networks(6).requires_grad_(wanted == "networks")
-    x, shortcut, grad = (torch.randn(2, 6, 5, 3) for _ in range(3))
-    x.requires_grad_(wanted == "x")
-    shortcut.requires_grad_(wanted == "shortcut")
-    leaves = {"x": [x], "networks": list(networks.parameters()), "shortcut": [shortcut], "none": []}[wanted]
-    results = []
-    for function in (by_ops, plain):
-        y = function(x, networks, shortcut)
-        assert y.requires_grad == (wanted != "none")
-        results.append([y.detach(), *(torch.autograd.grad(y, leaves, grad) if leaves else ())])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("which", ["channels", "positions", "both"])
 def test_networks_that_look_at_nothing(which: str) -> None:
     torch.manual_seed(0)
@@ -140,24 +119,6 @@ def test_networks_that_look_at_nothing(which: str) -> None:
             found.append([y, *torch.autograd.grad(y, [x, shortcut], grad)])
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
-
-def test_second_derivatives_and_a_backward_twice() -> None:
-    torch.manual_seed(0)
-    networks, x = Networks(4), torch.randn(2, 4, 3, 5).requires_grad_()
-    shortcut, grad = torch.randn(2, 4, 3, 5).requires_grad_(), torch.randn(2, 4, 3, 5)
-    found = []
-    for function in (by_ops, plain):
-        y = function(x, networks, shortcut)
-        first = torch.autograd.grad(y, [x, shortcut, networks.weight], grad, create_graph=True)
-        second = torch.autograd.grad(sum(t.square().sum() for t in first), [x, networks.taps], retain_graph=True)
-        again = torch.autograd.grad(y, [x, networks.weight], grad)
-        found.append([*first, *second, *again])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    y = by_ops(x, networks)
-    once, twice = (torch.autograd.grad(y, x, grad, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(once, twice)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:2])

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import triton_attn
 from tests.parity import DTYPES, LAYOUTS, assert_within, largest_error, lay_out
@@ -95,26 +94,6 @@ def test_second_derivatives(with_shortcut: bool, pool: str) -> None:
         torch.testing.assert_close(a.double(), b, atol=1e-5 * b.abs().max().item(), rtol=1e-4)
 
 
-def parts_of(what: str, network: nn.Module) -> tuple[bool, bool, bool]:
-    network.requires_grad_(what == "weights")
-    return what == "x", what == "shortcut", what == "weights"
-
-
-@pytest.mark.parametrize("what", ["x", "shortcut", "weights"])
-def test_gradients_of_a_part_of_the_inputs(what: str) -> None:
-    torch.manual_seed(0)
-    network = Network(8).eval()
-    x, shortcut, grad = (torch.randn(2, 8, 5, 3) for _ in range(3))
-    whole = run(network, x, shortcut, grad, "mean", "triton")
-    of_x, of_shortcut, of_weights = parts_of(what, network)
-    leaves = [x.clone().requires_grad_(of_x), shortcut.clone().requires_grad_(of_shortcut)]
-    y = functional.gate_by(leaves[0], network, leaves[1])
-    wanted = {"x": leaves[:1], "shortcut": leaves[1:], "weights": list(network.parameters())}[what]
-    right = {"x": whole[1:2], "shortcut": whole[2:3], "weights": whole[3:]}[what]
-    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(y, wanted, grad), right, strict=True))
-    assert not of_weights or all(each.grad is None for each in leaves)
-
-
 def test_a_vector_that_is_used_elsewhere_too() -> None:
     """What the network got may go on into a loss of its own, with the map's or without."""
     torch.manual_seed(0)
@@ -135,37 +114,6 @@ def test_a_vector_that_is_used_elsewhere_too() -> None:
             loss = seen[0].square().sum() + (factor * y.square().sum() if factor else 0.0)
             found.append(torch.autograd.grad(loss, leaf)[0])
         torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
-
-
-def test_a_graph_that_is_kept_gives_the_same_again() -> None:
-    network, x = Network(8).eval(), torch.randn(2, 8, 5, 3).requires_grad_()
-    y = functional.gate_by(x, network)
-    grad = torch.randn_like(y)
-    first, second = (torch.autograd.grad(y, x, grad, retain_graph=True)[0] for _ in range(2))
-    torch.autograd.grad(y, list(network.parameters()), grad, retain_graph=True)  # leaves nothing behind
-    third = torch.autograd.grad(y, x, grad)[0]
-    assert torch.equal(first, second)
-    assert torch.equal(first, third)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing(reentrant: bool) -> None:
-    network, x = Network(8).eval(), torch.randn(2, 8, 5, 3)
-    grad = torch.randn_like(x)
-    right = run(network, x, None, grad, "mean", "triton")
-    leaf = x.clone().requires_grad_()
-    y = checkpoint(functional.gate_by, leaf, network, use_reentrant=reentrant)
-    y.backward(grad)
-    assert torch.equal(leaf.grad, right[1])
-
-
-def test_saved_tensors_elsewhere() -> None:
-    network, x = Network(8).eval(), lay_out(torch.randn(2, 8, 5, 3), "channels_last")
-    grad = torch.randn_like(x)
-    right = run(network, x, x, grad, "both", "triton")
-    with torch.autograd.graph.save_on_cpu():
-        found = run(network, x, x, grad, "both", "triton")
-    assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["compiled", "functional", "exported"])

@@ -15,25 +15,10 @@ from torch import Tensor, nn
 
 import triton_attn
 from triton_attn import reference
-from triton_attn.ops import launch
 from triton_attn.reference.resnet import Bottleneck
 
 pytestmark = pytest.mark.interpreter
 CHANNELS = 16
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the kernels that were started."""
-    names: list[str] = []
-    start = launch.start
-
-    def watched(kernel: Any, *arguments: Any, **more: Any) -> None:
-        names.append(kernel.fn.__name__)
-        start(kernel, *arguments, **more)
-
-    monkeypatch.setattr(launch, "start", watched)
-    return names
 
 
 def block(name: str = "se", package: Any = triton_attn) -> Bottleneck:

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.parity import DTYPES, LAYOUTS, assert_within, away_from_the_kink, lay_out
+from tests.ops.drawn import KINDS, sizes
+from tests.parity import LAYOUTS, assert_within, away_from_the_kink, lay_out
 from triton_attn.ops import strip_passes
 from triton_attn.ops.strips import Layer, gate_rows_and_columns
 
@@ -95,13 +96,8 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
 
 @settings(max_examples=10)
 @given(
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 70),
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(LAYOUTS),
-    with_shortcut=st.booleans(),
+    **sizes(70, 40, 40),
+    **KINDS,
     kind=st.sampled_from(sorted(NETWORKS)),
 )
 @example(1, 1, 1, 1, torch.float32, "contiguous", True, "anybody's")
@@ -167,28 +163,6 @@ def test_traffic_where_the_passes_make_the_gates() -> None:
     assert backward.total <= 4.2 * size * ALLOWED
 
 
-@pytest.mark.parametrize("kind", sorted(NETWORKS))
-@pytest.mark.parametrize("wanted", ["x", "network", "row_bias", "shortcut", "none"])
-def test_only_some_gradients(wanted: str, kind: str) -> None:
-    torch.manual_seed(0)
-    network = NETWORKS[kind](6).requires_grad_(wanted == "network")
-    if wanted == "row_bias":
-        if kind == "anybody's":
-            return  # it has none
-        network.row_bias.requires_grad_()
-    x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), "channels_last") for _ in range(3))
-    x.requires_grad_(wanted == "x")
-    shortcut.requires_grad_(wanted == "shortcut")
-    leaves = [t for t in (x, shortcut, *network.parameters()) if t.requires_grad]
-    results = []
-    for function in (fast, plain):
-        y = function(x, network, shortcut)
-        assert y.requires_grad == (wanted != "none")
-        results.append([y.detach(), *(torch.autograd.grad(y, leaves, grad) if leaves else ())])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("looks_at", ["rows", "columns", "neither"])
 def test_a_network_that_does_not_look_at_both(looks_at: str) -> None:
     torch.manual_seed(0)
@@ -206,25 +180,6 @@ def test_a_network_that_does_not_look_at_both(looks_at: str) -> None:
             found.append([y, *torch.autograd.grad(y, [x, shortcut], grad)])
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", sorted(NETWORKS))
-def test_second_derivatives_and_a_backward_twice(kind: str) -> None:
-    torch.manual_seed(0)
-    network = NETWORKS[kind](4)
-    x, shortcut, grad = (lay_out(torch.randn(2, 4, 3, 5), "channels_last").requires_grad_() for _ in range(3))
-    found = []
-    for function in (fast, plain):
-        y = function(x, network, shortcut)
-        first = torch.autograd.grad(y, [x, shortcut, network.rows], grad, create_graph=True)
-        second = torch.autograd.grad(sum(t.square().sum() for t in first), [x, network.rows], retain_graph=True)
-        again = torch.autograd.grad(y, [x, network.rows], grad)
-        found.append([*first, *second, *again])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    y = fast(x, network)
-    once, twice = (torch.autograd.grad(y, x, grad, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(once, twice)
 
 
 def test_gates_wider_than_the_map_and_a_shortcut_of_another_dtype() -> None:

@@ -68,49 +68,6 @@ def test_parity_of_global_context(shape: Any, layout: str) -> None:
             assert_within(*each, what)
 
 
-@pytest.mark.parametrize("with_shortcut", [False, True])
-@pytest.mark.parametrize("name", BLOCKS)
-def test_second_derivatives_and_a_backward_twice(name: str, with_shortcut: bool) -> None:
-    torch.manual_seed(0)
-    block, exact = build(name, 4), build(name, 4).double()
-    exact.load_state_dict(block.state_dict())
-    drawn = [torch.randn(2, 4, 3, 5) for _ in range(1 + with_shortcut)]
-
-    def derivatives(block: nn.Module, backend: Any, dtype: torch.dtype) -> list[Tensor]:
-        leaves = [t.to(dtype).requires_grad_() for t in drawn]
-        wanted = [*leaves, *(p for key, p in block.named_parameters() if key != "conv.bias")]
-        with triton_attn.use_backend(backend):
-            y = block(*leaves)
-            first = torch.autograd.grad(y.square().mean(), leaves, create_graph=True)
-            total = sum(each.square().sum() for each in first)
-            found = [*first, *torch.autograd.grad(total, wanted, retain_graph=True)]
-            again = torch.autograd.grad(y.square().mean(), wanted)
-        return [each.detach() for each in [*found, *again]]
-
-    ours, right = derivatives(block, "triton", torch.float32), derivatives(exact, "reference", torch.float64)
-    for a, b in zip(ours, right, strict=True):
-        torch.testing.assert_close(a.double(), b, atol=1e-5 * b.abs().max().item(), rtol=1e-4)
-
-
-@pytest.mark.parametrize("what", ["x", "shortcut", "weights", "none"])
-@pytest.mark.parametrize("name", BLOCKS)
-def test_gradients_of_a_part_of_the_inputs(name: str, what: str) -> None:
-    torch.manual_seed(0)
-    block = build(name, 6).requires_grad_(what == "weights")
-    x, shortcut, grad = (torch.randn(2, 6, 5, 3) for _ in range(3))
-    x.requires_grad_(what == "x")
-    shortcut.requires_grad_(what == "shortcut")
-    leaves = {"x": [x], "shortcut": [shortcut], "weights": list(block.parameters()), "none": []}[what]
-    found = []
-    for backend in ("triton", "reference"):
-        with triton_attn.use_backend(backend):
-            y = block(x, shortcut)
-        assert y.requires_grad == bool(leaves)
-        found.append([y.detach(), *(torch.autograd.grad(y, leaves, grad) if leaves else ())])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
 def test_variance_of_values_far_from_zero() -> None:
     """Σx² − HW·mean² would have no digit left of it."""
     torch.manual_seed(0)

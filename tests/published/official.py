@@ -33,6 +33,16 @@ def wide(name: str, channels: int, out: int) -> Keys:
     return layer(f"{name}.0", out, channels, 3, 3, bias=False) | norm(f"{name}.1", out)
 
 
+def gate(convolution: str) -> tuple[Keys, dict[str, str]]:
+    """A U-Net's, whose convolutions lie in a part of their own or not."""
+    keys: Keys = {}
+    names = {}
+    for theirs, ours, shape in (("W_g", "g_", (8, 24)), ("W_x", "x_", (8, 16)), ("psi", "psi_", (1, 8))):
+        keys |= layer(f"{theirs}.0{convolution}", *shape, 1, 1) | norm(f"{theirs}.1", shape[0])
+        names |= {f"{theirs}.0{convolution}": "psi" if theirs == "psi" else f"{ours}conv", f"{theirs}.1": f"{ours}norm"}
+    return keys, names
+
+
 # What other libraries' state dicts hold, for 16 channels (64 for DANet's head), and what is called how here.
 CASES: dict[str, tuple[Callable[[], nn.Module], str, Keys, dict[str, str]]] = {
     "se, senet": (
@@ -120,42 +130,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Keys, dict[str, str]]] = {
             "conv8.1": "conv_out",
         },
     ),
-    "gate, leejunhyun": (
-        lambda: published.AttentionGate(16, 24),
-        "published.gate",
-        layer("W_g.0", 8, 24, 1, 1)
-        | norm("W_g.1", 8)
-        | layer("W_x.0", 8, 16, 1, 1)
-        | norm("W_x.1", 8)
-        | layer("psi.0", 1, 8, 1, 1)
-        | norm("psi.1", 1),
-        {
-            "W_g.0": "g_conv",
-            "W_g.1": "g_norm",
-            "W_x.0": "x_conv",
-            "W_x.1": "x_norm",
-            "psi.0": "psi",
-            "psi.1": "psi_norm",
-        },
-    ),
-    "gate, monai": (
-        lambda: published.AttentionGate(16, 24),
-        "published.gate",
-        layer("W_g.0.conv", 8, 24, 1, 1)
-        | norm("W_g.1", 8)
-        | layer("W_x.0.conv", 8, 16, 1, 1)
-        | norm("W_x.1", 8)
-        | layer("psi.0.conv", 1, 8, 1, 1)
-        | norm("psi.1", 1),
-        {
-            "W_g.0.conv": "g_conv",
-            "W_g.1": "g_norm",
-            "W_x.0.conv": "x_conv",
-            "W_x.1": "x_norm",
-            "psi.0.conv": "psi",
-            "psi.1": "psi_norm",
-        },
-    ),
+    "gate, leejunhyun": (lambda: published.AttentionGate(16, 24), "published.gate", *gate("")),
+    "gate, monai": (lambda: published.AttentionGate(16, 24), "published.gate", *gate(".conv")),
     "grid, attention-gated-networks": (
         lambda: published.GridAttentionGate(16, 24),
         "published.grid_gate",

@@ -9,28 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.reference.images import images, with_statistics
 from triton_attn import reference
 from triton_attn.reference import build_resnet
 from triton_attn.reference.registry import BLOCKS, SITES
 from triton_attn.reference.resnet import ARCHITECTURES, BasicBlock, Bottleneck, paper_places
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-
-
-def images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*(shape or (2, 3, 64, 64)), generator=torch.Generator().manual_seed(seed))
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    """Give the batch norms weights, biases and statistics of their own, so that none is the identity."""
-    generator = torch.Generator().manual_seed(7)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.0, generator=generator)
-            module.bias.data.normal_(0, 0.1, generator=generator)
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.8, 1.2, generator=generator)
-    return model
 
 
 def channels_of(name: str) -> dict[str, list[int]]:
