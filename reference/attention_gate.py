@@ -5,57 +5,30 @@ Source: Oktay et al., "Attention U-Net", https://arxiv.org/abs/1804.03999
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from .activations import ONE_AT_ZERO
 from .channel_gate import activate
-from .common import (
-    AttentionBlock,
-    add_shortcut,
-    check_map,
-    check_parameter,
-    check_pointwise_weight,
-    hidden_width,
-    positive,
-)
+from .common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width, positive
 from .identity import last_convolution
 from .layers import POINTWISE, expects, plain_weights
+from .parameters import check_parameter, check_pointwise_weight
 from .tracing import node
 
 
-def spatial_gate(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    psi_weight: Tensor,
-    psi_bias: Tensor,
-    gating: Tensor | None = None,
-    activation: str = "sigmoid",
-) -> Tensor:
-    """``σ(psi(relu(conv1(x) + conv2(gating))))`` of ``x`` ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
-    # A 1×1 convolution and a bilinear resize commute, and this order resizes fewer channels.
-    signal = resized(F.conv2d(x if gating is None else gating, weight2, bias2), x)
-    return activate(F.conv2d(F.relu(F.conv2d(x, weight1, bias1) + signal), psi_weight, psi_bias), activation)
-
-
 def attention_gate(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    psi_weight: Tensor,
-    psi_bias: Tensor,
-    gating: Tensor | None = None,
-    shortcut: Tensor | None = None,
+    x: Tensor, weights: Sequence[Tensor], gating: Tensor | None = None, shortcut: Tensor | None = None
 ) -> Tensor:
-    """The block as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.attention_gate`."""
-    return add_shortcut(x * spatial_gate(x, weight1, bias1, weight2, bias2, psi_weight, psi_bias, gating), shortcut)
+    """The block as a function, in plain PyTorch; six weights, as in :func:`triton_attn.functional.attention_gate`."""
+    weight1, bias1, weight2, bias2, psi_weight, psi_bias = weights
+    # A 1×1 convolution and a bilinear resize commute, and this order resizes fewer channels.
+    signal = resized(F.conv2d(gating_or(x, gating), weight2, bias2), x)
+    gate = torch.sigmoid(F.conv2d(F.relu(F.conv2d(x, weight1, bias1) + signal), psi_weight, psi_bias))
+    return add_shortcut(x * gate, shortcut)
 
 
 def resized(signal: Tensor, x: Tensor) -> Tensor:
@@ -80,7 +53,7 @@ def check_gate_network(
     """Raise a ValueError or TypeError that names the argument unless the parameters fit together."""
     hidden, _ = check_pointwise_weight("weight1", weight1, "m", "C")
     _, gating_channels = check_pointwise_weight("weight2", weight2, "m", "gating channels")
-    beside = f"a weight1 of {tuple(weight1.shape)}"
+    beside = f" beside a weight1 of {tuple(weight1.shape)}"
     check_parameter("weight2", weight2, (hidden, gating_channels, 1, 1), weight1, beside)
     check_parameter("psi_weight", psi_weight, (1, hidden, 1, 1), weight1, beside)
     for name, value, size in (("bias1", bias1, hidden), ("bias2", bias2, hidden), ("psi_bias", psi_bias, 1)):
@@ -103,7 +76,50 @@ def check_gating(x: Tensor, gating: Tensor | None, weight2: Tensor | None) -> No
         raise ValueError(f"gating must have x's batch size {x.shape[0]}, got shape {tuple(gating.shape)}")
 
 
-class AttentionGate(AttentionBlock):
+def gating_width(in_channels: int, gating_channels: int | None) -> int:
+    """The signal's channels, by default the map's; a ValueError where these are none."""
+    channels = in_channels if gating_channels is None else gating_channels
+    positive("gating_channels", channels)
+    return channels
+
+
+class GatedBySignal(AttentionBlock):
+    """A map gated position by position, by itself or by a signal: what both forms of the block do with their logits."""
+
+    def _first_layers(self) -> tuple[nn.Module, nn.Module]:
+        """Those that see the map and the signal."""
+        raise NotImplementedError
+
+    def spatial_logits(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
+        """The gate before its activation, ``(N, 1, H, W)``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+        """Gate ``x`` ``(N, C, H, W)`` by itself or by ``gating`` ``(N, gating_channels, any H, any W)``.
+
+        A signal of another size is brought to x's bilinearly, behind its own layers.
+
+        Raises:
+            ValueError: ``gating`` has another batch size or channel count, or is missing where its channels differ.
+        """
+        of_map, of_signal = self._first_layers()
+        check_map(x, *expects(of_map), shortcut)
+        check_gating(x, gating, expects(of_signal)[1])
+        return add_shortcut(x * self.spatial_gate(x, gating), shortcut)
+
+    def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
+        """The gate, ``(N, 1, H, W)``."""
+        return activate(self.spatial_logits(x, gating), self.activation)
+
+    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The gate where the map gates itself."""
+        of_map, of_signal = self._first_layers()
+        check_map(x, *expects(of_map))
+        check_gating(x, None, expects(of_signal)[1])
+        return {"spatial": self.spatial_gate(x)}
+
+
+class AttentionGate(GatedBySignal):
     """``x · σ(psi(relu(conv1(x) + conv2(g))))``, all 1×1, with ``C // 2`` hidden channels; ``g = x`` by default.
 
     Args:
@@ -122,36 +138,20 @@ class AttentionGate(AttentionBlock):
         gating_channels: int | None = None,
         *,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity, "sigmoid")
         hidden = hidden_width(in_channels, 2)
-        if gating_channels is None:
-            gating_channels = in_channels
-        positive("gating_channels", gating_channels)
+        gating_channels = gating_width(in_channels, gating_channels)
         self.conv1 = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
         self.conv2 = nn.Conv2d(gating_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.identity = identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
         self.psi = last_convolution(hidden, 1, identity, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
-        """Gate ``x`` ``(N, C, H, W)`` by itself or by ``gating`` ``(N, gating_channels, any H, any W)``.
-
-        Raises:
-            ValueError: ``gating`` has another batch size or channel count, or is missing where its channels differ.
-        """
-        check_map(x, *expects(self.conv1), shortcut)
-        check_gating(x, gating, expects(self.conv2)[1])
-        return add_shortcut(x * self.spatial_gate(x, gating), shortcut)
-
-    def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
-        """The gate, ``(N, 1, H, W)``."""
-        return activate(self.spatial_logits(x, gating), self.activation)
+    def _first_layers(self) -> tuple[nn.Module, nn.Module]:
+        return self.conv1, self.conv2
 
     def spatial_logits(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
-        """The gate before its activation, ``(N, 1, H, W)``."""
         signal = resized(self.conv2(gating_or(x, gating)), x)
         return self.psi(F.relu(self.conv1(x) + signal))
 
@@ -161,9 +161,3 @@ class AttentionGate(AttentionBlock):
         None if the three layers do more than these say, and are to be called.
         """
         return plain_weights(self, ("conv1", POINTWISE), ("conv2", POINTWISE), ("psi", POINTWISE))
-
-    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        """The gate where the map gates itself."""
-        check_map(x, *expects(self.conv1))
-        check_gating(x, None, expects(self.conv2)[1])
-        return {"spatial": self.spatial_gate(x)}

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
-from .activations import ONE_AT_ZERO
 from .channel_gate import activate, channel_gate
-from .common import AttentionBlock, add_shortcut, check_map
-from .identity import ZeroLayer
+from .common import ReducingBlock, add_shortcut, check_map
+from .identity import last_convolution
 from .layers import expects, is_touched, plain_weights, same_size
+from .parameters import Dense, check_parameter
 from .se import SEBlock
 
 SPATIAL = same_size(7, 7)
@@ -40,19 +40,22 @@ def spatial_gate(u: Tensor, conv_weight: Tensor, conv_bias: Tensor, activation: 
 
 def cbam(
     x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
+    channel: Dense,
+    spatial: tuple[Tensor, Tensor],
     shortcut: Tensor | None = None,
     *,
     activation: str = "sigmoid",
 ) -> Tensor:
-    """CBAM as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.cbam`."""
-    u = channel_gate(x, weight1, bias1, weight2, bias2, activation=activation)
-    return add_shortcut(u * spatial_gate(u, conv_weight, conv_bias, activation), shortcut)
+    """CBAM as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.cbam`.
+
+    Args:
+        x: the map.
+        channel, spatial: the parameters of the channel gate and of the convolution, each in the functions' order.
+        shortcut: added before a last ReLU.
+        activation: of both gates.
+    """
+    u = channel_gate(x, channel, activation=activation)
+    return add_shortcut(u * spatial_gate(u, *spatial, activation), shortcut)
 
 
 def se_weights(gate: nn.Module, activation: str) -> tuple[Tensor, Any, Tensor, Any] | None:
@@ -74,16 +77,11 @@ def is_gate(gate: nn.Module) -> TypeGuard[SEBlock]:
 
 def check_spatial_gate(conv_weight: Tensor, conv_bias: Tensor, weight1: Tensor) -> None:
     """Raise a ValueError or TypeError that names the argument unless the convolution fits the bottleneck."""
-    for name, value, shape in (("conv_weight", conv_weight, (1, 2, 7, 7)), ("conv_bias", conv_bias, (1,))):
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name} must be {shape}, got {tuple(value.shape)}")
-        if value.dtype != weight1.dtype:
-            raise TypeError(f"{name} is {value.dtype}, but weight1 is {weight1.dtype}")
-        if value.device != weight1.device:
-            raise ValueError(f"{name} is on {value.device}, but weight1 is on {weight1.device}")
+    check_parameter("conv_weight", conv_weight, (1, 2, 7, 7), weight1)
+    check_parameter("conv_bias", conv_bias, (1,), weight1)
 
 
-class CBAM(AttentionBlock):
+class CBAM(ReducingBlock):
     """``u = SE(x)``, then ``u · σ(conv7×7([mean_c u, max_c u]))``.
 
     Args:
@@ -96,24 +94,11 @@ class CBAM(AttentionBlock):
         ValueError: ``reduction`` leaves no hidden channel.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        reduction: int = 16,
-        *,
-        identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.identity = identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
-        self.channel_attention = SEBlock(in_channels, reduction, identity=identity, device=device, dtype=dtype)
-        self.spatial_attention = (
-            ZeroLayer((1, 2, 7, 7), device=device, dtype=dtype)
-            if identity
-            else nn.Conv2d(2, 1, kernel_size=7, padding=3, device=device, dtype=dtype)
-        )
+    _gate = "sigmoid"
+
+    def _build(self, in_channels: int, reduction: int, **where: Any) -> None:
+        self.channel_attention = SEBlock(in_channels, reduction, identity=self.identity, **where)
+        self.spatial_attention = last_convolution(2, 1, self.identity, size=7, **where)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""

@@ -10,6 +10,7 @@ from torch.fx import Proxy
 
 from .activations import GATES, HIDDEN
 from .common import add_shortcut
+from .parameters import Dense, check_parameter
 
 POOLS = ("mean", "max", "both", "half")
 HIDDEN_ACTIVATIONS = tuple(HIDDEN)
@@ -34,17 +35,10 @@ def activate(logits: Tensor, activation: str) -> Tensor:
 
 
 def dense_gate(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    *,
-    pool: str = "mean",
-    hidden_activation: str = "relu",
-    activation: str = "sigmoid",
+    x: Tensor, weights: Dense, *, pool: str = "mean", hidden_activation: str = "relu", activation: str = "sigmoid"
 ) -> Tensor:
     """The gate of one or two dense layers, ``(N, C, 1, 1)``; see :func:`triton_attn.functional.channel_gate`."""
+    weight1, bias1, weight2, bias2 = weights
     logits = None
     for vector in pooled(x, pool):
         own = F.linear(vector, weight1, bias1)
@@ -55,23 +49,9 @@ def dense_gate(
     return activate(logits, activation).unsqueeze(-1).unsqueeze(-1)
 
 
-def channel_gate(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor | None,
-    bias2: Tensor | None,
-    shortcut: Tensor | None = None,
-    *,
-    pool: str = "mean",
-    hidden_activation: str = "relu",
-    activation: str = "sigmoid",
-) -> Tensor:
-    """:func:`triton_attn.functional.channel_gate` in plain PyTorch."""
-    gate = dense_gate(
-        x, weight1, bias1, weight2, bias2, pool=pool, hidden_activation=hidden_activation, activation=activation
-    )
-    return add_shortcut(x * gate, shortcut)
+def channel_gate(x: Tensor, weights: Dense, shortcut: Tensor | None = None, **kinds: str) -> Tensor:
+    """:func:`triton_attn.functional.channel_gate` in plain PyTorch, of the kinds that :func:`dense_gate` takes."""
+    return add_shortcut(x * dense_gate(x, weights, **kinds), shortcut)
 
 
 def gate_by(x: Tensor, network: Callable[..., Tensor], shortcut: Tensor | None = None, *, pool: str = "mean") -> Tensor:
@@ -126,21 +106,10 @@ def check_dense(weight1: Tensor, bias1: Tensor | None, weight2: Tensor | None, b
         raise ValueError(f"weight1 must be (C, C) where there is no weight2, got {tuple(weight1.shape)}")
     if weight2 is None and bias2 is not None:
         raise ValueError(f"bias2 must be None where there is no weight2, got shape {tuple(bias2.shape)}")
-    for name, value, shape in (
-        ("bias1", bias1, (hidden,)),
-        ("weight2", weight2, (channels, hidden)),
-        ("bias2", bias2, (channels,)),
-    ):
-        if value is None:
-            continue
-        if tuple(value.shape) != shape:
-            raise ValueError(
-                f"{name} must be {shape} beside a weight1 of {(hidden, channels)}, got {tuple(value.shape)}"
-            )
-        if value.dtype != weight1.dtype:
-            raise TypeError(f"{name} is {value.dtype}, but weight1 is {weight1.dtype}")
-        if value.device != weight1.device:
-            raise ValueError(f"{name} is on {value.device}, but weight1 is on {weight1.device}")
+    shapes = ("bias1", bias1, (hidden,)), ("weight2", weight2, (channels, hidden)), ("bias2", bias2, (channels,))
+    for name, value, shape in shapes:
+        if value is not None:
+            check_parameter(name, value, shape, weight1, f" beside a weight1 of {(hidden, channels)}")
 
 
 def check_neighbours(weight: Tensor) -> None:

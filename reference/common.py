@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from .activations import ONE_AT_ZERO
 from .tracing import as_leaf, node
 
+Device = torch.device | str | None
+DType = torch.dtype | None
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -20,11 +23,17 @@ class AttentionBlock(nn.Module):
     Whoever traces a network by ``torch.fx`` finds it as one node, whatever its class.
 
     Args:
+        identity: whether it is built to change nothing at first.
+        gate: the last step of its gate, if it has one; with ``identity`` it is that step's kin that makes 1 of 0.
         hands_on: of a subclass, whether its forward gives what it knows nothing of to the one above as it came, so that
             it need not look for a trace itself.
     """
 
-    identity = False  # whether it was built to change nothing at first
+    def __init__(self, identity: bool = False, gate: str | None = None) -> None:
+        super().__init__()
+        self.identity = identity
+        if gate is not None:
+            self.activation = ONE_AT_ZERO[gate] if identity else gate
 
     def __init_subclass__(cls, hands_on: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -45,6 +54,27 @@ class AttentionBlock(nn.Module):
     def behind(self, norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor | None:  # noqa: ARG002
         """``self(norm(x), shortcut)`` in one, where that is possible; else None, and nothing has happened."""
         return None
+
+
+class ReducingBlock(AttentionBlock):
+    """A block whose gate networks squeeze ``C`` channels to ``C // reduction``: ``_build`` makes the layers."""
+
+    _gate: str | None = None  # as of :class:`AttentionBlock`
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        *,
+        identity: bool = False,
+        device: Device = None,
+        dtype: DType = None,
+    ) -> None:
+        super().__init__(identity, self._gate)
+        self._build(in_channels, reduction, device=device, dtype=dtype)
+
+    def _build(self, in_channels: int, reduction: int, **where: Any) -> None:
+        raise NotImplementedError
 
 
 def hidden_width(channels: int, reduction: int, given: int | None = None) -> int:
@@ -135,26 +165,6 @@ def check_map(
         raise TypeError(f"shortcut must be float16, bfloat16, float32 or float64, got {shortcut.dtype}")
     if shortcut.device != x.device:
         raise ValueError(f"shortcut is on {shortcut.device}, but {name} is on {x.device}")
-
-
-def check_pointwise_weight(name: str, weight: Tensor, rows: str, columns: str) -> tuple[int, int]:
-    """The sizes of a 1×1 convolution's weight, or a ValueError that says what ``rows`` and ``columns`` stand for."""
-    expected = f"{name} must be ({rows}, {columns}, 1, 1)"
-    if weight.dim() != 4 or weight.shape[2:] != (1, 1):
-        raise ValueError(f"{expected}, got shape {tuple(weight.shape)}")
-    if 0 in weight.shape:
-        raise ValueError(f"{expected}, both at least 1, got shape {tuple(weight.shape)}")
-    return weight.shape[0], weight.shape[1]
-
-
-def check_parameter(name: str, value: Tensor, shape: tuple[int, ...], first: Tensor, beside: str) -> None:
-    """Check a parameter's shape, and that it has the dtype and the device of ``first``, which is weight1."""
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} must be {shape} beside {beside}, got {tuple(value.shape)}")
-    if value.dtype != first.dtype:
-        raise TypeError(f"{name} is {value.dtype}, but weight1 is {first.dtype}")
-    if value.device != first.device:
-        raise ValueError(f"{name} is on {value.device}, but weight1 is on {first.device}")
 
 
 def add_shortcut(y: Tensor, shortcut: Tensor | None) -> Tensor:

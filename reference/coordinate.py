@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .channel_gate import dense_gate
-from .common import AttentionBlock, add_shortcut, check_map, hidden_width
-from .identity import ZeroLayer
+from .common import ReducingBlock, add_shortcut, check_map, hidden_width
+from .identity import last_convolution
 from .layers import POINTWISE, expects, plain_weights
 
 LINEAR: dict[str, Any] = {"pool": "both", "hidden_activation": "none", "activation": "none"}
 
 
-class CoordinateAttention(AttentionBlock):
+class CoordinateAttention(ReducingBlock):
     """``x · (f(mean_hw x) + f(max_hw x))`` with ``f = fc_out ∘ fc``: no nonlinearity and no sigmoid.
 
     Tied maxima share the gradient evenly (``torch.amax``).
@@ -34,24 +33,10 @@ class CoordinateAttention(AttentionBlock):
         ValueError: ``reduction`` leaves no hidden channel.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        reduction: int = 16,
-        *,
-        identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
+    def _build(self, in_channels: int, reduction: int, **where: Any) -> None:
         hidden = hidden_width(in_channels, reduction)
-        self.fc = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.identity = identity
-        self.fc_out = (
-            ZeroLayer((in_channels, hidden, 1, 1), 0.5, device=device, dtype=dtype)
-            if identity
-            else nn.Conv2d(hidden, in_channels, kernel_size=1, device=device, dtype=dtype)
-        )
+        self.fc = nn.Conv2d(in_channels, hidden, kernel_size=1, **where)
+        self.fc_out = last_convolution(hidden, in_channels, self.identity, first=0.5, **where)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""
@@ -66,7 +51,7 @@ class CoordinateAttention(AttentionBlock):
         """The gate of the map ``x``, ``(N, C, 1, 1)``."""
         weights = None if isinstance(x, Proxy) else self.weights()  # a trace keeps layers, not matrices made of them
         if weights is not None:  # on vectors, a product is several times as fast as a convolution
-            return dense_gate(x, *weights, **LINEAR)
+            return dense_gate(x, weights, **LINEAR)
         return self.network(x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
 
     def network(self, mean: Tensor, peak: Tensor) -> Tensor:

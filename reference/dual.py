@@ -7,38 +7,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .cbam import CBAM, cbam, expected_by, se_weights
 from .channel_gate import channel_gate
-from .common import AttentionBlock, check_map
+from .common import ReducingBlock, check_map
 from .layers import is_touched
+from .parameters import Dense
 from .se import SEBlock
 
 
 def dual(
     x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    weight3: Tensor,
-    bias3: Tensor,
-    weight4: Tensor,
-    bias4: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
+    first: Dense,
+    second: Dense,
+    spatial: tuple[Tensor, Tensor],
     shortcut: Tensor | None = None,
     *,
     activation: str = "sigmoid",
 ) -> Tensor:
-    """Dual attention as a function, in plain PyTorch. Shapes as in :func:`triton_attn.functional.dual`."""
-    u = channel_gate(x, weight1, bias1, weight2, bias2, activation=activation)
-    return cbam(u, weight3, bias3, weight4, bias4, conv_weight, conv_bias, shortcut, activation=activation)
+    """Dual attention as a function, in plain PyTorch: a channel gate, then :func:`.cbam.cbam` with the rest."""
+    u = channel_gate(x, first, activation=activation)
+    return cbam(u, second, spatial, shortcut, activation=activation)
 
 
-class DualAttentionBlock(AttentionBlock):
+class DualAttentionBlock(ReducingBlock):
     """``CBAM(SE(x))``.
 
     Args:
@@ -51,19 +44,9 @@ class DualAttentionBlock(AttentionBlock):
         ValueError: ``reduction`` leaves no hidden channel.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        reduction: int = 16,
-        *,
-        identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.identity = identity
-        self.channel_attention = SEBlock(in_channels, reduction, identity=identity, device=device, dtype=dtype)
-        self.spatial_attention = CBAM(in_channels, reduction, identity=identity, device=device, dtype=dtype)
+    def _build(self, in_channels: int, reduction: int, **where: Any) -> None:
+        self.channel_attention = SEBlock(in_channels, reduction, identity=self.identity, **where)
+        self.spatial_attention = CBAM(in_channels, reduction, identity=self.identity, **where)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``x`` and ``shortcut`` ``(N, C, H, W)``; returns the gated map, or ``relu(gated + shortcut)``."""

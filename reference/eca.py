@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .activations import ONE_AT_ZERO
 from .channel_gate import activate
-from .common import AttentionBlock, add_shortcut, check_map, odd, positive
+from .common import AttentionBlock, Device, DType, add_shortcut, check_map, odd, positive
 from .identity import ZeroLayer
 from .layers import expects, plain_weights, same_size
 
@@ -43,16 +41,15 @@ class ECABlock(AttentionBlock):
         kernel_size: int | None = 3,
         *,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity, "sigmoid")
         positive("channels", channels)
         if kernel_size is None:
             kernel_size = adaptive_kernel_size(channels)
         odd("kernel_size", kernel_size)
-        self.channels, self.identity = channels, identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
+        self.channels = channels
         self.conv = (
             ZeroLayer((1, 1, kernel_size), None, device=device, dtype=dtype)
             if identity

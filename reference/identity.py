@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .common import Device, DType
+
 
 class ZeroLayer(nn.Module):
     """A last layer that is zero at first: dense, or a convolution that keeps the size, as its weight's shape says.
@@ -33,12 +35,7 @@ class ZeroLayer(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self,
-        weight: tuple[int, ...],
-        bias: float | None = 0.0,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, weight: tuple[int, ...], bias: float | None = 0.0, *, device: Device = None, dtype: DType = None
     ) -> None:
         super().__init__()
         self.first = bias
@@ -88,12 +85,12 @@ def last_linear(channels: int, out: int, identity: bool, *, bias: bool = True, *
 
 
 def last_convolution(
-    channels: int, out: int, identity: bool, *, bias: bool = True, **where: Any
+    channels: int, out: int, identity: bool, *, size: int = 1, bias: bool = True, first: float = 0.0, **where: Any
 ) -> nn.Conv2d | ZeroLayer:
-    """A gate network's last 1×1 convolution."""
+    """A gate network's last convolution, which keeps the map's size; ``first`` is what a bias at zero starts at."""
     if identity:
-        return ZeroLayer((out, channels, 1, 1), 0.0 if bias else None, **where)
-    return nn.Conv2d(channels, out, 1, bias=bias, **where)
+        return ZeroLayer((out, channels, size, size), first if bias else None, **where)
+    return nn.Conv2d(channels, out, size, padding=size // 2, bias=bias, **where)
 
 
 def last_norm(

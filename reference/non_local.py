@@ -17,7 +17,7 @@ from torch.fx import Proxy
 from . import attention_by_rows
 from .attention_by_rows import AttentionByRows
 from .channel_gate import check_choice
-from .common import FLOATS, AttentionBlock, add_shortcut, check_map, hidden_width, is_autocast
+from .common import FLOATS, AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width, is_autocast
 from .identity import last_convolution
 from .layers import POINTWISE, expects, plain_weights
 from .tracing import node
@@ -175,19 +175,11 @@ class NonLocalBlock(AttentionBlock):
         ValueError: fewer than 2 channels.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
+    def __init__(self, in_channels: int, *, identity: bool = False, device: Device = None, dtype: DType = None) -> None:
+        super().__init__(identity)
         hidden = hidden_width(in_channels, 2)
         self.query_conv = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
         self.key_conv = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.identity = identity
         self.value_conv = last_convolution(in_channels, in_channels, identity, device=device, dtype=dtype)
 
     def forward(

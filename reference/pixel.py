@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activations import ONE_AT_ZERO
 from .channel_gate import activate
-from .common import (
-    AttentionBlock,
-    add_shortcut,
-    check_map,
-    check_parameter,
-    check_pointwise_weight,
-    hidden_width,
-)
+from .common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width
 from .identity import last_convolution
 from .layers import POINTWISE, expects, plain_weights
+from .parameters import check_parameter, check_pointwise_weight
 
 
 def pixel_gate(
@@ -37,7 +29,7 @@ def pixel_attention(
 def check_pixel_network(weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> None:
     """Raise a ValueError or TypeError that names the argument unless the parameters fit together."""
     hidden, channels = check_pointwise_weight("weight1", weight1, "m", "C")
-    beside = f"a weight1 of {tuple(weight1.shape)}"
+    beside = f" beside a weight1 of {tuple(weight1.shape)}"
     check_parameter("bias1", bias1, (hidden,), weight1, beside)
     check_parameter("weight2", weight2, (channels, hidden, 1, 1), weight1, beside)
     check_parameter("bias2", bias2, (channels,), weight1, beside)
@@ -55,19 +47,10 @@ class AttentionModule(AttentionBlock):
         ValueError: fewer than 16 channels.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
+    def __init__(self, in_channels: int, *, identity: bool = False, device: Device = None, dtype: DType = None) -> None:
+        super().__init__(identity, "sigmoid")
         hidden = hidden_width(in_channels, 16)
         self.conv1 = nn.Conv2d(in_channels, hidden, kernel_size=1, device=device, dtype=dtype)
-        self.identity = identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
         self.conv2 = last_convolution(hidden, in_channels, identity, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

@@ -26,6 +26,25 @@ from .weights import Weights, load_torchvision, load_weights, present_keys
 class Attended(nn.Module):
     """What every residual block does once its branch is computed: attend, add the shortcut, ReLU, attend to that."""
 
+    expansion: int
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        attention: Factory | None = None,
+    ) -> None:
+        super().__init__()
+        self._build(inplanes, planes, stride)
+        self.downsample = downsample
+        self.attend(planes * self.expansion, attention)
+
+    def _build(self, inplanes: int, planes: int, stride: int) -> None:
+        """The layers of the branch."""
+        raise NotImplementedError
+
     def attend(self, channels: int, attention: Factory | None) -> None:
         self.outplanes = channels
         self.attention = None if attention is None else attention(channels)
@@ -66,21 +85,11 @@ class BasicBlock(Attended):
 
     expansion = 1
 
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        attention: Factory | None = None,
-    ) -> None:
-        super().__init__()
+    def _build(self, inplanes: int, planes: int, stride: int) -> None:
         self.conv1 = nn.Conv2d(inplanes, planes, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.downsample = downsample
-        self.attend(planes, attention)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``(N, inplanes, H, W)``; returns ``(N, planes, H / stride, W / stride)``."""
@@ -100,23 +109,13 @@ class Bottleneck(Attended):
 
     expansion = 4
 
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        attention: Factory | None = None,
-    ) -> None:
-        super().__init__()
+    def _build(self, inplanes: int, planes: int, stride: int) -> None:
         self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
-        self.downsample = downsample
-        self.attend(planes * self.expansion, attention)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``(N, inplanes, H, W)``; returns ``(N, 4 · planes, H / stride, W / stride)``."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activations import CHOICES, HIDDEN, ONE_AT_ZERO
+from .activations import CHOICES, HIDDEN
 from .channel_gate import POOLS, activate, check_choice, pooled
-from .common import AttentionBlock, add_shortcut, check_map, hidden_width, positive
+from .common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width, positive
 from .identity import last_linear
 from .layers import DENSE, expects, is_touched, plain_weights
 
@@ -53,15 +53,14 @@ class SEBlock(AttentionBlock):
         pool: str = "mean",
         one_layer: bool = False,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
         check_choice("hidden_activation", hidden_activation, tuple(HIDDEN))
         check_choice("gate", gate, CHOICES)
         check_choice("pool", pool, POOLS)
-        self.identity, self.hidden_activation, self.pool, self.one_layer = identity, hidden_activation, pool, one_layer
-        self.activation = ONE_AT_ZERO[gate] if identity else gate
+        super().__init__(identity, gate)
+        self.hidden_activation, self.pool, self.one_layer = hidden_activation, pool, one_layer
         self.norm = None
         where: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         if one_layer:

@@ -86,7 +86,7 @@ def channel_gate(
     if backend.use_triton(x, *weights, shortcut):
         return ops.serve(ops.CHANNEL_GATE, x, weights, shortcut, pool, hidden_activation, activation)
     kinds: Any = {"pool": pool, "hidden_activation": hidden_activation, "activation": activation}
-    return plain.channel_gate(x, *weights, shortcut, **kinds)
+    return plain.channel_gate(x, weights, shortcut, **kinds)
 
 
 def gate_by(x: Tensor, network: Callable[..., Tensor], shortcut: Tensor | None = None, *, pool: str = "mean") -> Tensor:
@@ -216,7 +216,7 @@ def cbam(
     first, convolution = (weight1, bias1, weight2, bias2), (conv_weight, conv_bias)
     if backend.use_triton(x, *first, *convolution, shortcut):
         return ops.serve(ops.CBAM, x, (*first, *(None,) * 4, *convolution), shortcut, "sigmoid")
-    return plain_cbam(x, *first, *convolution, shortcut)
+    return plain_cbam(x, first, convolution, shortcut)
 
 
 def dual(
@@ -261,7 +261,7 @@ def dual(
     weights = *first, *second, conv_weight, conv_bias
     if backend.use_triton(x, *weights, shortcut):
         return ops.serve(ops.CBAM, x, weights, shortcut, "sigmoid")
-    return plain_dual(x, *weights, shortcut)
+    return plain_dual(x, first, second, (conv_weight, conv_bias), shortcut)
 
 
 def pixel_attention(
@@ -320,7 +320,7 @@ def attention_gate(
     check_gating(x, gating, weight2)
     if backend.use_triton(x, *weights, gating, shortcut):
         return ops.attention_gate(x, weights, gating, shortcut)
-    return plain_attention_gate(x, *weights, gating, shortcut)
+    return plain_attention_gate(x, weights, gating, shortcut)
 
 
 def nonlocal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mode: str = "softmax") -> Tensor:

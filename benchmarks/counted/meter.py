@@ -188,8 +188,29 @@ def _count_kernels(traffic: Traffic, roles: Roles, operators: _CountOperators | 
         yield
 
 
-class _CountOperators(TorchDispatchMode):
-    """Counts PyTorch's operators, and looks into ours for those that they call."""
+class Seeing(TorchDispatchMode):
+    """Sees PyTorch's operators: of ours, and of composite ones, those that they call."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from triton_attn.ops.library import IMPLEMENTATIONS
+
+        kwargs = kwargs or {}
+        with self:
+            if func in IMPLEMENTATIONS:
+                return IMPLEMENTATIONS[func](*args, **kwargs)
+            result = func.decompose(*args, **kwargs)  # below autograd composite operators come whole
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+            self.see(func, args, kwargs, result)
+        return result
+
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """An operator that was called, and what it returned."""
+        raise NotImplementedError
+
+
+class _CountOperators(Seeing):
+    """Counts what operators move."""
 
     def __init__(self, traffic: Traffic, roles: Roles) -> None:
         super().__init__()
@@ -197,30 +218,18 @@ class _CountOperators(TorchDispatchMode):
         self.roles = roles
         self.paused = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from triton_attn.ops.library import IMPLEMENTATIONS
-
-        kwargs = kwargs or {}
-        if func in IMPLEMENTATIONS:
-            with self:
-                return IMPLEMENTATIONS[func](*args, **kwargs)
-        with self:  # below autograd composite operators come whole
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-        result = func(*args, **kwargs)
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         name = func._schema.name.removeprefix("aten::")
         if self.paused or "empty" in name:
-            return result
+            return
         reads, writes = _operands(func, name, args, kwargs, result)
         if not writes:
-            return result
+            return
         self.traffic.launched(name, [self.roles.of(t) for t in (*reads, *writes)])
         for t in (*reads, *writes):
             size, role = _distinct_bytes(t), self.roles.of(t)
             self.traffic.moved[role] += size
             self.traffic.sectors[role] += -(-size // SECTOR) * SECTOR
-        return result
 
 
 def _operands(

@@ -20,8 +20,9 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from benchmarks.counted.meter import Seeing
 
 SAMPLED = 8  # programs of a grid: scattered, since the last ones of a row often have less to do
 GOLDEN = 0.6180339887
@@ -55,7 +56,7 @@ class Step:
     arguments: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
-class Steps(TorchDispatchMode):
+class Steps(Seeing):
     """Writes down, on meta tensors, what a run starts."""
 
     def __init__(self) -> None:
@@ -77,20 +78,9 @@ class Steps(TorchDispatchMode):
             step.touched = [(self.number(t), t.nbytes, 0, False) for t in _tensors(arguments)]
             self.found.append(step)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         from torch.utils.flop_counter import flop_registry
 
-        from triton_attn.ops.library import IMPLEMENTATIONS
-
-        kwargs = kwargs or {}
-        if func in IMPLEMENTATIONS:
-            with self:
-                return IMPLEMENTATIONS[func](*args, **kwargs)
-        with self:  # below autograd composite operators come whole
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-        result = func(*args, **kwargs)
         # What is made, and what is changed, but not a view: an ``out`` is written, and not read.
         given = {name for name, value in kwargs.items() if name in _outs(func)}
         read = {self.number(t): t for t in _tensors((args, {name: kwargs[name] for name in {*kwargs} - given}))}
@@ -107,7 +97,6 @@ class Steps(TorchDispatchMode):
             # A convolution's bias is added and summed by kernels of their own, and each gradient is one.
             step.launches = len(written) + (name == "convolution" and args[2] is not None)
             self.found.append(step)
-        return result
 
 
 def _outs(func: Any) -> set[str]:

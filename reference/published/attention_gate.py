@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..activations import ONE_AT_ZERO
-from ..attention_gate import check_gating, gating_or, resized
-from ..channel_gate import activate
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, positive
+from ..attention_gate import GatedBySignal, check_gating, gating_or, gating_width, resized
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width, positive
 from ..identity import last_norm
 from ..layers import expects
 
 
-class AttentionGate(AttentionBlock):
+class AttentionGate(GatedBySignal):
     """``x · σ(BN(ψ(relu(BN(x_conv x) + BN(g_conv g)))))``, all 1×1, as 2-D U-Nets have it.
 
     Args:
@@ -41,17 +39,13 @@ class AttentionGate(AttentionBlock):
         hidden_channels: int | None = None,
         *,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity, "sigmoid")
         hidden = hidden_width(in_channels, 2, hidden_channels)
-        if gating_channels is None:
-            gating_channels = in_channels
-        positive("gating_channels", gating_channels)
+        gating_channels = gating_width(in_channels, gating_channels)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity = identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
         self.x_conv = nn.Conv2d(in_channels, hidden, 1, **where)
         self.x_norm = nn.BatchNorm2d(hidden, **where)
         self.g_conv = nn.Conv2d(gating_channels, hidden, 1, **where)
@@ -59,32 +53,12 @@ class AttentionGate(AttentionBlock):
         self.psi = nn.Conv2d(hidden, 1, 1, **where)
         self.psi_norm = last_norm(1, identity, **where)
 
-    def forward(self, x: Tensor, gating: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
-        """Gate ``x`` ``(N, C, H, W)`` by itself or by ``gating`` ``(N, gating_channels, any H, any W)``.
-
-        A signal of another size is brought to x's bilinearly, behind its batch norm.
-
-        Raises:
-            ValueError: ``gating`` has another batch size or channel count, or is missing where its channels differ.
-        """
-        check_map(x, *expects(self.x_conv), shortcut)
-        check_gating(x, gating, expects(self.g_conv)[1])
-        return add_shortcut(x * self.spatial_gate(x, gating), shortcut)
+    def _first_layers(self) -> tuple[nn.Module, nn.Module]:
+        return self.x_conv, self.g_conv
 
     def spatial_logits(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
-        """The gate before its sigmoid, ``(N, 1, H, W)``."""
         signal = resized(self.g_norm(self.g_conv(gating_or(x, gating))), x)
         return self.psi_norm(self.psi(F.relu(self.x_norm(self.x_conv(x)) + signal)))
-
-    def spatial_gate(self, x: Tensor, gating: Tensor | None = None) -> Tensor:
-        """The gate, ``(N, 1, H, W)``."""
-        return activate(self.spatial_logits(x, gating), self.activation)
-
-    def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
-        """The gate where the map gates itself."""
-        check_map(x, *expects(self.x_conv))
-        check_gating(x, None, expects(self.g_conv)[1])
-        return {"spatial": self.spatial_gate(x)}
 
 
 class GridAttentionGate(AttentionBlock):
@@ -110,17 +84,15 @@ class GridAttentionGate(AttentionBlock):
         stride: int = 2,
         *,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity)
         hidden = hidden_width(in_channels, 2, hidden_channels)
-        if gating_channels is None:
-            gating_channels = in_channels
-        positive("gating_channels", gating_channels)
+        gating_channels = gating_width(in_channels, gating_channels)
         positive("stride", stride)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity, self.stride = identity, stride
+        self.stride = stride
         self.theta = nn.Conv2d(in_channels, hidden, stride, stride=stride, bias=False, **where)
         self.phi = nn.Conv2d(gating_channels, hidden, 1, **where)
         self.psi = nn.Conv2d(hidden, 1, 1, **where)

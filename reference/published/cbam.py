@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..activations import ONE_AT_ZERO
 from ..cbam import pooled_channels
 from ..channel_gate import activate
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, odd
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width, odd
 from ..identity import last_linear, last_norm
 from ..layers import expects
 
@@ -47,15 +46,13 @@ class CBAM(AttentionBlock):
         bias: bool = True,
         kernel_size: int = 7,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity, "sigmoid")
         hidden = hidden_width(in_channels, reduction, hidden_channels)
         odd("kernel_size", kernel_size)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity = identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
         self.fc1 = nn.Linear(in_channels, hidden, bias=bias, **where)
         self.fc2 = last_linear(hidden, in_channels, identity, bias=bias, **where)
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **where)

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..activations import ONE_AT_ZERO
 from ..channel_gate import activate
-from ..common import AttentionBlock, add_shortcut, check_map, positive
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, positive
 from ..identity import last_convolution
 from ..layers import POINTWISE, expects, plain_weights
 
@@ -43,17 +42,15 @@ class CoordinateAttention(AttentionBlock):
         hidden_channels: int | None = None,
         bias: bool = True,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity, "sigmoid")
         positive("in_channels", in_channels)
         positive("reduction", reduction)
         hidden = max(8, in_channels // reduction) if hidden_channels is None else hidden_channels
         positive("hidden_channels", hidden)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity = identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
         self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=bias, **where)
         self.bn1 = nn.BatchNorm2d(hidden, **where)
         self.conv_h = last_convolution(hidden, in_channels, identity, bias=bias, **where)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width, positive
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width, positive
 from ..identity import last_convolution
 from ..layers import POINTWISE, expects, plain_weights
 from ..non_local import nonlocal_attention
@@ -38,13 +38,12 @@ class PositionAttention(AttentionBlock):
         hidden_channels: int | None = None,
         *,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity)
         hidden = hidden_width(in_channels, 8, hidden_channels)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity = identity
         self.query_conv = nn.Conv2d(in_channels, hidden, 1, **where)
         self.key_conv = nn.Conv2d(in_channels, hidden, 1, **where)
         self.value_conv = nn.Conv2d(in_channels, in_channels, 1, **where)
@@ -90,17 +89,12 @@ class ChannelAttention(AttentionBlock):
     """
 
     def __init__(
-        self,
-        in_channels: int | None = None,
-        *,
-        identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_channels: int | None = None, *, identity: bool = False, device: Device = None, dtype: DType = None
     ) -> None:
-        super().__init__()
+        super().__init__(identity)
         if in_channels is not None:
             positive("in_channels", in_channels)
-        self.channels, self.identity = in_channels, identity
+        self.channels = in_channels
         self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
@@ -157,10 +151,10 @@ class DualAttention(AttentionBlock):
         *,
         dropout: float = 0.1,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity)
         hidden = hidden_width(in_channels, 4, hidden_channels)
         out = in_channels if out_channels is None else out_channels
         positive("out_channels", out)
@@ -169,7 +163,7 @@ class DualAttention(AttentionBlock):
         if identity and out != in_channels:
             raise ValueError(f"out_channels must be in_channels={in_channels} for identity=True, got {out}")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity, self.in_channels = identity, in_channels
+        self.in_channels = in_channels
         self.position_in = _convolution(in_channels, hidden, **where)
         self.position = PositionAttention(hidden, **where)
         self.position_out = _convolution(hidden, hidden, **where)

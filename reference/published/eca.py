@@ -5,9 +5,8 @@ Source: Wang et al., "ECA-Net", https://arxiv.org/abs/1910.03151
 
 from __future__ import annotations
 
-import torch
-
 from .. import eca
+from ..common import Device, DType
 
 
 class ECABlock(eca.ECABlock):
@@ -29,7 +28,7 @@ class ECABlock(eca.ECABlock):
         kernel_size: int | None = None,
         *,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(channels, kernel_size, identity=identity, device=device, dtype=dtype)

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..activations import ONE_AT_ZERO
 from ..channel_gate import activate
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width
 from ..identity import last_linear
 from ..layers import expects
 
@@ -40,14 +39,12 @@ class GlobalContext(AttentionBlock):
         *,
         hidden_channels: int | None = None,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity, "sigmoid")
         hidden = hidden_width(in_channels, reduction, hidden_channels)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity = identity
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
         self.conv = nn.Conv2d(in_channels, 1, 1, **where)
         self.fc1 = nn.Linear(in_channels, hidden, **where)
         self.norm = nn.LayerNorm(hidden, eps=1e-6, **where)

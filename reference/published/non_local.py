@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..channel_gate import check_choice
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width
 from ..identity import last_convolution, last_norm
 from ..layers import expects
 from ..non_local import is_finite, nonlocal_attention
@@ -64,16 +63,16 @@ class NonLocal(AttentionBlock):
         subsample: bool = True,
         norm: bool = True,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity)
         hidden = hidden_width(in_channels, 2, hidden_channels)
         check_choice("mode", mode, MODES)
         if scale is not None and not is_finite(scale):
             raise ValueError(f"scale must be a finite number or None, got {scale!r}")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity, self.mode, self.subsample = identity, mode, subsample
+        self.mode, self.subsample = mode, subsample
         self.scale = 1.0 if scale is None else float(scale)
         if mode != "gaussian":
             self.theta = nn.Conv2d(in_channels, hidden, 1, **where)

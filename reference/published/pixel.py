@@ -5,12 +5,10 @@ Source: Zhao et al., "Efficient Image Super-Resolution Using Pixel Attention", h
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..activations import ONE_AT_ZERO
 from ..channel_gate import activate
-from ..common import AttentionBlock, add_shortcut, check_map, positive
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, positive
 from ..identity import last_convolution
 from ..layers import expects
 
@@ -27,18 +25,10 @@ class PixelAttention(AttentionBlock):
         ValueError: ``in_channels`` is not a positive integer.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
+    def __init__(self, in_channels: int, *, identity: bool = False, device: Device = None, dtype: DType = None) -> None:
+        super().__init__(identity, "sigmoid")
         positive("in_channels", in_channels)
-        self.identity, self.in_channels = identity, in_channels
-        self.activation = ONE_AT_ZERO["sigmoid"] if identity else "sigmoid"
+        self.in_channels = in_channels
         self.conv = last_convolution(in_channels, in_channels, identity, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common import AttentionBlock, add_shortcut, check_map, hidden_width
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, hidden_width
 from ..identity import last_convolution, last_linear
 from ..layers import expects
 
@@ -38,13 +38,12 @@ class SCSE(AttentionBlock):
         *,
         hidden_channels: int | None = None,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity)
         hidden = hidden_width(in_channels, reduction, hidden_channels)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.identity = identity
         self.fc1 = nn.Linear(in_channels, hidden, **where)
         self.fc2 = last_linear(hidden, in_channels, identity, **where)
         self.conv = last_convolution(in_channels, 1, identity, **where)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..common import AttentionBlock, add_shortcut, check_map, positive
+from ..common import AttentionBlock, Device, DType, add_shortcut, check_map, positive
 from ..tracing import node
 
 
@@ -35,13 +35,13 @@ class SimAM(AttentionBlock):
         *,
         e_lambda: float = 1e-4,
         identity: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: DType = None,
     ) -> None:
-        super().__init__()
+        super().__init__(identity)
         if in_channels is not None:
             positive("in_channels", in_channels)
-        self.channels, self.e_lambda, self.identity = in_channels, e_lambda, identity
+        self.channels, self.e_lambda = in_channels, e_lambda
         gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype)) if identity else None
         self.register_parameter("gamma", gamma)
 

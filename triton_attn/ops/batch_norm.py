@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..tuning import normed_rules, rules, weighed_rules
-from . import launch
+from . import launch, passes
 from .gating import Pooled
 from .library import new_like
 from .passes import Maps, multiply, multiply_bwd, start_by_spans
@@ -126,6 +126,11 @@ class Sums(NamedTuple):
     slope: Tensor | None
     slope_moment: Tensor | None
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As kernels take them."""
+        return {f"{name}_ptr": each for name, each in zip(self._fields, self, strict=True)}
+
 
 def sums(grad: Tensor, x: Tensor, norm: Norm, bits: Tensor | None, channels_last: bool, *, needs_norm: bool) -> Sums:
     """All sums of the backward over positions, with ``grad`` behind the mask that ``bits`` hold."""
@@ -137,24 +142,8 @@ def sums(grad: Tensor, x: Tensor, norm: Norm, bits: Tensor | None, channels_last
         *(empty_parts(x) if needs_norm else None for _ in range(2)),
         *(empty_parts(x) if needs_norm and activated else None for _ in range(2)),
     )
-    _start(
-        normed_sums_kernel,
-        x,
-        channels_last,
-        {"g": grad, "x": x},
-        dgate_ptr=found.dgate,
-        gradient_ptr=found.gradient,
-        moment_ptr=found.moment,
-        slope_ptr=found.slope,
-        slope_moment_ptr=found.slope_moment,
-        grad_ptr=grad,
-        x_ptr=x,
-        bits_ptr=bits,
-        spans=spans_of(x),
-        NEEDS_NORM=needs_norm,
-        HAS_BITS=bits is not None,
-        **norm.arguments(x),
-    )
+    told = {**found.arguments, "spans": spans_of(x), "NEEDS_NORM": needs_norm, **norm.arguments(x)}
+    passes.sums(_start, normed_sums_kernel, grad, x, channels_last, bits, **told)
     return found
 
 
@@ -186,10 +175,6 @@ def parameters_bwd(
         dbias_ptr=dbias,
         by_mean_ptr=by_mean,
         by_variance_ptr=by_variance,
-        gradient_ptr=found.gradient,
-        moment_ptr=found.moment,
-        slope_ptr=found.slope,
-        slope_moment_ptr=found.slope_moment,
         gate_ptr=gate,
         dpooled_ptr=dpooled,
         centred_ptr=centred,
@@ -198,6 +183,7 @@ def parameters_bwd(
         positions=x.shape[2] * x.shape[3],
         parts=parts,
         ACTIVATED=norm.activation != "none",
+        **{name: each for name, each in found.arguments.items() if name != "dgate_ptr"},
         **{name: value for name, value in told.items() if name not in ("weight_ptr", "bias_ptr")},
         **{name: value for name, value in config.items() if name != "BLOCK_R"},
     )
@@ -217,19 +203,7 @@ def apply_bwd(
     """The gradient of the map, and with ``bits`` that of the shortcut; ``by`` is for training."""
     from ..kernels.normed_gate import normed_apply_bwd_kernel
 
-    read = x if norm.training or norm.activation != "none" else None
-    return multiply_bwd(
-        _start,
-        normed_apply_bwd_kernel,
-        grad,
-        x,
-        channels_last,
-        bits,
-        {"x": read},
-        x_ptr=read,
-        gate_ptr=gate,
-        dpooled_ptr=dpooled,
-        by_mean_ptr=None if by is None else by.by_mean,
-        by_variance_ptr=None if by is None else by.by_variance,
-        **norm.arguments(x),
-    )
+    told: dict[str, Any] = {"gate_ptr": gate, "dpooled_ptr": dpooled, **norm.arguments(x)}
+    told |= {f"{name}_ptr": None if by is None else getattr(by, name) for name in ("by_mean", "by_variance")}
+    reads = norm.training or norm.activation != "none"
+    return multiply_bwd(_start, normed_apply_bwd_kernel, grad, x, channels_last, bits, reads, **told)

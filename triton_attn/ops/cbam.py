@@ -17,7 +17,7 @@ from ..reference import dual as plain_dual
 from . import dense, gating, spatial
 from .dense import Made, Network, Parameters
 from .gating import Pooled
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Op, Results, new_like
 from .masks import mask
 from .passes import multiply_fake, room_bwd
@@ -114,12 +114,8 @@ def backward(
     needs_map: bool,
     needs_weights: bool,
 ) -> Results:
-    """The gradients of x, the parameters, and the shortcut.
-
-    None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
-    """
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    """The gradients of x, the parameters, and the shortcut."""
+    grad, x, channels_last = served_both(grad, x)
     gate, pooled, of_positions = kept.gate1 if kept.product is None else kept.product, kept.pooled, kept.of_positions
     dpooled, winner, dgate, dtaps = spatial.reading_bwd(
         grad, x, gate, pooled, of_positions, conv_weight, activation, channels_last, kept.bits
@@ -161,10 +157,10 @@ def _backward_fake(grad: Tensor, x: Tensor, first: Parameters, second: Parameter
 
 
 def _formula(x: Tensor, *arguments: Any) -> Tensor:
-    *weights, activation = arguments
-    if weights[4] is None:
-        return plain.cbam(x, *weights[:4], *weights[8:], activation=activation)
-    return plain_dual.dual(x, *weights, activation=activation)
+    first, second, spatial, activation = arguments[:4], arguments[4:8], arguments[8:10], arguments[10]
+    if second[0] is None:
+        return plain.cbam(x, first, spatial, activation=activation)
+    return plain_dual.dual(x, first, second, spatial, activation=activation)
 
 
 CBAM = Op(

@@ -16,9 +16,9 @@ from ..reference.cbam import pooled_channels
 from ..reference.common import is_autocast
 from . import spatial
 from .gate_by import POOL
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Results, as_kept, keep
-from .linked import Link, by_formula, summed, unchanged, wants_gradient
+from .linked import Link, begin, by_formula, summed, unchanged, wants_gradient
 from .masks import masked
 from .passes import multiply_fake, room_bwd
 from .shortcut import added, in_one
@@ -72,17 +72,14 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: _Link, x: Tensor, shortcut: Tensor | None) -> Any:
         mean, peak, place = POOL(x, "both", True)
-        ctx.link = link
-        ctx.set_materialize_grads(False)
-        keep(ctx, x, peak, place)
+        begin(ctx, link, x, peak, place)
         return *unchanged(x, shortcut), mean, peak
 
     @staticmethod
     def backward(
         ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, dmean: Tensor | None, dpeak: Tensor | None
     ) -> Any:
-        saved: Any = as_kept(ctx)
-        x, peak, place = saved
+        x, peak, place = as_kept(ctx)
         link, deferred = ctx.link, ctx.link.take()
         if grad is None or deferred is None:
             return None, summed(grad, by_formula(_pooled, (dmean, dpeak), x)), dshortcut
@@ -99,15 +96,12 @@ class _PoolChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: _Link, x: Tensor, gate: Tensor) -> Any:
         pooled = _whole(POOL_CHANNELS(x, gate), x)
-        ctx.link = link
-        ctx.set_materialize_grads(False)
-        keep(ctx, x, gate)
+        begin(ctx, link, x, gate)
         return *unchanged(x, gate), pooled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dgate: Tensor | None, dpooled: Tensor | None) -> Any:
-        saved: Any = as_kept(ctx)
-        x, gate = saved
+        x, gate = as_kept(ctx)
         if dpooled is None:
             return None, grad, dgate
         if ctx.link.deferred is None or torch.is_grad_enabled():
@@ -140,8 +134,7 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        saved: Any = as_kept(ctx)
-        x, gate, of_positions, pooled, bits = saved
+        x, gate, of_positions, pooled, bits = as_kept(ctx)
         needs_map, needs_shortcut = ctx.needs_input_grad[1], ctx.needs_input_grad[5]
         if ctx.link.is_differentiated_again():
             grad = masked(grad, bits, x)
@@ -202,8 +195,7 @@ def _multiply(x: Tensor, gate: Tensor, of_positions: Tensor, shortcut: Tensor | 
 def _multiply_bwd(
     grad: Tensor, x: Tensor, gate: Tensor, of_positions: Tensor, pooled: Tensor, bits: Tensor | None
 ) -> Results:
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     gates = gate.contiguous(), pooled.contiguous(), of_positions.contiguous()
     dgate = spatial.empty_dgate(x)
     return *spatial.gate_bwd(grad, x, *gates, channels_last, bits, dgate), dgate
@@ -229,8 +221,7 @@ def _apply_bwd(
     place: Tensor,
 ) -> Results:
     """The gradients of x and of the shortcut."""
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     gate, of_positions, dpooled, dmean, dpeak = (
         each.contiguous() for each in (gate, of_positions, dpooled, dmean, dpeak)
     )

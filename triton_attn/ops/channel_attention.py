@@ -36,8 +36,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        kept: Any = as_kept(ctx)
-        x, gamma, attention = kept
+        x, gamma, attention = as_kept(ctx)
         if torch.is_grad_enabled():  # so create_graph is True
             return tuple(gradients_of(attended_channels, (x, gamma), (), grad, ctx.needs_input_grad))
         dtype = attention.dtype

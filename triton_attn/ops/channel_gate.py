@@ -19,7 +19,7 @@ from ..reference import channel_gate as plain
 from . import dense, gating
 from .dense import Made, Network, Parameters
 from .gating import Pooled
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Op, Results, new_like
 from .masks import mask
 from .passes import multiply_fake, room_bwd
@@ -75,8 +75,7 @@ def backward(
     needs_weights: bool,
 ) -> Results:
     """The gradients of x, weight1, bias1, weight2, bias2 and shortcut; None where not needed or not there (no bits)."""
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     made, parameters = kept.made, dense.contiguous(parameters)
     dgate = gating.squeeze_bwd(grad, x, kept.bits, channels_last)
     found = dense.backward(dgate, made, parameters, network, x.dtype, needs_pooled=needs_map)
@@ -99,8 +98,8 @@ def _backward_fake(grad: Tensor, x: Tensor, parameters: Parameters, kept: Kept, 
 def _formula(*arguments: Any) -> Tensor:
     x, weight1, bias1, weight2, bias2, pool, hidden_activation, activation = arguments
     weight2 = None if weight2 is None else weight2.flatten(1)
-    tensors = x, weight1.flatten(1), bias1, weight2, bias2
-    return plain.channel_gate(*tensors, pool=pool, hidden_activation=hidden_activation, activation=activation)
+    weights = weight1.flatten(1), bias1, weight2, bias2
+    return plain.channel_gate(x, weights, pool=pool, hidden_activation=hidden_activation, activation=activation)
 
 
 CHANNEL_GATE = Op(

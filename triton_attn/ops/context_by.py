@@ -15,10 +15,10 @@ from torch import Tensor
 from ..reference.channel_gate import check_gate
 from . import gating
 from .gate_by import multiply
-from .library import as_kept, keep
-from .linked import Link, by_formula, is_wider, summed, unchanged, wants_gradient
+from .library import as_kept
+from .linked import Link, begin, by_formula, is_wider, summed, unchanged, wants_gradient
 from .shortcut import added, in_one
-from .weighed import MAP_BWD, MEAN, MEAN_BWD, POOL
+from .weighed import MEAN, MEAN_BWD, POOL, gradients
 
 Network = Callable[[Tensor], Tensor]
 
@@ -71,25 +71,20 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: _Link, x: Tensor, weight: Tensor, shortcut: Tensor | None) -> Any:
         logits, _ = POOL(x, weight, False)
-        ctx.link = link
-        ctx.set_materialize_grads(False)
-        keep(ctx, x, weight)
+        begin(ctx, link, x, weight)
         return *unchanged(x, shortcut), logits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, dlogits: Tensor | None) -> Any:
-        kept: Any = as_kept(ctx)
-        x, weight = kept
+        x, weight = as_kept(ctx)
         link, deferred = ctx.link, ctx.link.take()
         if grad is None or deferred is None:
             dx, dweight = by_formula(_projected, (dlogits,), x, weight)
             return None, summed(grad, dx), dweight, dshortcut
         gate, bits = deferred
-        weights, dmean = link.dmean or (torch.zeros_like(x[:, :1], dtype=torch.float32), torch.zeros_like(gate))
-        dlogits = torch.zeros_like(weights) if dlogits is None else dlogits
+        weights, dmean = link.dmean or (torch.zeros_like(x[:, :1], dtype=torch.float32), None)
         needs_weight = ctx.needs_input_grad[2]
-        dx, dshortcut, dweight = MAP_BWD(grad, x, bits, gate, None, dmean, weights, dlogits, weight, needs_weight)
-        return None, dx, dweight, dshortcut
+        return gradients(needs_weight, grad, x, (gate, None, bits), (dmean, dlogits), (weights, weight))
 
 
 class _Mean(torch.autograd.Function):
@@ -98,15 +93,12 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: _Link, x: Tensor, weights: Tensor) -> Any:
         found: Any = MEAN(x, weights)
-        ctx.link = link
-        ctx.set_materialize_grads(False)
-        keep(ctx, x, weights)
+        begin(ctx, link, x, weights)
         return *unchanged(x), found[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dmean: Tensor | None) -> Any:
-        kept: Any = as_kept(ctx)
-        x, weights = kept
+        x, weights = as_kept(ctx)
         link = ctx.link
         link.dmean = None
         if dmean is None:

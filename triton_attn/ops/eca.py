@@ -6,16 +6,18 @@ convolution and apply forward; squeeze, convolution, the end of its weight's gra
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..reference import channel_gate as plain
 from ..tuning import rules
+from ..tuning.spaces import Config
 from . import gating, launch
 from .gating import Pooled
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Op, Results, new_like
 from .masks import mask
 from .partial_sums import partial_sums
@@ -41,40 +43,30 @@ def forward(x: Tensor, weight: Tensor, shortcut: Tensor | None, pool: str, activ
     return (y, *Kept(*pooled, gate, bits)) if saves else (y,)
 
 
+def _config(weight: Tensor, shape: Sequence[int]) -> tuple[int, Config]:
+    """How many programs there are for vectors in parts ``(N, S, C)``, and how they are started."""
+    batch, splits, channels = shape
+    config = rules.neighbours(channels, weight.numel(), splits)
+    return batch * rules.cdiv(channels, config["BLOCK_C"]), config
+
+
+def _start(kernel: Any, weight: Tensor, shape: Sequence[int], pool: str, activation: str, **arguments: Any) -> None:
+    programs, config = _config(weight, shape)
+    arguments |= {"weight_ptr": weight, "kernel_size": weight.numel(), "POOL": pool, "ACTIVATION": activation}
+    launch.start(kernel, (programs,), weight.device, splits=shape[1], channels=shape[2], **arguments, **config)
+
+
 def convolve(
     parts: Pooled, positions: int, weight: Tensor, pool: str, activation: str, saves: bool
 ) -> tuple[Tensor, Pooled]:
     """The gates ``(N, C)`` of what was pooled in parts ``(N, S, C)``; with ``saves`` also that, whole."""
     from ..kernels.neighbours import neighbours_fwd_kernel
 
-    given = parts.given
-    batch, splits, channels = given.shape
-    config = rules.neighbours(channels, weight.numel(), splits)
-    gate = torch.empty((batch, channels), dtype=torch.float32, device=given.device)
-    pooled = Pooled(None, None, None)
-    if saves:
-        pooled = gating.empty_pooled((batch, channels), pool, given.device)
-    launch.start(
-        neighbours_fwd_kernel,
-        (batch * rules.cdiv(channels, config["BLOCK_C"]),),
-        given.device,
-        gate_ptr=gate,
-        mean_ptr=pooled.mean,
-        peak_ptr=pooled.peak,
-        winner_ptr=pooled.winner,
-        sum_parts_ptr=parts.mean,
-        peak_parts_ptr=parts.peak,
-        winner_parts_ptr=parts.winner,
-        weight_ptr=weight,
-        channels=channels,
-        positions=positions,
-        splits=splits,
-        kernel_size=weight.numel(),
-        POOL=pool,
-        SAVE=saves,
-        ACTIVATION=activation,
-        **config,
-    )
+    shape = parts.given.shape
+    gate = torch.empty((shape[0], shape[2]), dtype=torch.float32, device=weight.device)
+    pooled = gating.empty_pooled(gate.shape, pool, gate.device) if saves else Pooled(None, None, None)
+    told = {"gate_ptr": gate, "positions": positions, "SAVE": saves, **pooled.arguments(parts)}
+    _start(neighbours_fwd_kernel, weight, shape, pool, activation, **told)
     return gate, pooled
 
 
@@ -92,8 +84,7 @@ def backward(
     grad: Tensor, x: Tensor, weight: Tensor, kept: Kept, pool: str, activation: str, needs_map: bool, needs_weight: bool
 ) -> Results:
     """The gradients of x, weight and shortcut; None where not needed, and where there is no shortcut (no bits)."""
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     pooled = Pooled(kept.mean, kept.peak, kept.winner)
     dgate = gating.squeeze_bwd(grad, x, kept.bits, channels_last)
     dvector, partial = convolve_bwd(dgate, kept.gate, pooled, weight.contiguous(), pool, activation, needs_weight)
@@ -115,31 +106,14 @@ def convolve_bwd(
     """
     from ..kernels.neighbours import neighbours_bwd_kernel
 
-    batch, splits, channels = dgate.shape
-    config = rules.neighbours(channels, weight.numel(), splits)
-    programs = batch * rules.cdiv(channels, config["BLOCK_C"])
     dvector, partial = torch.empty_like(gate), None
     if needs_weight:
-        partial = torch.empty((programs, weight.numel()), dtype=torch.float32, device=gate.device)
-    launch.start(
-        neighbours_bwd_kernel,
-        (programs,),
-        gate.device,
-        dvector_ptr=dvector,
-        dweight_ptr=partial,
-        dgate_ptr=dgate,
-        gate_ptr=gate,
-        mean_ptr=pooled.mean if needs_weight else None,
-        peak_ptr=pooled.peak if needs_weight else None,
-        weight_ptr=weight,
-        channels=channels,
-        splits=splits,
-        kernel_size=weight.numel(),
-        POOL=pool,
-        NEEDS_WEIGHT=needs_weight,
-        ACTIVATION=activation,
-        **config,
-    )
+        size = (_config(weight, dgate.shape)[0], weight.numel())
+        partial = torch.empty(size, dtype=torch.float32, device=gate.device)
+    read = pooled if needs_weight else Pooled(None, None, None)
+    told = {"dvector_ptr": dvector, "dweight_ptr": partial, "dgate_ptr": dgate, "gate_ptr": gate}
+    told |= {"mean_ptr": read.mean, "peak_ptr": read.peak}
+    _start(neighbours_bwd_kernel, weight, dgate.shape, pool, activation, NEEDS_WEIGHT=needs_weight, **told)
     return dvector, partial
 
 

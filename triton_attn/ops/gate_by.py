@@ -14,9 +14,9 @@ from torch import Tensor
 from ..reference.channel_gate import check_gate
 from . import gating
 from .gating import Pooled
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Results, as_kept, keep
-from .linked import Link, is_wider, summed, unchanged, wants_gradient
+from .linked import Link, begin, is_wider, summed, unchanged, wants_gradient
 from .masks import masked
 from .passes import multiply_fake, room_bwd
 from .shortcut import added, in_one
@@ -60,17 +60,14 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: Link, pool: str, x: Tensor, shortcut: Tensor | None) -> Any:
         mean, peak, winner = POOL(x, pool, True)
-        ctx.link = link
-        ctx.set_materialize_grads(False)
-        keep(ctx, x, peak, winner)
+        begin(ctx, link, x, peak, winner)
         return *unchanged(x, shortcut), mean, peak
 
     @staticmethod
     def backward(
         ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, dmean: Tensor | None, dpeak: Tensor | None
     ) -> Any:
-        kept: Any = as_kept(ctx)
-        x, peak, winner = kept
+        x, peak, winner = as_kept(ctx)
         deferred = ctx.link.take()
         if grad is None or deferred is None:
             # The vectors were used elsewhere, or this is differentiated again: autograd adds up.
@@ -92,8 +89,7 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        kept: Any = as_kept(ctx)
-        x, gate, bits = kept
+        x, gate, bits = as_kept(ctx)
         _, needs_map, needs_gate, needs_shortcut = ctx.needs_input_grad
         if ctx.link.is_differentiated_again():
             grad = masked(grad, bits, x)
@@ -134,8 +130,7 @@ def _apply(x: Tensor, gate: Tensor, shortcut: Tensor | None, saves: bool) -> Res
 
 
 def _squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     return (gating.whole(Pooled(gating.squeeze_bwd(grad, x, bits, channels_last), None, None), 1, "mean", False).mean,)
 
 
@@ -153,8 +148,7 @@ def _apply_bwd(
     dmean: Tensor | None,
     dpeak: Tensor | None,
 ) -> Results:
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     dmean, dpeak = (None if each is None else each.contiguous() for each in (dmean, dpeak))
     return gating.apply_bwd(grad, x, gate.contiguous(), bits, channels_last, Pooled(None, peak, winner), dmean, dpeak)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..tuning import rules
 from ..tuning.keys import Shape
 from . import launch
-from .passes import Maps, in_units, multiply, multiply_bwd, start_by_spans
+from .passes import Maps, in_units, multiply, multiply_bwd, start_by_spans, sums
 
 
 class Pooled(NamedTuple):
@@ -30,6 +30,11 @@ class Pooled(NamedTuple):
         found = self.mean if self.peak is None else self.peak
         assert found is not None
         return found
+
+    def arguments(self, parts: Pooled) -> dict[str, Any]:
+        """What a kernel is told that makes this whole of parts."""
+        kinds = ("mean_ptr", "peak_ptr", "winner_ptr", "sum_parts_ptr", "peak_parts_ptr", "winner_parts_ptr")
+        return dict(zip(kinds, (*self, *parts), strict=True))
 
 
 def has_mean(pool: str) -> bool:
@@ -55,9 +60,9 @@ def empty_pooled(shape: tuple[int, ...], pool: str, device: torch.device, saves:
 
 
 def _start_by_splits(
-    kernel: Any, x: Tensor, channels_last: bool, maps: Maps, parts: Tensor, maxima: bool, **arguments: Any
+    kernel: Any, x: Tensor, channels_last: bool, maps: Maps, /, parts: Tensor, maxima: bool = False, **arguments: Any
 ) -> None:
-    """Start a kernel that has a program for every image, split of the positions and block of channels."""
+    """Start a kernel that has a program for every image, split of the positions and block of channels of ``parts``."""
     channels, positions = x.shape[1], x.shape[2] * x.shape[3]
     rule = rules.squeeze(channels, positions, channels_last)
     unit, strides = in_units(channels_last, channels if channels_last else positions, **maps)
@@ -95,8 +100,8 @@ def squeeze(x: Tensor, channels_last: bool, pool: str = "mean", *, saves: bool =
         x,
         channels_last,
         {"x": x},
-        parts.given,
-        maxima,
+        parts=parts.given,
+        maxima=maxima,
         sum_ptr=parts.mean,
         peak_ptr=parts.peak,
         winner_ptr=parts.winner,
@@ -112,28 +117,13 @@ def whole(parts: Pooled, positions: int, pool: str, saves: bool) -> Pooled:
     """What was pooled in parts ``(N, S, C)``, ``(N, C)``."""
     from ..kernels.pooled import pooled_kernel
 
-    given = parts.given
-    batch, splits, channels = given.shape
-    found = empty_pooled((batch, channels), pool, given.device, saves)
+    batch, splits, channels = parts.given.shape
+    found = empty_pooled((batch, channels), pool, parts.given.device, saves)
     config = rules.whole(channels, splits)
-    launch.start(
-        pooled_kernel,
-        (batch * rules.cdiv(channels, config["BLOCK_C"]),),
-        given.device,
-        mean_ptr=found.mean,
-        peak_ptr=found.peak,
-        winner_ptr=found.winner,
-        sum_parts_ptr=parts.mean,
-        peak_parts_ptr=parts.peak,
-        winner_parts_ptr=parts.winner,
-        channels=channels,
-        positions=positions,
-        splits=splits,
-        MEAN=found.mean is not None,
-        MAX=found.peak is not None,
-        SAVE_WINNER=found.winner is not None,
-        **config,
-    )
+    told: dict[str, Any] = {"channels": channels, "positions": positions, "splits": splits, **found.arguments(parts)}
+    kinds = dict(zip(("MEAN", "MAX", "SAVE_WINNER"), (each is not None for each in found), strict=True))
+    programs = batch * rules.cdiv(channels, config["BLOCK_C"])
+    launch.start(pooled_kernel, (programs,), parts.given.device, **told, **kinds, **config)
     return found
 
 
@@ -142,19 +132,7 @@ def squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None, channels_last: boo
     from ..kernels.squeeze import squeeze_bwd_kernel
 
     dgate = torch.empty(_splits(x, channels_last), dtype=torch.float32, device=x.device)
-    _start_by_splits(
-        squeeze_bwd_kernel,
-        x,
-        channels_last,
-        {"g": grad, "x": x},
-        dgate,
-        False,
-        dgate_ptr=dgate,
-        grad_ptr=grad,
-        x_ptr=x,
-        bits_ptr=bits,
-        HAS_BITS=bits is not None,
-    )
+    sums(_start_by_splits, squeeze_bwd_kernel, grad, x, channels_last, bits, parts=dgate, dgate_ptr=dgate)
     return dgate
 
 
@@ -191,24 +169,11 @@ def apply_bwd(
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
 
-    read = x if dpeak is not None else None
-    return multiply_bwd(
-        _start,
-        apply_gate_bwd_kernel,
-        grad,
-        x,
-        channels_last,
-        bits,
-        {"x": read},
-        x_ptr=read,
-        gate_ptr=gate,
-        dmean_ptr=dmean,
-        dpeak_ptr=dpeak,
-        peak_ptr=None if dpeak is None else pooled.peak,
-        winner_ptr=None if dpeak is None else pooled.winner,
-        MEAN=dmean is not None,
-        MAX=dpeak is not None,
-    )
+    maxima = dpeak is not None
+    told: dict[str, Any] = {"gate_ptr": gate, "dmean_ptr": dmean, "dpeak_ptr": dpeak}
+    told |= {"peak_ptr": pooled.peak if maxima else None, "winner_ptr": pooled.winner if maxima else None}
+    told |= {"MEAN": dmean is not None, "MAX": maxima}
+    return multiply_bwd(_start, apply_gate_bwd_kernel, grad, x, channels_last, bits, maxima, **told)
 
 
 def widened(x: Tensor) -> Tensor:

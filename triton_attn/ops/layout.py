@@ -42,6 +42,12 @@ def served(x: Tensor, channels_last: bool | None = None) -> tuple[Tensor, bool]:
     return x, own
 
 
+def served_both(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """:func:`served` of a map, and of a gradient in its layout."""
+    x, channels_last = served(x)
+    return served(grad, channels_last)[0], x, channels_last
+
+
 def empty_map(x: Tensor, channels_last: bool) -> Tensor:
     """An uninitialised map like ``x``, which is in the given layout, densely."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):

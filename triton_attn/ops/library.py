@@ -185,7 +185,8 @@ class Op:
         forward: of the op's tensors, the shortcut last, its constants, and whether anything is to be kept for a
             backward. Returns y, and what is kept, the bits of ReLU's mask last.
         backward: of y's gradient, the op's tensors but the shortcut, what was kept, the constants, and what ``needs``
-            says. Returns what ``gradients`` takes.
+            says. Returns what ``gradients`` takes: None for what is not needed, and for the gradient of a shortcut that
+            there is not (no bits).
         tensors: how many the op has, the shortcut among them.
         formula: y of the op's tensors but the shortcut and of its constants, in plain PyTorch: what a backward is
             computed by that is itself to be differentiated.
@@ -314,7 +315,7 @@ def keep(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.strides = [None if t is None else t.stride() for t in tensors] if hooked else None
 
 
-def as_kept(ctx: Any) -> Sequence[Tensor | None]:
+def as_kept(ctx: Any) -> Any:
     """The saved tensors, with the strides that they were saved with. Once: hooks may have to fetch or make them."""
     saved: Sequence[Tensor | None] = ctx.saved_tensors
     if ctx.strides is None:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .library import keep
+
 
 class Link:
     """What the steps of one call know of its backward.
@@ -40,6 +42,13 @@ class Link:
         """
         self._again |= torch.is_grad_enabled()
         return self._again
+
+
+def begin(ctx: Any, link: Link, *tensors: Tensor | None) -> None:
+    """What a step that pools leaves for its backward, where gradients that there are not are None."""
+    ctx.link = link
+    ctx.set_materialize_grads(False)
+    keep(ctx, *tensors)
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

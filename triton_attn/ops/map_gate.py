@@ -6,17 +6,17 @@ there is a gate per element. A shortcut adds one each (and a mask of one bit per
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..reference.channel_gate import activate
-from ..tuning import position_rules, rules
-from ..tuning.keys import Shape
-from . import launch
-from .layout import empty_map, in_layout, rows, served
+from ..tuning import position_rules
+from .layout import empty_map, in_layout, rows, served, served_both
 from .library import Launcher, Op, Results
 from .masks import mask
-from .passes import in_units, multiply_fake, room, room_bwd
+from .passes import Maps, multiply, multiply_fake, room_bwd, start_over
 from .shortcut import added, in_one
 
 ACTIVATIONS = ("sigmoid", "double_sigmoid", "none")
@@ -51,31 +51,15 @@ def forward(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation: str,
     shortcut = in_layout(shortcut, channels_last)
     per_channel = logits.shape[1] > 1
     outer, inner = rows(x, channels_last)
-    y, bits = room(x, channels_last, shortcut, saves)
-    unit, strides = in_units(channels_last, inner, x=x, y=y, z=logits if per_channel else None, s=shortcut)
-    launch.tuned(
-        map_gate_fwd_kernel,
-        lambda config: (
-            x.shape[0] * rules.cdiv(outer, config["BLOCK_OUTER"]) * rules.cdiv(inner, config["BLOCK_INNER"]),
-        ),
-        Shape.of(x, channels_last),
-        position_rules.map_gate_fwd(outer, inner, channels_last, per_channel),
-        x.device,
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        logits_ptr=logits,
-        shortcut_ptr=shortcut,
-        outer_size=outer,
-        inner_size=inner // unit,
-        ACTIVATION=activation,
-        PER_CHANNEL=per_channel,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-        CHANNELS_LAST=channels_last,
-        **strides,
-    )
-    return y, bits
+    rule = position_rules.map_gate_fwd(outer, inner, channels_last, per_channel)
+    sizes = {"outer_size": (outer, "BLOCK_OUTER"), "inner_size": (inner, "BLOCK_INNER")}
+
+    def start(kernel: Any, x: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
+        maps = {**maps, "z": logits if per_channel else None}
+        start_over(kernel, x, channels_last, rule, sizes, maps, **arguments)
+
+    told: dict[str, Any] = {"logits_ptr": logits, "ACTIVATION": activation, "PER_CHANNEL": per_channel}
+    return multiply(start, map_gate_fwd_kernel, x, channels_last, shortcut, saves, **told)
 
 
 def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation: str, saves: bool) -> Results:
@@ -85,33 +69,23 @@ def _forward_fake(x: Tensor, logits: Tensor, shortcut: Tensor | None, activation
 def backward(
     grad: Tensor, x: Tensor, logits: Tensor, bits: Tensor | None, activation: str, needs_map: bool, needs_logits: bool
 ) -> Results:
-    """The gradients of x, logits and shortcut.
-
-    None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
-    """
+    """The gradients of x, logits and shortcut."""
     from ..kernels.map_gate import map_gate_bwd_kernel
 
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     logits = _served_logits(logits, channels_last)
     per_channel = logits.shape[1] > 1
-    batch, channels, height, width = x.shape
-    positions = height * width
+    channels, positions = x.shape[1], x.shape[2] * x.shape[3]
     dx, dshortcut = room_bwd(x, channels_last, bits, needs_map)
     dlogits = _empty_logits(logits, channels_last) if needs_logits else None
     maps = {"z": logits, "dz": dlogits} if per_channel else {"z": None, "dz": None}
-    inner = channels if channels_last else positions
-    unit, strides = in_units(channels_last, inner, x=x, g=grad, dx=dx, s=dshortcut, **maps)
-    launch.tuned(
+    start_over(
         map_gate_bwd_kernel,
-        lambda config: (
-            batch
-            * rules.cdiv(positions, config["BLOCK_P"])
-            * (rules.cdiv(channels, config["BLOCK_C"]) if per_channel else 1),
-        ),
-        Shape.of(x, channels_last),
+        x,
+        channels_last,
         position_rules.map_gate_bwd(channels, positions, channels_last, per_channel),
-        x.device,
+        {"channels": (channels, "BLOCK_C" if per_channel else ""), "positions": (positions, "BLOCK_P")},
+        {"x": x, "g": grad, "dx": dx, "s": dshortcut, **maps},
         dx_ptr=dx,
         dlogits_ptr=dlogits,
         dshortcut_ptr=dshortcut,
@@ -119,15 +93,11 @@ def backward(
         bits_ptr=bits,
         x_ptr=x,
         logits_ptr=logits,
-        channels=channels // unit if channels_last else channels,
-        positions=positions if channels_last else positions // unit,
         ACTIVATION=activation,
         PER_CHANNEL=per_channel,
         HAS_SHORTCUT=bits is not None,
         NEEDS_MAP=needs_map,
         NEEDS_LOGITS=needs_logits,
-        CHANNELS_LAST=channels_last,
-        **strides,
     )
     return dx, dlogits, dshortcut
 

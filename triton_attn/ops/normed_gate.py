@@ -21,7 +21,7 @@ from .batch_norm import Norm
 from .dense import Made, Network, Parameters, Weights
 from .eca import convolve, convolve_bwd
 from .gating import Pooled
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Op, Results, new_like
 from .masks import mask
 from .partial_sums import partial_sums
@@ -175,8 +175,7 @@ def backward(
     """The gradients of x, of the norm's weight and bias, of weights and shortcut; None where not needed."""
     mean, variance, centred, pooled, hidden, gate, bits = kept
     assert gate is not None
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     norm = constants.norm(norm_tensors, (mean, variance))
     made, parameters = Made(gate, hidden, Pooled(pooled, None, None)), dense.contiguous(parameters)
     sums_of_norm = needs_norm or (needs_map and constants.training)
@@ -223,8 +222,8 @@ def _formula(x: Tensor, *arguments: Any) -> Tensor:
         return plain.eca(v, weight1, activation=activation)
     bias1, weight2, bias2 = others
     weight2 = None if weight2 is None else weight2.flatten(1)
-    tensors = v, weight1.flatten(1), bias1, weight2, bias2
-    return plain.channel_gate(*tensors, hidden_activation=hidden, activation=activation)
+    weights = weight1.flatten(1), bias1, weight2, bias2
+    return plain.channel_gate(v, weights, hidden_activation=hidden, activation=activation)
 
 
 NORMED_GATE = Op(

@@ -49,15 +49,16 @@ def start_over(
         like: a map of the sizes, dtype and device.
         channels_last: its layout.
         rule: the config.
-        sizes: of an axis its size, and what the config calls its block; channels first, what is inner of them last.
+        sizes: of an axis its size, and what the config calls its block, "" where a program walks over all of it;
+            channels first, what is inner of them last.
         maps: by the names that their strides have.
         **arguments: the kernel's others.
     """
-    inner = "channels" if channels_last else list(sizes)[-1]
+    inner = "channels" if channels_last and "channels" in sizes else list(sizes)[-1]
     unit, strides = in_units(channels_last, sizes[inner][0], **maps)
 
     def grid(config: Config) -> tuple[int, ...]:
-        return (like.shape[0] * math.prod(rules.cdiv(size, config[block]) for size, block in sizes.values()),)
+        return (like.shape[0] * math.prod(rules.cdiv(size, config[block]) for size, block in sizes.values() if block),)
 
     launch.tuned(
         kernel,
@@ -125,20 +126,27 @@ def multiply(
     It takes strides of y, x and s, the shortcut.
     """
     y, bits = room(x, channels_last, shortcut, saves, bits_of)
-    start(
-        kernel,
-        x,
-        channels_last,
-        {"y": y, "x": x, "s": shortcut},
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        shortcut_ptr=shortcut,
-        HAS_SHORTCUT=shortcut is not None,
-        SAVE_BITS=bits is not None,
-        **arguments,
-    )
+    given: dict[str, Any] = {"y_ptr": y, "bits_ptr": bits, "x_ptr": x, "shortcut_ptr": shortcut}
+    given |= {"HAS_SHORTCUT": shortcut is not None, "SAVE_BITS": bits is not None}
+    start(kernel, x, channels_last, {"y": y, "x": x, "s": shortcut}, **given, **arguments)
     return y, bits
+
+
+def sums(
+    start: Start,
+    kernel: Any,
+    grad: Tensor | None,
+    x: Tensor,
+    channels_last: bool,
+    bits: Tensor | None,
+    **arguments: Any,
+) -> None:
+    """Sums over a map and y's gradient, which is behind the mask that ``bits`` hold, by a kernel with these arguments.
+
+    It takes strides of x, and of g, the gradient, which there may not be.
+    """
+    given: dict[str, Any] = {"x_ptr": x, "grad_ptr": grad, "bits_ptr": bits, "HAS_BITS": bits is not None}
+    start(kernel, x, channels_last, {"x": x, "g": grad}, **given, **arguments)
 
 
 def multiply_bwd(
@@ -148,25 +156,19 @@ def multiply_bwd(
     like: Tensor,
     channels_last: bool,
     bits: Tensor | None,
-    maps: Maps,
+    reads: bool | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of a map like this one, and with ``bits`` that of the shortcut, by a kernel with these arguments.
 
-    It takes strides of d, the gradient of the map, of s, that of the shortcut, of g, that of y, and of other ``maps``.
+    It takes strides of d, the gradient of the map, of s, that of the shortcut, and of g, that of y. Unless ``reads`` is
+    None, it takes x, the map itself, which it reads or not.
     """
-    dx = empty_map(like, channels_last)
-    dshortcut = None if bits is None else empty_map(like, channels_last)
-    start(
-        kernel,
-        like,
-        channels_last,
-        {"d": dx, "s": dshortcut, "g": grad, **maps},
-        dx_ptr=dx,
-        dshortcut_ptr=dshortcut,
-        grad_ptr=grad,
-        bits_ptr=bits,
-        HAS_SHORTCUT=bits is not None,
-        **arguments,
-    )
+    dx, dshortcut = room_bwd(like, channels_last, bits)
+    maps: dict[str, Tensor | None] = {"d": dx, "s": dshortcut, "g": grad}
+    if reads is not None:
+        maps["x"] = arguments["x_ptr"] = like if reads else None
+    given: dict[str, Any] = {"dx_ptr": dx, "dshortcut_ptr": dshortcut, "grad_ptr": grad, "bits_ptr": bits}
+    start(kernel, like, channels_last, maps, **given, HAS_SHORTCUT=bits is not None, **arguments)
+    assert dx is not None
     return dx, dshortcut

@@ -18,7 +18,7 @@ from ..reference.common import is_autocast
 from ..tuning import chips, position_rules, rules
 from ..tuning.keys import Shape
 from . import launch
-from .layout import empty_map, in_layout, is_channels_last, row_stride, rows, served
+from .layout import empty_map, in_layout, is_channels_last, row_stride, rows, served, served_both
 from .library import Launcher, Op, Results
 from .map_gate import map_gate
 from .masks import empty_bits, mask_of_positions
@@ -116,22 +116,19 @@ def forward(
     shortcut = in_layout(shortcut, channels_last)
     y, bits = room(x, channels_last, shortcut, saves, _empty_bits)
     sums = summed_layer(parameters, x.dtype)
+    rule = position_rules.position_gate_fwd(*_sizes(x, channels_last, parameters), signal is not None)
+    told = network_arguments(x, channels_last, parameters, sums, signal)
+    told |= map_strides(channels_last, y=y, x=x, s=shortcut)
+    told |= {"y_ptr": y, "bits_ptr": bits, "x_ptr": x, "shortcut_ptr": shortcut, "ACTIVATION": activation}
+    told |= {"HAS_SHORTCUT": shortcut is not None, "SAVE_BITS": bits is not None}
     launch.tuned(
         position_gate_fwd_kernel,
         lambda config: (x.shape[0] * rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"]),),
         Shape.of(x, channels_last),
-        position_rules.position_gate_fwd(*_sizes(x, channels_last, parameters), signal is not None),
+        rule,
         x.device,
-        y_ptr=y,
-        bits_ptr=bits,
-        x_ptr=x,
-        shortcut_ptr=shortcut,
-        HAS_SHORTCUT=shortcut is not None,
-        ACTIVATION=activation,
-        SAVE_BITS=bits is not None,
+        **told,
         WIDE=is_wide(x, y, shortcut, signal),
-        **network_arguments(x, channels_last, parameters, sums, signal),
-        **map_strides(channels_last, y=y, x=x, s=shortcut),
     )
     return (y, *Kept(sums[0], sums[1], bits)) if saves else (y,)
 
@@ -161,14 +158,10 @@ def backward(
     needs_signal: bool,
     needs_weights: bool,
 ) -> Results:
-    """The gradients of x, of signal, of shortcut, and of weight1, bias1, weight2 and bias2 in one flat tensor.
-
-    None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
-    """
+    """The gradients of x, of signal, of shortcut, and of weight1, bias1, weight2 and bias2 in one flat tensor."""
     from ..kernels.position_gate import position_gate_bwd_kernel
 
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     sums, bits = (kept.weight_sum, kept.bias_sum), kept.bits
     batch, _, height, width = x.shape
     rule = position_rules.position_gate_bwd(*_sizes(x, channels_last, parameters))

@@ -16,10 +16,10 @@ from torch import Tensor
 from ..reference.channel_gate import check_gate
 from . import gating
 from .library import as_kept, keep
-from .linked import Link, by_formula, is_wider, summed, unchanged, wants_gradient
+from .linked import Link, begin, by_formula, is_wider, summed, unchanged, wants_gradient
 from .masks import masked
 from .shortcut import added, in_one
-from .weighed import APPLY, GATES_BWD, MAP_BWD, POOL
+from .weighed import APPLY, GATES_BWD, POOL, gradients
 
 Network = Callable[[Tensor], Tensor]
 
@@ -62,27 +62,19 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: Link, x: Tensor, weight: Tensor, shortcut: Tensor | None) -> Any:
         logits, sums = POOL(x, weight, True)
-        ctx.link = link
-        ctx.set_materialize_grads(False)
-        keep(ctx, x, weight)
+        begin(ctx, link, x, weight)
         return *unchanged(x, shortcut), logits, sums
 
     @staticmethod
     def backward(
         ctx: Any, grad: Tensor | None, dshortcut: Tensor | None, dlogits: Tensor | None, dsums: Tensor | None
     ) -> Any:
-        kept: Any = as_kept(ctx)
-        x, weight = kept
+        x, weight = as_kept(ctx)
         deferred = ctx.link.take()
         if grad is None or deferred is None:
             dx, dweight = by_formula(_pooled, (dlogits, dsums), x, weight)
             return None, summed(grad, dx), dweight, dshortcut
-        gate, of_positions, bits = deferred
-        dsums = torch.zeros_like(gate) if dsums is None else dsums
-        dlogits = torch.zeros_like(of_positions) if dlogits is None else dlogits
-        needs_weight = ctx.needs_input_grad[2]
-        dx, dshortcut, dweight = MAP_BWD(grad, x, bits, gate, of_positions, dsums, None, dlogits, weight, needs_weight)
-        return None, dx, dweight, dshortcut
+        return gradients(ctx.needs_input_grad[2], grad, x, deferred, (dsums, dlogits), (None, weight))
 
 
 class _Multiply(torch.autograd.Function):
@@ -97,8 +89,7 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        kept: Any = as_kept(ctx)
-        x, gate, of_positions, bits = kept
+        x, gate, of_positions, bits = as_kept(ctx)
         needs_map, needs_shortcut = ctx.needs_input_grad[1], ctx.needs_input_grad[4]
         if ctx.link.is_differentiated_again():
             grad = masked(grad, bits, x)

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..reference.published.simam import simam as plain
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Op, Results, new_like
 from .masks import mask
 from .partial_sums import partial_sums
-from .passes import multiply, multiply_bwd, multiply_fake, room_bwd
+from .passes import multiply, multiply_bwd, multiply_fake, room_bwd, sums
 from .spans import empty_parts, moments, spans_of, start
 
 
@@ -61,13 +61,11 @@ def backward(
     """The gradients of x, of gamma and of the shortcut; None for those that are not needed, or not there."""
     from ..kernels.simam import simam_bwd_kernel, simam_sums_kernel
 
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     first, second = (empty_parts(x) for _ in range(2))
     needs_gamma = needs_gamma and gamma is not None
     thirds = empty_parts(x) if needs_gamma else None
     given = {
-        "x_ptr": x,
         "mean_ptr": kept.mean,
         "square_ptr": kept.square,
         "first_ptr": first,
@@ -77,22 +75,12 @@ def backward(
         "LAMBDA": e_lambda,
         "HAS_GAMMA": gamma is not None,
     }
-    start(
-        simam_sums_kernel,
-        x,
-        channels_last,
-        {"g": grad, "x": x},
-        dgamma_ptr=thirds,
-        grad_ptr=grad,
-        bits_ptr=kept.bits,
-        HAS_BITS=kept.bits is not None,
-        NEEDS_GAMMA=needs_gamma,
-        **given,
-    )
+    of_gamma = {"dgamma_ptr": thirds, "NEEDS_GAMMA": needs_gamma}
+    sums(start, simam_sums_kernel, grad, x, channels_last, kept.bits, **of_gamma, **given)
     dgamma = partial_sums(thirds.view(-1, 1), gamma.dtype) if thirds is not None and gamma is not None else None
     if not needs_map:
         return None, dgamma, None
-    dx, dshortcut = multiply_bwd(start, simam_bwd_kernel, grad, x, channels_last, kept.bits, {"x": x}, **given)
+    dx, dshortcut = multiply_bwd(start, simam_bwd_kernel, grad, x, channels_last, kept.bits, True, **given)
     return dx, dgamma, dshortcut
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..tuning import chips, rules, spatial_rules
 from . import launch
-from .passes import Maps, multiply, multiply_bwd, start_over
+from .passes import Maps, multiply, multiply_bwd, start_over, sums
 
 
 def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
@@ -50,27 +50,28 @@ def convolve(
     """
     from ..kernels.spatial_conv import spatial_conv_fwd_kernel
 
-    batch, channels, height, width = x.shape
-    config = spatial_rules.conv(height * width)
+    batch, positions = x.shape[0], x.shape[2] * x.shape[3]
+    config = spatial_rules.conv(positions)
     spatial, pooled = empty_pooled(x, 1), empty_pooled(x) if saves else None
     launch.start(
         spatial_conv_fwd_kernel,
-        (batch * rules.cdiv(height * width, config["BLOCK_P"]),),
+        (batch * rules.cdiv(positions, config["BLOCK_P"]),),
         x.device,
         spatial_ptr=spatial,
         pooled_ptr=pooled,
         parts_ptr=parts,
-        weight_ptr=weight.contiguous(),
         bias_ptr=bias,
-        channels=channels,
-        height=height,
-        width=width,
-        chunks=parts.shape[1] // 2,
         SAVE=saves,
-        ACTIVATION=activation,
+        **_network(x, weight, parts.shape[1] // 2, activation),
         **config,
     )
     return spatial, pooled
+
+
+def _network(x: Tensor, weight: Tensor, chunks: int, activation: str) -> dict[str, Any]:
+    """What both kernels are told of the convolution, and of what is pooled in so many parts."""
+    sizes = dict(zip(("channels", "height", "width"), x.shape[1:], strict=True))
+    return {"weight_ptr": weight.contiguous(), **sizes, "chunks": chunks, "ACTIVATION": activation}
 
 
 def empty_pooled(x: Tensor, kinds: int = 2) -> Tensor:
@@ -106,8 +107,8 @@ def reading_bwd(
     """
     from ..kernels.spatial_conv import spatial_conv_bwd_kernel
 
-    batch, channels, height, width = x.shape
-    positions, config = height * width, spatial_rules.conv(height * width)
+    batch, positions = x.shape[0], x.shape[2] * x.shape[3]
+    config = spatial_rules.conv(positions)
     conv_blocks = rules.cdiv(positions, config["BLOCK_P"])
     dpooled, dgate = torch.empty_like(pooled), empty_dgate(x)
     winner = torch.empty((batch, positions), dtype=torch.int32, device=x.device)
@@ -124,12 +125,7 @@ def reading_bwd(
         winners_ptr=winners,
         spatial_ptr=spatial,
         pooled_ptr=pooled,
-        weight_ptr=conv_weight.contiguous(),
-        channels=channels,
-        height=height,
-        width=width,
-        chunks=_chunks(x),
-        ACTIVATION=activation,
+        **_network(x, conv_weight, _chunks(x), activation),
         **config,
     )
     pool_bwd(x, dpooled, winner, channels_last, dgate)
@@ -163,22 +159,9 @@ def gate_bwd(
     from ..kernels.spatial_bwd import spatial_gate_bwd_kernel
 
     dspatial, winners = empty_parts(x)
-    _start(
-        spatial_gate_bwd_kernel,
-        x,
-        channels_last,
-        {"x": x, "g": grad},
-        dspatial_ptr=dspatial,
-        winner_ptr=winners,
-        dgate_ptr=dgate,
-        grad_ptr=grad,
-        bits_ptr=bits,
-        x_ptr=x,
-        gate_ptr=gate,
-        pooled_ptr=pooled,
-        spatial_ptr=spatial,
-        HAS_BITS=bits is not None,
-    )
+    told: dict[str, Any] = {"gate_ptr": gate, "pooled_ptr": pooled, "spatial_ptr": spatial}
+    told |= {"dspatial_ptr": dspatial, "winner_ptr": winners, "dgate_ptr": dgate}
+    sums(_start, spatial_gate_bwd_kernel, grad, x, channels_last, bits, **told)
     return dspatial, winners
 
 
@@ -237,23 +220,8 @@ def apply_bwd(
     """
     from ..kernels.spatial_apply import spatial_apply_bwd_kernel
 
-    read = None if dpeak is None else x
-    return multiply_bwd(
-        _start,
-        spatial_apply_bwd_kernel,
-        grad,
-        x,
-        channels_last,
-        bits,
-        {"x": read},
-        gate_ptr=gate,
-        dmean_ptr=dmean,
-        spatial_ptr=spatial,
-        dpooled_ptr=dpooled,
-        winner_ptr=winner,
-        x_ptr=read,
-        dpeak_ptr=dpeak,
-        peak_ptr=peak,
-        place_ptr=place,
-        MAX=dpeak is not None,
-    )
+    told: dict[str, Any] = {"gate_ptr": gate, "dmean_ptr": dmean, "spatial_ptr": spatial}
+    told |= {"dpooled_ptr": dpooled, "winner_ptr": winner}
+    told |= {"dpeak_ptr": dpeak, "peak_ptr": peak, "place_ptr": place, "MAX": dpeak is not None}
+    kernel = spatial_apply_bwd_kernel
+    return multiply_bwd(_start, kernel, grad, x, channels_last, bits, dpeak is not None, **told)

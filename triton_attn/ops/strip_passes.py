@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules, strip_rules
-from .layout import in_layout, is_channels_last, served
+from .layout import in_layout, is_channels_last, served, served_both
 from .library import Launcher, Results
 from .masks import unpacked
-from .passes import Maps, multiply, multiply_bwd, multiply_fake, room_bwd, start_over
+from .passes import Maps, multiply, multiply_bwd, multiply_fake, room_bwd, start_over, sums
 
 NO_LAYER: Any = (None, None, None, None, "none")
 
@@ -125,20 +125,8 @@ def _sums(
     config = strip_rules.strips(channels, height, width, channels_last)
     row_parts, column_parts = rules.cdiv(width, config["BLOCK_W"]), rules.cdiv(height, config["CHUNK"])
     of_rows, of_columns = _empty_strips(x, channels_last, row_parts, column_parts, dtype)
-    _start(
-        strip_sums_kernel,
-        x,
-        channels_last,
-        {"x": x, "g": grad},
-        rows_ptr=of_rows,
-        columns_ptr=of_columns,
-        x_ptr=x,
-        grad_ptr=grad,
-        bits_ptr=bits,
-        **gates,
-        GATED=grad is not None,
-        HAS_BITS=bits is not None,
-    )
+    told: dict[str, Any] = {"rows_ptr": of_rows, "columns_ptr": of_columns, "GATED": grad is not None, **gates}
+    sums(_start, strip_sums_kernel, grad, x, channels_last, bits, **told)
     dtype = x.dtype if dtype is None else dtype
     return _as_seen(_whole(of_rows, dtype), _whole(of_columns, dtype), channels_last)
 
@@ -163,8 +151,7 @@ def _pool_fake(x: Tensor, dtype: torch.dtype | None = None) -> Results:
 
 
 def _sums_bwd(grad: Tensor, x: Tensor, gates: Gates, bits: Tensor | None) -> Results:
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     return _sums(x, channels_last, grad, gates.arguments(channels_last), bits, gates.rows.dtype)
 
 
@@ -189,7 +176,7 @@ def _apply_bwd(
     grad, _ = served(grad, channels_last)
     given = gates.arguments(channels_last)
     given |= {"drow_ptr": in_order(drows, channels_last), "dcolumn_ptr": in_order(dcolumns, channels_last)}
-    return multiply_bwd(_start, strip_apply_bwd_kernel, grad, grad, channels_last, bits, {}, **given)
+    return multiply_bwd(_start, strip_apply_bwd_kernel, grad, grad, channels_last, bits, **given)
 
 
 def _apply_bwd_fake(

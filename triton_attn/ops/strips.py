@@ -146,8 +146,7 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        saved: Any = as_kept(ctx)
-        x, rows, columns, bits, *layer = saved
+        x, rows, columns, bits, *layer = as_kept(ctx)
         needs = ctx.needs_input_grad
         needs_gates, needs_map, needs_shortcut = needs[2] or needs[3] or any(needs[5:]), needs[1], needs[4]
         if ctx.link.is_differentiated_again():

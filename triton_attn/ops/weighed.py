@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..tuning import rules, weighed_rules
-from .layout import in_layout, served
+from .layout import in_layout, served, served_both
 from .library import Launcher, Results, new_like
 from .partial_sums import partial_sums
-from .passes import multiply, multiply_bwd, multiply_fake, room_bwd
+from .passes import multiply, multiply_bwd, multiply_fake, room_bwd, sums
 from .spans import start
 
 
@@ -41,16 +41,15 @@ def _sums(
     of_channels = x.new_empty((batch, spans, channels), dtype=torch.float32) if for_channels else None
     of_positions = x.new_empty((batch, blocks, height, width), dtype=torch.float32) if for_positions else None
     of_each_image = channel_weight is not None and channel_weight.dim() == 2
-    start(
+    sums(
+        start,
         weighed_sums_kernel,
+        grad,
         x,
         channels_last,
-        {"x": x, "g": grad},
+        bits,
         of_channels_ptr=of_channels,
         of_positions_ptr=of_positions,
-        x_ptr=x,
-        grad_ptr=grad,
-        bits_ptr=bits,
         channel_weight_ptr=channel_weight,
         position_weight_ptr=position_weight,
         stride_wn=channels if of_each_image else 0,
@@ -58,7 +57,6 @@ def _sums(
         FOR_CHANNELS=for_channels,
         FOR_POSITIONS=for_positions,
         GATED=grad is not None,
-        HAS_BITS=bits is not None,
         WEIGHED=position_weight is not None,
     )
     whole = None if of_positions is None else _whole(of_positions)
@@ -118,8 +116,8 @@ def _apply(x: Tensor, channel_gate: Tensor, position_gate: Tensor, shortcut: Ten
 
 
 def _gates_bwd(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
-    x, channels_last = served(x)
-    return _sums(x, channels_last, grad=served(grad, channels_last)[0], bits=bits)
+    grad, x, channels_last = served_both(grad, x)
+    return _sums(x, channels_last, grad=grad, bits=bits)
 
 
 def _gates_bwd_fake(grad: Tensor, x: Tensor, bits: Tensor | None) -> Results:
@@ -141,11 +139,9 @@ def _map_bwd(
     """The gradients of x, of the shortcut and of the channels' weights; None for those that there are not."""
     from ..kernels.weighed_apply import weighed_apply_bwd_kernel
 
-    x, channels_last = served(x)
-    grad, _ = served(grad, channels_last)
+    grad, x, channels_last = served_both(grad, x)
     spans = _parts(x, channels_last)[0]
     dweight = x.new_empty((x.shape[0] * spans, x.shape[1]), dtype=torch.float32) if needs_weight else None
-    read = x if needs_weight else None
     vectors = {
         "channel_gate_ptr": channel_gate,
         "position_gate_ptr": position_gate,
@@ -154,22 +150,37 @@ def _map_bwd(
         "dlogit_ptr": dlogits,
         "weight_ptr": weight,
     }
-    dx, dshortcut = multiply_bwd(
-        start,
-        weighed_apply_bwd_kernel,
-        grad,
-        x,
-        channels_last,
-        bits,
-        {"x": read},
-        dweight_ptr=dweight,
-        x_ptr=read,
-        **{name: None if each is None else each.contiguous() for name, each in vectors.items()},
-        spans=spans,
-        ADDED=position_gate is not None,
-        NEEDS_WEIGHT=needs_weight,
-    )
+    told: dict[str, Any] = {name: None if each is None else each.contiguous() for name, each in vectors.items()}
+    told |= {"dweight_ptr": dweight, "spans": spans, "ADDED": position_gate is not None, "NEEDS_WEIGHT": needs_weight}
+    kernel = weighed_apply_bwd_kernel
+    dx, dshortcut = multiply_bwd(start, kernel, grad, x, channels_last, bits, needs_weight, **told)
     return dx, dshortcut, None if dweight is None else partial_sums(dweight, weight.dtype)
+
+
+def gradients(
+    needs_weight: bool,
+    grad: Tensor,
+    x: Tensor,
+    gates: tuple[Tensor, Tensor | None, Tensor | None],
+    dpooled: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor | None, Tensor],
+) -> Any:
+    """What the backward of a step returns that pools x by weights, and hands on a shortcut: for (link, x, weight, it).
+
+    Args:
+        needs_weight: whether its weight has a gradient.
+        grad, x: y's gradient as it came, and the map.
+        gates: of the channels and of the positions, with which y was made, and the bits of its mask.
+        dpooled: the gradients of the sums over positions and over channels; None where these were not used.
+        weights: those of the positions, and of the channels.
+    """
+    gate, of_positions, bits = gates
+    dsums, dlogits = dpooled
+    dsums = torch.zeros_like(gate) if dsums is None else dsums
+    dlogits = _empty_plane(x).zero_() if dlogits is None else dlogits
+    found = MAP_BWD(grad, x, bits, gate, of_positions, dsums, weights[0], dlogits, weights[1], needs_weight)
+    dx, dshortcut, dweight = found
+    return None, dx, dweight, dshortcut
 
 
 def _map_bwd_fake(grad: Tensor, x: Tensor, bits: Tensor | None, *others: Any) -> Results:

@@ -63,18 +63,9 @@ def _forward_fake(x: Tensor, parameters: Parameters, shortcut: Tensor | None, _:
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    parameters: Parameters,
-    kept: Kept,
-    activation: str,
-    needs_map: bool,
-    needs_weights: bool,
+    grad: Tensor, x: Tensor, parameters: Parameters, kept: Kept, activation: str, needs_map: bool, needs_weights: bool
 ) -> Results:
-    """The gradients of x, of the shortcut, and of weight1, bias1, weight2 and bias2.
-
-    None stands for those that are not needed, and for that of a shortcut that there is not (no bits).
-    """
+    """The gradients of x, of the shortcut, and of weight1, bias1, weight2 and bias2."""
     x, _ = served(x, True)
     weight1, bias1, weight2, bias2, *_ = parameters
     dx, dlogits, dshortcut = map_gate.backward(grad, x, kept.logits, kept.bits, activation, needs_map, True)
