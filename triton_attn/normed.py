@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,13 +33,34 @@ def normed(
     given = norm.training, norm.eps, norm.activation
     if (found := ops.NORMED_GATE.again(x, *tensors_of(norm), *weights, shortcut, *constants, *given)) is not None:
         return taken_in(counted(module, norm), found)
-    if not _fits(module, x, norm, weights, shortcut):
-        return None
-    if module.training and module.momentum is None and torch.compiler.is_compiling():
-        return None  # its share is a number that no graph knows
-    if not backend.use_triton(x, *tensors_of(norm), *weights, shortcut, also=_also(norm)):
+    if not _is_served(module, x, norm, weights, shortcut):
         return None
     return ops.normed_gate(x, counted(module, norm), weights, shortcut, *constants)
+
+
+def norm_in_front(
+    module: nn.Module, x: Tensor, parameters: Sequence[Tensor], shortcut: Tensor | None, kind: type = nn.BatchNorm2d
+) -> BatchNorm | None:
+    """What ``module`` computes, for attention by networks that is now called with it; None where it is to be called.
+
+    ``parameters`` are the attention's, ``kind`` is the class that the module must be of. Compiled, such attention is
+    the plain formula.
+    """
+    norm = plain_norm(module, kind=kind)
+    if norm is None or torch.compiler.is_compiling() or not _is_served(module, x, norm, parameters, shortcut):
+        return None
+    return counted(module, norm)
+
+
+def _is_served(
+    module: nn.Module, x: Tensor, norm: BatchNorm, weights: Sequence[Tensor | None], shortcut: Tensor | None
+) -> bool:
+    """Whether an op takes the norm in, with attention of these weights behind it."""
+    if not _fits(module, x, norm, weights, shortcut):
+        return False
+    if module.training and module.momentum is None and torch.compiler.is_compiling():
+        return False  # its share is a number that no graph knows
+    return backend.use_triton(x, *tensors_of(norm), *weights, shortcut, also=_also(norm))
 
 
 def is_left_to_a_compiler(norm: nn.Module) -> bool:
@@ -59,9 +82,12 @@ def _also(norm: BatchNorm) -> str:
     return f", with the batch norm{between} in front"
 
 
-def _fits(module: nn.Module, x: Tensor, norm: BatchNorm, weights: Weights, shortcut: Tensor | None) -> bool:
+def _fits(
+    module: nn.Module, x: Tensor, norm: BatchNorm, weights: Sequence[Tensor | None], shortcut: Tensor | None
+) -> bool:
     """Whether the two modules would make what the op makes; of all else they say what is wrong."""
     first = weights[0]
+    assert first is not None
     statistics = [each for each in tensors_of(norm) if each is not None]
     layers = [each for each in weights if each is not None]
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in backend.DTYPES or not is_served(x, norm):

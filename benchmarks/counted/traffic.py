@@ -61,7 +61,8 @@ class Case:
 # What a residual block does behind its last convolution: the batch norm is counted too, training or not. In blocks of
 # EfficientNets and MobileNets an activation is between, and no shortcut behind.
 NORMED, ACTIVATED, IN_EVALUATION = "behind a batch norm", "behind a batch norm and ReLU", " in evaluation"
-TAILS = [Case(block, NORMED + mode) for block in ("se", "eca") for mode in ("", IN_EVALUATION)]
+BEHIND = ("se", "eca", "published.coordinate")
+TAILS = [Case(block, NORMED + mode) for block in BEHIND for mode in ("", IN_EVALUATION)]
 INSIDE = [Case("se", ACTIVATED + mode) for mode in ("", IN_EVALUATION)]
 VARIANTS = [Case("coordinate", "maxima tied"), Case("gate", "own signal")]
 # Of a tail also what Inductor plans, for ResNet-50's layer1 at batch 64: it splits the sums of smaller maps.
@@ -222,7 +223,7 @@ def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool)
         def __init__(self) -> None:
             super().__init__()
             self.norm = torch.nn.BatchNorm2d(INDUCTOR_SHAPE[1], dtype=DTYPE)
-            self.block = reference.registry.BLOCKS[case.block](INDUCTOR_SHAPE[1], dtype=DTYPE)
+            self.block = reference.registry.ALL[case.block](INDUCTOR_SHAPE[1], dtype=DTYPE)
 
         def forward(self, x: torch.Tensor, *shortcut: torch.Tensor) -> torch.Tensor:
             v = self.norm(x)
@@ -243,7 +244,7 @@ def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool)
 def measure_all(names: Sequence[str], shape: Sequence[int] | None = None, ours_alone: bool = False) -> Iterator[Row]:
     """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one.
 
-    ``"tails"`` are SE and ECA with the batch norm in front, in channels_last, and SE with an activation behind that.
+    ``"tails"`` are blocks with the batch norm in front, in channels_last, and SE with an activation behind that.
     """
     counted = partial(measure, shape=shape, ours_alone=ours_alone)
     blocks = (name for name in names if name != "tails")

@@ -28,7 +28,7 @@ PERFORMANCE = "performance.md"
 MODES = (INFERENCE, TRAINING)
 CHANNELS = 256  # that parameters are counted at
 TAIL = {True: "with shortcut and ReLU", False: ""}
-MARKED = re.compile(r"<!-- (\w+): ([\w-]+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+MARKED = re.compile(r"<!-- (\w+): ([\w.-]+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 
 
 def counted(results: Path, **wanted: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -26,6 +26,7 @@ NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 GATE_BY = "gate_by"
 NORMED = "batch norm and gate"
+NORMED_STRIPS = "batch norm and published.coordinate"
 STRIPS, CBAM_BY = "published.coordinate", "published.cbam"
 SCSE, CONTEXT, SIMAM = "published.scse", "published.global_context", "published.simam"
 NO_BIAS = (("bias", False),)  # in front of a batch norm its gradient is rounding alone
@@ -39,7 +40,8 @@ class Configuration:
 
     Attributes:
         name: of a block, as ``create_attention`` has it, or of a function, ``"nonlocal_attention"``,
-            ``"channel_gate"``, ``"gate_by"``, or the second with a batch norm, whose options are the norm's then.
+            ``"channel_gate"``, ``"gate_by"``, or the second with a batch norm, whose options are the norm's then. A
+            block with a batch norm in front has options too that are the norm's.
         shape: ``(N, C, H, W)``, or of non-local attention ``(L, S, d, dv)``.
         layout: of the map; for that function ``"channels_last"`` has each position's channels side by side.
         gating_channels: of the attention gate's own signal, with a map half as high and wide.
@@ -103,6 +105,8 @@ def results(configuration: Configuration) -> list[Tensor]:
         return _gate_channels(configuration)
     if configuration.name == NORMED:
         return _gate_normed(configuration)
+    if configuration.name == NORMED_STRIPS:
+        return _block_normed(configuration)
     block = build(configuration, triton_attn).to(configuration.dtype)
     batch, _, height, width = configuration.shape
     x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
@@ -162,6 +166,24 @@ def _gate_normed(configuration: Configuration) -> list[Tensor]:
     return [y.detach(), mean, *torch.autograd.grad(y, leaves, grad)]
 
 
+def _block_normed(configuration: Configuration) -> list[Tensor]:
+    channels, (_, name) = configuration.shape[1], configuration.name.split(" and ")
+    block = ALL[name](channels, bias=False).eval().to(configuration.dtype)
+    norm = nn.BatchNorm2d(channels, affine=configuration.needs == "all", **dict(configuration.options))
+    norm.train(configuration.training)
+    if configuration.needs == "all":
+        nn.init.normal_(norm.weight)
+    x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
+    leaves = [x, *norm.parameters(), *block.parameters()] if configuration.needs == "all" else [x]
+    leaves += [shortcut] if configuration.with_shortcut else []
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    given = shortcut if configuration.with_shortcut else None
+    y = block.behind(norm, x, given)
+    y = block(norm(x), given) if y is None else y
+    running = [each for each in norm.buffers() if each.is_floating_point()]
+    return [y.detach(), *running, *torch.autograd.grad(y, leaves, grad)]
+
+
 def _map(configuration: Configuration, size: Sequence[int]) -> Tensor:
     values = torch.randn(*size)
     if configuration.tied:
@@ -183,7 +205,7 @@ def check(configuration: Configuration) -> Executor:
         if configuration.name == NON_LOCAL and configuration.needs == "all":
             _check_attention(configuration)
         elif (
-            configuration.name in (CHANNEL_GATE, GATE_BY, NORMED)
+            configuration.name in (CHANNEL_GATE, GATE_BY, NORMED, NORMED_STRIPS)
             or configuration.gating_channels is not None
             or configuration.needs != "all"
             or not configuration.training
@@ -297,6 +319,9 @@ FIXED = (
     Configuration(STRIPS, (1, 3, 4, 133), F16, with_shortcut=True, options=NO_BIAS),
     Configuration(STRIPS, (1, 16, 8, 8), BF16, training=False, options=NO_BIAS),
     Configuration(STRIPS, (2, 12, 5, 7), F32, "channels_last", needs="map"),
+    Configuration(NORMED_STRIPS, (2, 12, 5, 7), F32, with_shortcut=True, targets=NEXT),
+    Configuration(NORMED_STRIPS, (1, 24, 35, 3), BF16, "channels_last"),
+    Configuration(NORMED_STRIPS, (2, 12, 5, 7), F32, "channels_last", training=False, needs="map", with_shortcut=True),
     Configuration(CBAM_BY, (2, 32, 5, 7), F32, "channels_last", targets=NEXT),
     Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
     Configuration(SCSE, (2, 32, 5, 7), F32, with_shortcut=True),

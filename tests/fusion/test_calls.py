@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from timm.layers import DropPath, EcaModule, SEModule
+from timm.layers.coord_attn import CoordAttn
 from timm.models import resnet
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
@@ -212,20 +213,28 @@ def test_around_a_tail(name: str) -> None:
     assert made.fused_by.obstacle(made)
 
 
-@pytest.mark.parametrize("attention", [SEModule, EcaModule])
+@pytest.mark.parametrize(
+    ("attention", "kernel"),
+    [
+        (SEModule, "normed_apply_fwd_kernel"),
+        (EcaModule, "normed_apply_fwd_kernel"),
+        (CoordAttn, "normed_strips_kernel"),
+    ],
+)
 def test_the_batch_norm_goes_with_a_tail_unless_it_is_listened_to(
-    attention: type[nn.Module], started: list[str]
+    attention: type[nn.Module], kernel: str, started: list[str]
 ) -> None:
     made = resnet.BasicBlock(16, 16, attn_layer=attention)
     plain, x = copy.deepcopy(made), torch.randn(2, 16, 5, 5)
-    triton_attn.fuse(made)
+    (entry,) = triton_attn.fuse(made)
+    assert entry.norm
     torch.testing.assert_close(made(x), plain(x))
-    assert started.count("normed_apply_fwd_kernel") == 1
+    assert started.count(kernel) == 1
     for (key, a), b in zip(made.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=key)
     made.bn2.register_forward_hook(lambda *_: None)
     torch.testing.assert_close(made(x), plain(x))
-    assert started.count("normed_apply_fwd_kernel") == 1
+    assert started.count(kernel) == 1
 
 
 def test_drop_path_counts_while_it_drops() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import BatchNormAct2d, BlurPool2d, ConvNormAct, SEModule
+from timm.layers.coord_attn import CoordAttn
 from timm.models import byobnet, maxxvit, regnet
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, EdgeResidual, InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
@@ -114,6 +115,7 @@ LEFT: dict[str, Callable[[], nn.Module]] = {
     "two activations": lambda: plain_layers(nn.ReLU(), nn.SiLU()),
     "two activations, one of the batch norm's": lambda: nn.Sequential(BatchNormAct2d(8), nn.SiLU(), SEModule(8)),
     "a blur behind the batch norm": blurred,
+    "rows and columns behind an activation": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), CoordAttn(8)),
     "gates by parts": lambda: nn.Sequential(nn.BatchNorm2d(8), SEModule(8, norm_layer=nn.BatchNorm2d)),
     "attention first": lambda: nn.Sequential(SEModule(8), nn.BatchNorm2d(8)),
 }

@@ -135,6 +135,23 @@ def called_coordinate(package: Any, channels: int) -> nn.Module:
     return block
 
 
+class Behind(nn.Module):
+    """A block behind a batch norm of running statistics, which is part of its passes."""
+
+    def __init__(self, block: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.norm, self.block = nn.BatchNorm2d(channels), block
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        y = self.block.behind(self.norm, x, shortcut)
+        return self.block(self.norm(x), shortcut) if y is None else y
+
+
+def behind(make: Callable[[Any, int], nn.Module]) -> Callable[[Any, int], nn.Module]:
+    """These blocks, behind batch norms."""
+    return lambda package, channels: Behind(make(package, channels), channels).eval()
+
+
 class ByNetwork(nn.Module):
     """A gate by anybody's network."""
 
@@ -200,6 +217,7 @@ SUBJECTS = (
     ),
     Subject("published coordinate", published("CoordinateAttention"), **STRIPS),
     Subject("published coordinate, called", called_coordinate, **STRIPS),
+    Subject("published coordinate, normed", behind(published("CoordinateAttention")), **STRIPS),
     Subject("published pixel", published("PixelAttention"), **WIDE),
     Subject("published gate", published("AttentionGate", 6), signal=6, **WIDE),
 )

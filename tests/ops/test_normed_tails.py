@@ -19,26 +19,36 @@ from triton_attn.reference.resnet import Bottleneck
 
 pytestmark = pytest.mark.interpreter
 CHANNELS = 16
+STRIPS = "published.coordinate"
+# What is started where the batch norm goes with the attention, forward and backward.
+GATES = "normed_apply_fwd_kernel", "normed_apply_bwd_kernel"
+STARTED = {"eca": GATES, STRIPS: ("normed_strips_kernel", "normed_strips_bwd_kernel")}
 
 
 def block(name: str = "se", package: Any = triton_attn) -> Bottleneck:
     torch.manual_seed(0)
-    kinds = {"se": lambda c: package.SEBlock(c, 4), "eca": package.ECABlock}
+    kinds = {"se": lambda c: package.SEBlock(c, 4), "eca": package.ECABlock, STRIPS: by_strips(package)}
     made = Bottleneck(CHANNELS, CHANNELS // 4, attention=kinds[name])
     nn.init.normal_(made.bn3.weight)
     return made
+
+
+def by_strips(package: Any) -> Callable[[int], nn.Module]:
+    """Without biases in front of its batch norm, whose gradients are rounding alone."""
+    return lambda channels: package.published.CoordinateAttention(channels, bias=False)
 
 
 def images() -> Tensor:
     return torch.randn(2, CHANNELS, 5, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_steps_as_the_plain_block_takes_them(started: list[str]) -> None:
+@pytest.mark.parametrize("name", STARTED)
+def test_steps_as_the_plain_block_takes_them(name: str, started: list[str]) -> None:
     """Three of training and one of evaluation; every parameter and buffer comes out the same, counts to the bit.
 
     SE and a momentum that is a number were dropped: fifty steps of these are below.
     """
-    ours, plain = block("eca"), block("eca", reference)
+    ours, plain = block(name), block(name, reference)
     plain.load_state_dict(ours.state_dict())
     found = []
     for each in (ours, plain):
@@ -50,8 +60,7 @@ def test_steps_as_the_plain_block_takes_them(started: list[str]) -> None:
             optimiser.step()
         with torch.no_grad():
             found.append(each.eval()(images()))
-    assert started.count("normed_apply_fwd_kernel") == 4
-    assert started.count("normed_apply_bwd_kernel") == 3
+    assert [started.count(kernel) for kernel in STARTED[name]] == [4, 3]
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
     for (key, a), b in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
@@ -120,6 +129,13 @@ def listened(module: nn.Module) -> None:
     module.register_forward_hook(lambda *_: None)
 
 
+class OwnStrips(triton_attn.published.CoordinateAttention):
+    """Somebody's own."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return super().forward(x, shortcut)
+
+
 class Norm(nn.BatchNorm2d):
     """Somebody's own."""
 
@@ -152,6 +168,33 @@ def test_what_is_changed_is_called(change: str, started: list[str]) -> None:
         assert "apply_gate_fwd_kernel" in started or "layer of" in change
         with triton_attn.use_backend("reference"):
             torch.testing.assert_close(y, ours(images()), rtol=1e-4, atol=1e-5)
+
+
+NETWORKS: dict[str, Callable[[Any], None]] = {
+    **{change: CHANGES[change] for change in CHANGES if "norm" in change},
+    "a hook on the attention": CHANGES["a hook on the attention"],
+    "attention of another class": lambda b: setattr(b.attention, "__class__", OwnStrips),
+}
+
+
+@pytest.mark.parametrize("change", NETWORKS)
+def test_in_front_of_networks_likewise(change: str, started: list[str]) -> None:
+    ours = block(STRIPS).eval()
+    NETWORKS[change](ours)
+    with torch.no_grad():
+        y = ours(images())
+        assert STARTED[STRIPS][0] not in started
+        assert "strip_apply_fwd_kernel" in started
+        with triton_attn.use_backend("reference"):
+            torch.testing.assert_close(y, ours(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_of_a_network_is_called_behind_the_batch_norm_too(started: list[str]) -> None:
+    ours, seen = block(STRIPS), []
+    ours.attention.conv_h.register_forward_hook(lambda *_: seen.append(1))
+    ours(images()).sum().backward()
+    assert [started.count(kernel) for kernel in STARTED[STRIPS]] == [1, 1]
+    assert seen == [1]
 
 
 def test_what_does_not_fit_is_an_error_as_ever(started: list[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.ops.drawn import KINDS, sizes
 from tests.parity import LAYOUTS, assert_within, away_from_the_kink, lay_out
 from triton_attn.ops import strip_passes
+from triton_attn.ops.batch_norm import NO_NORM
 from triton_attn.ops.strips import Layer, gate_rows_and_columns
 
 pytestmark = pytest.mark.interpreter
@@ -210,9 +211,14 @@ def test_opcheck(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = rows, columns, *strip_passes.NO_LAYER
     if channels_last:
         gates = torch.randn(2, 5, 3), torch.randn(2, 3, 3), torch.randn(6, 3), None, torch.randn(6, 3), None, "sigmoid"
+    norm = NO_NORM if not channels_last else (torch.randn(6), torch.rand(6), None, None, True, 1e-5, "none")
     for tail, saves in ((shortcut, True), (None, False)):
-        torch.library.opcheck(strip_passes.APPLY.registered, (x, *gates, tail, saves))
-    _, bits = strip_passes.APPLY.registered(x, *gates, shortcut, True)
+        torch.library.opcheck(strip_passes.APPLY.registered, (x, *gates, *norm, tail, saves))
+    _, bits = strip_passes.APPLY.registered(x, *gates, *norm, shortcut, True)
     for each in (None, bits) if layout == "contiguous" else (bits,):
-        torch.library.opcheck(strip_passes.SUMS_BWD.registered, (grad, x, *gates, each))
+        given = grad, x, *gates, *norm, each
+        # With a norm there are parts, of a number that no symbol stands for.
+        dynamic = () if channels_last else ("test_aot_dispatch_dynamic",)
+        checks = "test_schema", "test_autograd_registration", "test_faketensor", *dynamic
+        torch.library.opcheck(strip_passes.SUMS_BWD.registered, given, test_utils=checks)
         torch.library.opcheck(strip_passes.APPLY_BWD.registered, (grad, *gates, each, rows, columns, channels_last))

@@ -81,8 +81,8 @@ class ChannelGate:
             return None
         return functional.gate_by(x, partial(self.network, module), shortcut, pool=self.pool(module))
 
-    def takes_a_norm(self, module: nn.Module) -> bool:
-        """Whether a batch norm in front of it may be part of the op."""
+    def takes_a_norm(self, module: nn.Module, activation: str) -> bool:  # noqa: ARG002
+        """Whether a batch norm in front of it, and what activates between them, may be part of the op."""
         known = None if self.obstacle(module) is not None else self.one_op(module)
         return isinstance(known, tuple) and known[2][0] == "mean"
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backend
+from ..normed import norm_in_front
 from ..ops.strips import gate_rows_and_columns
 from .gates import UNEXPECTED, is_as_expected
 
@@ -47,3 +48,19 @@ class StripGate:
         if torch.compiler.is_compiling() or not backend.use_triton(x, shortcut):
             return None
         return gate_rows_and_columns(x, partial(self.network, module), shortcut)
+
+    def takes_a_norm(self, module: nn.Module, activation: str) -> bool:
+        """Whether a batch norm in front of it, and what activates between them, may be part of its passes."""
+        return activation == "none" and self.obstacle(module) is None
+
+    def behind(
+        self, module: Any, norm: nn.Module, x: Tensor, shortcut: Tensor | None = None, activation: str = "none"
+    ) -> Tensor | None:
+        """The output for ``norm(x)``, which is never written; ``norm`` is of a class in ``layers.NORMS``.
+
+        None where that is not for the kernels, and nothing has happened.
+        """
+        if activation != "none" or self.obstacle(module) is not None or not is_as_expected(x, shortcut):
+            return None
+        taken = norm_in_front(norm, x, list(module.parameters()), shortcut, type(norm))
+        return None if taken is None else gate_rows_and_columns(x, partial(self.network, module), shortcut, norm=taken)

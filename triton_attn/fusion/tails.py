@@ -17,7 +17,7 @@ from .layers import DROPS
 from .maps import MapGate
 from .strips import StripGate
 from .summed import SumGate
-from .within import Front, called, front_of
+from .within import TAKES_A_NORM, Front, called, front_of
 
 TAKES_A_SHORTCUT = (ChannelGate, ContextGate, MapGate, StripGate, SumGate)
 
@@ -69,9 +69,10 @@ class Tail:
         """Whether the batch norm in front of the attention comes with it too."""
         children: Any = module._modules
         attention = children[self.attention]
-        if not isinstance(attention.fused_by, ChannelGate) or not attention.fused_by.takes_a_norm(attention):
+        if not isinstance(attention.fused_by, TAKES_A_NORM):
             return False
-        return front_of([children[name] for name in self.before]).norm is not None
+        front = front_of([children[name] for name in self.before])
+        return front.norm is not None and attention.fused_by.takes_a_norm(attention, front.activation)
 
     def how(self, module: nn.Module) -> str:
         return "with batch norm, shortcut and ReLU" if self.takes_a_norm(module) else "with shortcut and ReLU"
@@ -85,7 +86,7 @@ class Tail:
         through = children.get(self.shortcut)
         shortcut = x if through is None else through(x)
         attention = children[self.attention]
-        if front.norm is not None and isinstance(attention.fused_by, ChannelGate):
+        if front.norm is not None and isinstance(attention.fused_by, TAKES_A_NORM):
             tail = attention.fused_by.behind(attention, front.norm, y, shortcut, front.activation)
             if tail is not None:
                 return tail
@@ -101,7 +102,7 @@ class Tail:
     @staticmethod
     def _is_left_to_a_compiler(attention: Any, front: Front) -> bool:
         by = attention.fused_by
-        if not isinstance(by, ChannelGate) or not by.takes_a_norm(attention):
+        if not isinstance(by, ChannelGate) or not by.takes_a_norm(attention, "none"):
             return False
         return is_left_to_a_compiler((front.rest or front.called)[-1])
 

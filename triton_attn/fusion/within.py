@@ -11,6 +11,9 @@ from ..reference.layers import is_touched
 from .fused import Fused
 from .gates import ChannelGate
 from .layers import HIDDEN, NORMS, RUNS, unknown
+from .strips import StripGate
+
+TAKES_A_NORM = (ChannelGate, StripGate)
 
 
 class Front(NamedTuple):
@@ -85,7 +88,7 @@ class Within:
         found: list[tuple[Front, str, Any]] = []
         before: list[nn.Module] = []
         for name, layer in self._layers(module):
-            if isinstance(layer, Fused) and isinstance(layer.fused_by, ChannelGate) and not is_touched(layer):
+            if isinstance(layer, Fused) and isinstance(layer.fused_by, TAKES_A_NORM) and not is_touched(layer):
                 found.append((front_of(before), name, layer))
                 before = []
             else:
@@ -97,7 +100,7 @@ class Within:
         return {
             name: front.activation
             for front, name, attention in self._stretches(module)[0]
-            if front.norm is not None and attention.fused_by.takes_a_norm(attention)
+            if front.norm is not None and attention.fused_by.takes_a_norm(attention, front.activation)
         }
 
     def attentions(self, module: nn.Module) -> list[str]:

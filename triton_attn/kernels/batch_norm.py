@@ -41,9 +41,19 @@ def inverse_of(variance, count, TRAINING: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
-def part_sizes(part, parts, positions, SPAN: tl.constexpr):
-    """How many positions parts hold, as float32: SPAN, but for the last of an image."""
-    return tl.where(part % parts == parts - 1, positions - (parts - 1) * SPAN, SPAN).to(tl.float32)
+def part_sizes(part, parts, positions, width, SPAN: tl.constexpr, BLOCK_W: tl.constexpr):
+    """How many positions parts hold, as float32: SPAN, but for the last of an image.
+
+    With a width they are blocks of SPAN rows and BLOCK_W columns, side by side and then one below the other.
+    """
+    if width is None:
+        size = tl.where(part % parts == parts - 1, positions - (parts - 1) * SPAN, SPAN)
+    else:
+        across = tl.cdiv(width, BLOCK_W)
+        rows = positions // width - part % parts // across * SPAN
+        columns = width - part % across * BLOCK_W
+        size = tl.minimum(rows, SPAN) * tl.minimum(columns, BLOCK_W)
+    return size.to(tl.float32)
 
 
 # The batch is no constant of any program: the last, smaller batch of an epoch must not compile the kernels again.
@@ -53,7 +63,7 @@ def batch_statistics_kernel(
     variance_ptr,  # (C,), likewise; in training the unbiased one
     centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, with SAVE
     pooled_ptr,  # (N, C) float32, every image's mean behind the batch norm, with POOL
-    mean_parts_ptr,  # (N, S, C) float32, the mean of each span of positions
+    mean_parts_ptr,  # (N, S, C) float32, the mean of each span or block of positions
     square_parts_ptr,  # (N, S, C) float32, Σ (x - that mean)²
     weight_ptr,  # (C,), or None
     bias_ptr,  # (C,), or None
@@ -61,8 +71,10 @@ def batch_statistics_kernel(
     count,
     channels,
     positions,
+    width,
     parts,
     SPAN: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     EPS: tl.constexpr,
     TRAINING: tl.constexpr,
     POOL: tl.constexpr,
@@ -80,13 +92,13 @@ def batch_statistics_kernel(
         total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         for start in range(0, rows, BLOCK_R):
             r = start + tl.arange(0, BLOCK_R)
-            size = part_sizes(r, parts, positions, SPAN)
+            size = part_sizes(r, parts, positions, width, SPAN, BLOCK_W)
             total += load_vectors(mean_parts_ptr, r, c, rows, channels) * size[:, None]
         mean = tl.sum(total, axis=0) / count.to(tl.float32)
         spread = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         for start in range(0, rows, BLOCK_R):
             r = start + tl.arange(0, BLOCK_R)
-            size = part_sizes(r, parts, positions, SPAN)
+            size = part_sizes(r, parts, positions, width, SPAN, BLOCK_W)
             off = load_vectors(mean_parts_ptr, r, c, rows, channels) - mean[None, :]
             square = load_vectors(square_parts_ptr, r, c, rows, channels) + size[:, None] * off * off
             spread += tl.where((r < rows)[:, None], square, 0.0)
@@ -105,7 +117,7 @@ def batch_statistics_kernel(
             own = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
             for first in range(0, parts, BLOCK_S):
                 s = first + tl.arange(0, BLOCK_S)
-                size = part_sizes(s, parts, positions, SPAN) / positions
+                size = part_sizes(s, parts, positions, width, SPAN, BLOCK_W) / positions
                 at = (n.to(tl.int64)[:, None] * parts + s[None, :])[:, :, None] * channels + c[None, None, :]
                 there = (n < batch)[:, None, None] & (s < parts)[None, :, None] & exists[None, None, :]
                 own += tl.sum(tl.load(mean_parts_ptr + at, mask=there, other=0.0) * size[None, :, None], axis=1)
@@ -125,9 +137,9 @@ def batch_norm_parameters_bwd_kernel(
     moment_ptr,  # (N, S, C) float32, Σ f' · grad · (x - mean)
     slope_ptr,  # (N, S, C) float32, Σ f', with ACTIVATED
     slope_moment_ptr,  # (N, S, C) float32, Σ f' · (x - mean), with ACTIVATED
-    gate_ptr,  # (N, C) float32
-    dpooled_ptr,  # (N, C) float32, the gradient of what was pooled
-    centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, without ACTIVATED
+    gate_ptr,  # (N, C) float32, or None where the sums are of what was gated, and of what was pooled
+    dpooled_ptr,  # (N, C) float32, the gradient of what was pooled, with a gate
+    centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, with a gate and without ACTIVATED
     mean_ptr,  # (C,)
     variance_ptr,  # (C,)
     batch,
@@ -153,17 +165,21 @@ def batch_norm_parameters_bwd_kernel(
     for start in range(0, batch, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         inside = (n < batch)[:, None] & exists[None, :]
-        gate = load_vectors(gate_ptr, n, c, batch, channels)
-        dpooled = load_vectors(dpooled_ptr, n, c, batch, channels)
-        dbias += gate * sum_parts(gradient_ptr, n, c, inside, channels, parts, BLOCK_S)
-        dweight += gate * sum_parts(moment_ptr, n, c, inside, channels, parts, BLOCK_S)
-        if ACTIVATED:
-            dpooled /= positions
-            dbias += dpooled * sum_parts(slope_ptr, n, c, inside, channels, parts, BLOCK_S)
-            dweight += dpooled * sum_parts(slope_moment_ptr, n, c, inside, channels, parts, BLOCK_S)
+        if gate_ptr is None:
+            dbias += sum_parts(gradient_ptr, n, c, inside, channels, parts, BLOCK_S)
+            dweight += sum_parts(moment_ptr, n, c, inside, channels, parts, BLOCK_S)
         else:
-            dbias += dpooled
-            dweight += dpooled * load_vectors(centred_ptr, n, c, batch, channels)
+            gate = load_vectors(gate_ptr, n, c, batch, channels)
+            dpooled = load_vectors(dpooled_ptr, n, c, batch, channels)
+            dbias += gate * sum_parts(gradient_ptr, n, c, inside, channels, parts, BLOCK_S)
+            dweight += gate * sum_parts(moment_ptr, n, c, inside, channels, parts, BLOCK_S)
+            if ACTIVATED:
+                dpooled /= positions
+                dbias += dpooled * sum_parts(slope_ptr, n, c, inside, channels, parts, BLOCK_S)
+                dweight += dpooled * sum_parts(slope_moment_ptr, n, c, inside, channels, parts, BLOCK_S)
+            else:
+                dbias += dpooled
+                dweight += dpooled * load_vectors(centred_ptr, n, c, batch, channels)
     _, inverse, _, _ = load_norm(mean_ptr, variance_ptr, None, None, c, channels, count, TRAINING, EPS)
     of_bias = tl.sum(dbias, axis=0)
     of_weight = tl.sum(dweight, axis=0) * inverse

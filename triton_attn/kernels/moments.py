@@ -8,6 +8,16 @@ from .squeeze import split_of_program
 
 
 @triton.jit
+def more_moments(mean, square, values, mask, seen):
+    """Of each element of a tile mean and squared distances from it, with another tile's, which is the ``seen``-th."""
+    off = values - mean
+    next_mean = mean + off / seen
+    # The distance from the next mean is (seen - 1) / seen of off.
+    square += tl.where(mask, off * off * ((seen - 1.0) / seen), 0.0)
+    return tl.where(mask, next_mean, mean), square
+
+
+@triton.jit
 def moments_kernel(
     mean_ptr,  # (N, S, C) float32, the mean of each span
     square_ptr,  # (N, S, C) float32, Σ (x - that mean)²
@@ -46,11 +56,8 @@ def moments_kernel(
             start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
         )
         seen += 1.0
-        off = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) - mean
-        next_mean = mean + off / seen
-        # The distance from the next mean is (seen - 1) / seen of off.
-        square += tl.where(mask, off * off * ((seen - 1.0) / seen), 0.0)
-        mean = tl.where(mask, next_mean, mean)
+        values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+        mean, square = more_moments(mean, square, values, mask, seen)
         count += mask.to(tl.float32)
 
     whole = tl.sum(mean * count, axis=AXIS) / (last_p - first_p).to(tl.float32)

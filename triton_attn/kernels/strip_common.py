@@ -156,3 +156,15 @@ def of_rows(values, CHANNELS_LAST: tl.constexpr):
 def of_columns(values, CHANNELS_LAST: tl.constexpr):
     """A value per column and channel, spread over a tile's rows."""
     return values[None, :, :] if CHANNELS_LAST else values[:, None, :]
+
+
+@triton.jit
+def of_channels(values, CHANNELS_LAST: tl.constexpr):
+    """A value per channel, spread over a tile's rows and columns."""
+    return values[None, None, :] if CHANNELS_LAST else values[:, None, None]
+
+
+@triton.jit
+def sum_of_channels(tile, CHANNELS_LAST: tl.constexpr):
+    """The sum over a tile's rows and columns."""
+    return tl.sum(tl.sum(tile, axis=0), axis=0) if CHANNELS_LAST else tl.sum(tl.sum(tile, axis=2), axis=1)

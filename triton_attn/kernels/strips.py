@@ -1,32 +1,42 @@
 """Rows and columns of a map: their sums, both in one pass, and the multiply by a gate for each of them.
 
 A program walks over CHUNK rows with the same columns and channels: so it reads, or makes, the columns' gates once.
+
+With a batch norm in front what they gate is v = batch_norm(x), which is never written. What of that goes over vectors
+is in :mod:`.normed_strips`.
 """
 
 import triton
 import triton.language as tl
 
+from .batch_norm import load_norm
 from .common import passes_gradient, relu, slope
+from .moments import more_moments
 from .strip_common import (
     byte_places,
     load_block,
     load_mask,
     load_strip,
+    of_channels,
     of_columns,
     of_rows,
     place_of_program,
     store_mask,
     strip_gate,
     strip_places,
+    sum_of_channels,
     tile_mask,
     tile_places,
 )
 
 
-@triton.jit
+# How many values there are goes by the batch, which must not compile the kernels again.
+@triton.jit(do_not_specialize=["count"])
 def strip_sums_kernel(
     rows_ptr,  # (N, parts of a row, …), sums over columns
     columns_ptr,  # (N, parts of a column, …), sums over rows
+    part_ptr,  # (N, parts, C) float32, or None: the mean of each program's block, with GATED Σ grad · both gates
+    moment_ptr,  # (N, parts, C) float32: Σ (x - that mean)², with GATED Σ grad · both gates · (x - the norm's mean)
     x_ptr,  # (N, C, H, W)
     grad_ptr,  # (N, C, H, W), with GATED
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
@@ -36,6 +46,10 @@ def strip_sums_kernel(
     column_gate_ptr,  # and of the columns
     column_weight_ptr,
     column_bias_ptr,
+    mean_ptr,  # (C,), of a batch norm in front, with GATED, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_xn,
     stride_xo,
     stride_gn,
@@ -44,7 +58,10 @@ def strip_sums_kernel(
     height,
     width,
     hidden,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     BY_LAYER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -59,7 +76,8 @@ def strip_sums_kernel(
     """The means of rows and of columns, or with GATED the gates' gradients, or with BY_LAYER those of their logits.
 
     These are Σ_w grad · x · column gate, and Σ_h grad · x · row gate, times the activation's slope. Sums over more
-    columns than a program has, and over more rows, come in parts.
+    columns than a program has, and over more rows, come in parts. Means are x's; of a batch norm in front the gates'
+    gradients know.
     """
     unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
     stride_xn, stride_xo, stride_gn, stride_go = stride_xn * unit, stride_xo * unit, stride_gn * unit, stride_go * unit
@@ -76,6 +94,16 @@ def strip_sums_kernel(
     D1: tl.constexpr = BLOCK_W if CHANNELS_LAST else BLOCK_H
     D2: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_W
     total = tl.zeros((BLOCK_W, BLOCK_C) if CHANNELS_LAST else (BLOCK_C, BLOCK_W), tl.float32)
+    if mean_ptr is not None:
+        mean, inverse, weight, bias = load_norm(
+            mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
+        )
+        mean, bias = of_channels(mean, CHANNELS_LAST), of_channels(bias, CHANNELS_LAST)
+        scale = of_channels(weight * inverse, CHANNELS_LAST)
+    if part_ptr is not None:
+        of_part = tl.zeros((D0, D1, D2), tl.float32)
+        moment = tl.zeros((D0, D1, D2), tl.float32)
+        seen = 0.0
     if GATED:
         column_gate = strip_gate(
             column_gate_ptr, column_weight_ptr, column_bias_ptr, n, c, w, channels, width, hidden,
@@ -88,16 +116,27 @@ def strip_sums_kernel(
         mask = tile_mask(c, h, w, channels, last, width, CHANNELS_LAST)
         of_row = load_block(x_ptr, n, tile_places(c, h, w, stride_xo, width, CHANNELS_LAST), mask, stride_xn)
         of_column = of_row
+        if part_ptr is not None:
+            if not GATED:
+                seen += 1.0
+                of_part, moment = more_moments(of_part, moment, of_row, mask, seen)
         if GATED:
             grad = load_block(grad_ptr, n, tile_places(c, h, w, stride_go, width, CHANNELS_LAST), mask, stride_gn)
             if HAS_BITS:
                 places, there = byte_places(n, c, h, w, channels, height, last, width, CHANNELS_LAST, BLOCK_C, BLOCK_W)
                 grad = tl.where(load_mask(bits_ptr, places, there, D0, D1, D2) & mask, grad, 0.0)
+            if mean_ptr is not None:
+                off = of_row - mean
+                of_row = off * scale + bias
             moved = of_row * grad
             row_gate = strip_gate(
                 row_gate_ptr, row_weight_ptr, row_bias_ptr, n, c, h, channels, height, hidden,
                 BY_LAYER, HAS_BIAS, ACTIVATION, CHANNELS_LAST,
             )  # fmt: skip
+            if part_ptr is not None:
+                grad *= of_rows(row_gate, CHANNELS_LAST) * of_columns(column_gate, CHANNELS_LAST)
+                of_part += grad
+                moment += grad * off
             of_row = moved * of_columns(column_gate, CHANNELS_LAST)
             of_column = moved * of_rows(row_gate, CHANNELS_LAST)
         total += tl.sum(of_column, axis=H_AXIS)
@@ -115,9 +154,25 @@ def strip_sums_kernel(
         total *= slope(column_gate, ACTIVATION)
     places, there = strip_places(n * column_parts + column_part, c, w, channels, width, CHANNELS_LAST)
     tl.store(columns_ptr + places, total.to(columns_ptr.dtype.element_ty), mask=there)
+    if part_ptr is not None:
+        if not GATED:
+            # How many values each element of a tile had: every BLOCK_H-th row of the chunk.
+            h = tl.arange(0, BLOCK_H)
+            rows = (last - first + BLOCK_H - 1 - h) // BLOCK_H
+            rows = (rows[:, None, None] if CHANNELS_LAST else rows[None, :, None]).to(tl.float32)
+            known = tl.where(tile_mask(c, first + h, w, channels, last, width, CHANNELS_LAST), rows, 0.0)
+            columns = tl.minimum(width - row_part * BLOCK_W, BLOCK_W)
+            average = sum_of_channels(of_part * known, CHANNELS_LAST) / ((last - first) * columns).to(tl.float32)
+            off = of_part - of_channels(average, CHANNELS_LAST)
+            moment += known * off * off
+        else:
+            average = sum_of_channels(of_part, CHANNELS_LAST)
+        at = ((n * column_parts + column_part) * row_parts + row_part) * channels + c
+        tl.store(part_ptr + at, average, mask=c < channels)
+        tl.store(moment_ptr + at, sum_of_channels(moment, CHANNELS_LAST), mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def strip_apply_fwd_kernel(
     y_ptr,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
@@ -129,6 +184,10 @@ def strip_apply_fwd_kernel(
     column_weight_ptr,
     column_bias_ptr,
     shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
+    mean_ptr,  # (C,), of a batch norm in front, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_yn,
     stride_yo,
     stride_xn,
@@ -139,7 +198,10 @@ def strip_apply_fwd_kernel(
     height,
     width,
     hidden,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     BY_LAYER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -170,12 +232,20 @@ def strip_apply_fwd_kernel(
         column_gate_ptr, column_weight_ptr, column_bias_ptr, n, c, w, channels, width, hidden,
         BY_LAYER, HAS_BIAS, ACTIVATION, CHANNELS_LAST,
     )  # fmt: skip
+    if mean_ptr is not None:
+        mean, inverse, weight, bias = load_norm(
+            mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
+        )
+        mean, bias = of_channels(mean, CHANNELS_LAST), of_channels(bias, CHANNELS_LAST)
+        scale = of_channels(weight * inverse, CHANNELS_LAST)
     first = column_part * CHUNK
     last = tl.minimum(first + CHUNK, height)
     for start in range(first, last, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
         mask = tile_mask(c, h, w, channels, last, width, CHANNELS_LAST)
         x = load_block(x_ptr, n, tile_places(c, h, w, stride_xo, width, CHANNELS_LAST), mask, stride_xn)
+        if mean_ptr is not None:
+            x = (x - mean) * scale + bias
         row_gate = strip_gate(
             row_gate_ptr, row_weight_ptr, row_bias_ptr, n, c, h, channels, height, hidden,
             BY_LAYER, HAS_BIAS, ACTIVATION, CHANNELS_LAST,
@@ -191,7 +261,7 @@ def strip_apply_fwd_kernel(
         tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def strip_apply_bwd_kernel(
     dx_ptr,  # (N, C, H, W)
     dshortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
@@ -205,17 +275,29 @@ def strip_apply_bwd_kernel(
     column_bias_ptr,
     drow_ptr,  # the gradients of the rows' means
     dcolumn_ptr,  # and of the columns'
+    x_ptr,  # (N, C, H, W), with TRAINING
+    by_mean_ptr,  # (C,) float32, with TRAINING
+    by_variance_ptr,  # (C,) float32, likewise
+    mean_ptr,  # (C,), of a batch norm in front, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_dn,
     stride_do,
     stride_sn,
     stride_so,
     stride_gn,
     stride_go,
+    stride_xn,
+    stride_xo,
     channels,
     height,
     width,
     hidden,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     BY_LAYER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -226,12 +308,17 @@ def strip_apply_bwd_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """dx = grad · row gate · column gate + dmean of its row / W + dmean of its column / H; and the shortcut's."""
+    """dx = grad · row gate · column gate + dmean of its row / W + dmean of its column / H; and the shortcut's.
+
+    With a batch norm in front that is dv, and dx = scale · (dv - by_mean - by_variance · (x - mean)).
+    """
     unit = tl.full((), UNIT, tl.int64)
     stride_dn, stride_do, stride_gn, stride_go = (
         stride_dn * unit, stride_do * unit, stride_gn * unit, stride_go * unit,
     )  # fmt: skip
     stride_sn, stride_so = stride_sn * unit, stride_so * unit
+    if TRAINING:
+        stride_xn, stride_xo = stride_xn * unit, stride_xo * unit
     if CHANNELS_LAST:
         channels *= UNIT
     else:
@@ -247,6 +334,14 @@ def strip_apply_bwd_kernel(
         BY_LAYER, HAS_BIAS, ACTIVATION, CHANNELS_LAST,
     )  # fmt: skip
     dcolumn = load_strip(dcolumn_ptr, n, c, w, channels, width, CHANNELS_LAST) / height
+    if mean_ptr is not None:
+        mean, inverse, weight, _ = load_norm(
+            mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
+        )
+        mean, scale = of_channels(mean, CHANNELS_LAST), of_channels(weight * inverse, CHANNELS_LAST)
+    if TRAINING:
+        by_mean = of_channels(tl.load(by_mean_ptr + c, mask=c < channels, other=0.0), CHANNELS_LAST)
+        by_variance = of_channels(tl.load(by_variance_ptr + c, mask=c < channels, other=0.0), CHANNELS_LAST)
     first = column_part * CHUNK
     last = tl.minimum(first + CHUNK, height)
     for start in range(first, last, BLOCK_H):
@@ -265,6 +360,11 @@ def strip_apply_bwd_kernel(
         drow = load_strip(drow_ptr, n, c, h, channels, height, CHANNELS_LAST) / width
         dx = grad * of_rows(row_gate, CHANNELS_LAST) * of_columns(column_gate, CHANNELS_LAST)
         dx += of_rows(drow, CHANNELS_LAST) + of_columns(dcolumn, CHANNELS_LAST)
+        if TRAINING:
+            places = tile_places(c, h, w, stride_xo, width, CHANNELS_LAST)
+            dx -= by_mean + by_variance * (load_block(x_ptr, n, places, mask, stride_xn) - mean)
+        if mean_ptr is not None:
+            dx *= scale
         places = n * stride_dn + tile_places(c, h, w, stride_do, width, CHANNELS_LAST)
         tl.store(dx_ptr + places, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..tuning import normed_rules, rules, weighed_rules
 from . import launch, passes
 from .gating import Pooled
-from .library import new_like
+from .library import Results, new_like
 from .passes import Maps, multiply, multiply_bwd, start_by_spans
 from .spans import empty_parts, moments, spans_of
 
@@ -44,6 +44,42 @@ class Norm(NamedTuple):
             "EPS": self.eps,
         }
         return told | {"ACTIVATION": self.activation} if activation else told
+
+
+class NormTensors(NamedTuple):
+    """Of a batch norm, ``(C,)`` each; running statistics are read outside of training alone."""
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def norm(self, statistics: Results, training: bool, eps: float, activation: str = "none") -> Norm:
+        """The norm as its kernels take it, by the batch's ``statistics`` in training."""
+        weight, bias, *running = self
+        mean, variance = statistics if training else running
+        assert mean is not None
+        assert variance is not None
+        weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+        return Norm(mean.contiguous(), variance.contiguous(), weight, bias, training, eps, activation)
+
+
+def empty_statistics(x: Tensor, training: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Room for the batch's mean and variance; None for each outside of training."""
+    mean, variance = (x.new_empty((x.shape[1],), dtype=torch.float32) if training else None for _ in range(2))
+    return mean, variance
+
+
+NO_NORM: Any = (None,) * len(Norm._fields)
+"""What is given for a norm where there is none, by kernels and launchers that take one."""
+
+
+def told_of(norm: Norm | None, x: Tensor) -> dict[str, Any]:
+    """What kernels are told that know nothing of activations, and may be told of no norm either."""
+    if norm is not None:
+        return norm.arguments(x, activation=False)
+    pointers = dict.fromkeys(("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "count"))
+    return {**pointers, "TRAINING": False, "EPS": 0.0}
 
 
 def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
@@ -78,14 +114,36 @@ def squeeze(x: Tensor, norm: Norm, channels_last: bool, *, saves: bool) -> Squee
 
 
 def _statistics(x: Tensor, norm: Norm, channels_last: bool, *, pools: bool, saves: bool) -> Squeezed:
-    from ..kernels.batch_norm import batch_statistics_kernel
-
-    mean_parts, square_parts = moments(x, channels_last)
-    batch, parts, channels = mean_parts.shape
+    batch, channels, height, width = x.shape
     pooled = x.new_empty((batch, 1, channels), dtype=torch.float32) if pools else None
     centred = x.new_empty((batch, channels), dtype=torch.float32) if pools and saves else None
+    span = weighed_rules.span(height * width)
+    statistics(x, norm, *moments(x, channels_last), {"SPAN": span}, pooled=pooled, centred=centred)
+    return Squeezed(Pooled(pooled, None, None), 1, centred)
+
+
+def statistics(
+    x: Tensor,
+    norm: Norm,
+    mean_parts: Tensor,
+    square_parts: Tensor,
+    sizes: dict[str, int],
+    *,
+    pooled: Tensor | None = None,
+    centred: Tensor | None = None,
+) -> None:
+    """In training write the norm's mean and variance, from those of parts ``(N, S, C)`` of the map.
+
+    Where there is room for them, also the images' means behind the norm, and what theirs are less the norm's.
+
+    Args:
+        sizes: of parts: ``SPAN`` positions; or with a ``width``, which is the map's, ``SPAN`` rows and ``BLOCK_W``
+            columns.
+    """
+    from ..kernels.batch_norm import batch_statistics_kernel
+
+    batch, parts, channels = mean_parts.shape
     config = normed_rules.batch_statistics(channels, parts)
-    positions = x.shape[2] * x.shape[3]
     launch.start(
         batch_statistics_kernel,
         (rules.cdiv(channels, config["BLOCK_C"]),),
@@ -96,15 +154,14 @@ def _statistics(x: Tensor, norm: Norm, channels_last: bool, *, pools: bool, save
         square_parts_ptr=square_parts,
         batch=batch,
         channels=channels,
-        positions=positions,
+        positions=x.shape[2] * x.shape[3],
         parts=parts,
-        SPAN=weighed_rules.span(positions),
-        POOL=pools,
+        POOL=pooled is not None,
         SAVE=centred is not None,
+        **{"width": None, "BLOCK_W": 0, **sizes},
         **norm.arguments(x, activation=False),
         **config,
     )
-    return Squeezed(Pooled(pooled, None, None), 1, centred)
 
 
 def apply_fwd(
@@ -157,12 +214,25 @@ class Gradients(NamedTuple):
 
 
 def parameters_bwd(
-    found: Sums, x: Tensor, norm: Norm, gate: Tensor, dpooled: Tensor, centred: Tensor | None, *, needs: bool
+    found: Results,
+    x: Tensor,
+    norm: Norm,
+    gate: Tensor | None,
+    dpooled: Tensor | None,
+    centred: Tensor | None,
+    *,
+    needs: bool,
 ) -> Gradients:
-    """From the sums, the gates and the gradient of what was pooled; those of the parameters only where ``needs``."""
+    """From the sums, the gates and the gradient of what was pooled; those of the parameters only where ``needs``.
+
+    The sums are those of :class:`Sums` without the first; or without a gate the first two of them, of what was gated.
+    """
     from ..kernels.batch_norm import batch_norm_parameters_bwd_kernel
 
-    batch, parts, channels = found.dgate.shape
+    gradient, moment, *slopes = found
+    slope, slope_moment = slopes or (None, None)
+    assert gradient is not None
+    batch, parts, channels = gradient.shape
     dweight, dbias = new_like(norm.weight, norm.bias, needed=needs)
     by_mean, by_variance = (x.new_empty((channels,), dtype=torch.float32) if norm.training else None for _ in range(2))
     config = normed_rules.batch_statistics(channels, parts)
@@ -183,7 +253,10 @@ def parameters_bwd(
         positions=x.shape[2] * x.shape[3],
         parts=parts,
         ACTIVATED=norm.activation != "none",
-        **{name: each for name, each in found.arguments.items() if name != "dgate_ptr"},
+        gradient_ptr=gradient,
+        moment_ptr=moment,
+        slope_ptr=slope,
+        slope_moment_ptr=slope_moment,
         **{name: value for name, value in told.items() if name not in ("weight_ptr", "bias_ptr")},
         **{name: value for name, value in config.items() if name != "BLOCK_R"},
     )

@@ -17,7 +17,7 @@ from ..reference import batch_norm as plain_norm
 from ..reference import channel_gate as plain
 from ..reference.batch_norm import BatchNorm, tensors_of
 from . import batch_norm, dense, gating
-from .batch_norm import Norm
+from .batch_norm import Norm, NormTensors, empty_statistics
 from .dense import Made, Network, Parameters, Weights
 from .eca import convolve, convolve_bwd
 from .gating import Pooled
@@ -63,15 +63,6 @@ def is_served(x: Tensor, norm: BatchNorm) -> bool:
     return x.numel() // max(x.shape[1], 1) > 1 or (not norm.training and x.numel() > 0)
 
 
-class NormTensors(NamedTuple):
-    """Of a batch norm, ``(C,)`` each; running statistics are read outside of training alone."""
-
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-
-
 class Constants(NamedTuple):
     """What the gate and the norm are, beside their tensors."""
 
@@ -89,12 +80,7 @@ class Constants(NamedTuple):
 
     def norm(self, tensors: NormTensors, statistics: Results) -> Norm:
         """The norm as its kernels take it, by the batch's ``statistics`` in training."""
-        weight, bias, *running = tensors
-        mean, variance = statistics if self.training else running
-        assert mean is not None
-        assert variance is not None
-        weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
-        return Norm(mean.contiguous(), variance.contiguous(), weight, bias, *self[3:])
+        return tensors.norm(statistics, *self[3:])
 
 
 class Kept(NamedTuple):
@@ -122,7 +108,7 @@ def forward(
 ) -> Results:
     """The output, and of :class:`Kept` all, or the statistics alone."""
     x, channels_last = served(x)
-    statistics = _empty_statistics(x, constants)
+    statistics = empty_statistics(x, constants.training)
     norm = constants.norm(norm_tensors, statistics)
     pooled = batch_norm.squeeze(x, norm, channels_last, saves=saves)
     parameters = dense.contiguous(parameters)
@@ -139,15 +125,10 @@ def forward(
     return y, *Kept(*statistics, pooled.centred, made.pooled.mean, made.hidden, made.gate, bits)
 
 
-def _empty_statistics(x: Tensor, constants: Constants) -> tuple[Tensor | None, Tensor | None]:
-    mean, variance = (x.new_empty((x.shape[1],), dtype=torch.float32) if constants.training else None for _ in range(2))
-    return mean, variance
-
-
 def _forward_fake(x: Tensor, norm_tensors: NormTensors, parameters: Parameters, *others: Any) -> Results:
     shortcut, constants, saves = others
     y, bits = multiply_fake(x, shortcut, saves)
-    statistics = _empty_statistics(x, constants)
+    statistics = empty_statistics(x, constants.training)
     if not saves:
         return y, *statistics
     batch, channels = x.shape[:2]
@@ -196,7 +177,7 @@ def backward(
     dx = dshortcut = by = None
     if sums_of_norm:
         assert dpooled is not None
-        by = batch_norm.parameters_bwd(sums, x, norm, gate, dpooled, centred, needs=needs_norm)
+        by = batch_norm.parameters_bwd(sums[1:], x, norm, gate, dpooled, centred, needs=needs_norm)
     if needs_map:
         assert dpooled is not None
         dx, dshortcut = batch_norm.apply_bwd(grad, x, norm, gate, bits, dpooled, by, channels_last)

@@ -4,6 +4,8 @@ Passes over the map: 3 forward (both means in one) and 4 backward; a shortcut ad
 element. Beside them are vectors of a value for every row or column and channel: of those the means are written, and
 backward their gradients and the gates' are. The gates themselves need not be: where the network's last layer is given
 (:class:`Layer`), every pass makes its own of the few hidden units. The two steps are linked (:mod:`.linked`).
+
+With a batch norm in front (:mod:`.normed_strips`) the map between it and the gates is never written.
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..reference.batch_norm import BatchNorm
 from ..reference.channel_gate import activate
 from ..tuning import strip_rules
+from . import normed_strips
+from .batch_norm import NO_NORM, Norm
 from .layout import served
 from .library import as_kept, keep
 from .linked import Link, is_wider, unchanged, wants_gradient
+from .normed_gate import taken_in
+from .normed_strips import Normalised
 from .shortcut import added, in_one
 from .strip_passes import APPLY, APPLY_BWD, NO_LAYER, POOL, SUMS_BWD, mask_of
 
@@ -39,16 +46,25 @@ class Layer(NamedTuple):
 
 
 def gate_rows_and_columns(
-    x: Tensor, network: Network, shortcut: Tensor | None = None, layer: Layer | None = None
+    x: Tensor,
+    network: Network,
+    shortcut: Tensor | None = None,
+    layer: Layer | None = None,
+    norm: BatchNorm | None = None,
 ) -> Tensor:
     """``x · rows · columns`` with ``rows, columns = network(mean_w x, mean_h x)``, or ``relu(… + shortcut)``.
 
     ``network`` takes the means ``(N, C, H, 1)`` and ``(N, C, 1, W)`` in the dtype of ``x``, and returns gates of these
-    shapes, or hidden units ``(N, m, H, 1)`` and ``(N, m, 1, W)`` that a ``layer`` makes gates of. Not for compilation,
-    where nothing can call the network from within an op.
+    shapes, or hidden units ``(N, m, H, 1)`` and ``(N, m, 1, W)`` that a ``layer`` makes gates of. With a ``norm``,
+    which has no activation, that is of ``norm(x)``; its running statistics are changed in training. Not for
+    compilation, where nothing can call the network from within an op.
     """
-    link, last = Link(), in_one(x, shortcut)
-    if wants_gradient(x, last):
+    link, last, front = Link(), in_one(x, shortcut), NO_NORM
+    if norm is not None:
+        differentiated = wants_gradient(x, norm.weight, norm.bias, last)
+        u, after, of_rows, of_columns, front = normed_strips.pool(link, x, norm, last, differentiated=differentiated)
+        taken_in(norm, (x, *front[:2]))
+    elif wants_gradient(x, last):
         u, after, of_rows, of_columns = _Pool.apply(link, x, last)
     else:
         u, after, (of_rows, of_columns) = x, last, POOL(x)
@@ -59,12 +75,12 @@ def gate_rows_and_columns(
     elif layer is not None:
         gates = _by_layer(*gates, *layer)
     if any(is_wider(gate, x) for gate in gates):
-        y = x * gates[0] * gates[1]
+        y = (x if norm is None else Normalised.apply(u, front)) * gates[0] * gates[1]
         return y if shortcut is None else torch.relu(y + shortcut)
     if wants_gradient(u, *gates, *given[:4]):
-        y = _Multiply.apply(link, u, *gates, after, *given)
+        y = _Multiply.apply(link, front, u, *gates, after, *given)
     else:
-        found: Any = APPLY(u, *gates, *given, after, False)
+        found: Any = APPLY(u, *gates, *given, *front, after, False)
         y = found[0]
     return added(y, shortcut, last)
 
@@ -119,11 +135,11 @@ class _Pool(torch.autograd.Function):
     ) -> Any:
         deferred = ctx.link.take()
         if grad is not None and deferred is not None and drows is not None and dcolumns is not None:
-            gates, layer, bits = deferred
+            gates, layer, bits, _ = deferred
             dx, dshortcut = APPLY_BWD(grad, *gates, *layer, bits, drows, dcolumns, ctx.channels_last)
             return None, dx, dshortcut
         if grad is not None and deferred is not None:  # a network that does not look at one of the means
-            gates, layer, bits = deferred
+            gates, layer, bits, _ = deferred
             grad, dshortcut = _multiply_bwd(served(grad, ctx.channels_last)[0], *_gates(*gates, *layer), bits)
         for part, length in ((drows, ctx.size[3]), (dcolumns, ctx.size[2])):
             if part is not None:
@@ -133,23 +149,28 @@ class _Pool(torch.autograd.Function):
 
 
 class _Multiply(torch.autograd.Function):
-    """``x · rows · columns``, or with the shortcut, whose gradient of x is y's until :class:`_Pool` finishes it."""
+    """``x · rows · columns``, or with the shortcut, whose gradient of x is y's until what pooled finishes it.
+
+    With a norm that is the normalised map's.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, link: Link, x: Tensor, rows: Tensor, columns: Tensor, shortcut: Tensor | None, *layer: Any
+        ctx: Any, link: Link, norm: Any, x: Tensor, rows: Tensor, columns: Tensor, shortcut: Tensor | None, *layer: Any
     ) -> Any:
-        y, bits = APPLY(x, rows, columns, *layer, shortcut, True)
-        ctx.link, ctx.activation = link, layer[4]
-        keep(ctx, x, rows, columns, bits, *layer[:4])
+        y, bits = APPLY(x, rows, columns, *layer, *norm, shortcut, True)
+        ctx.link, ctx.activation, ctx.norm = link, layer[4], norm[4:]
+        keep(ctx, x, rows, columns, bits, *layer[:4], *norm[:4])
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, rows, columns, bits, *layer = as_kept(ctx)
-        needs = ctx.needs_input_grad
-        needs_gates, needs_map, needs_shortcut = needs[2] or needs[3] or any(needs[5:]), needs[1], needs[4]
+        x, rows, columns, bits, *others = as_kept(ctx)
+        layer, norm = others[:4], (*others[4:], *ctx.norm)
+        has_norm, needs = norm[0] is not None, ctx.needs_input_grad
+        needs_gates, needs_map, needs_shortcut = needs[3] or needs[4] or any(needs[6:]), needs[2], needs[5]
         if ctx.link.is_differentiated_again():
+            x = Normalised.apply(x, Norm(*norm)) if has_norm else x
             grad = grad if bits is None else torch.where(mask_of(bits, x), grad, 0.0)
             with torch.enable_grad():
                 row_gate, column_gate = gates = _gates(rows, columns, *layer, ctx.activation)
@@ -165,16 +186,17 @@ class _Multiply(torch.autograd.Function):
                 dgates = [None] * 6
                 for i, each in zip(wanted, found, strict=True):
                     dgates[i] = each
-            return None, dx, *dgates[:2], grad if needs_shortcut else None, *dgates[2:], None
-        dgates = [None] * 6
+            return None, None, dx, *dgates[:2], grad if needs_shortcut else None, *dgates[2:], None
+        dgates, of_norm = [None] * 6, None
+        if needs_gates or has_norm:
+            drow, dcolumn, *of_norm = SUMS_BWD(grad, x, rows, columns, *layer, ctx.activation, *norm, bits)
         if needs_gates:
-            dgates[:2] = SUMS_BWD(grad, x, rows, columns, *layer, ctx.activation, bits)
-            dgates[1] = dgates[1].to(columns.dtype)
+            dgates[:2] = drow, dcolumn.to(columns.dtype)
             if layer[0] is not None:
                 dgates[0], *dgates[2:4] = _layer_bwd(dgates[0], rows, *layer[:2])
                 dgates[1], *dgates[4:] = _layer_bwd(dgates[1], columns, *layer[2:])
-        ctx.link.deferred = (rows, columns), (*layer, ctx.activation), bits
-        return None, grad if needs_map or needs_shortcut else None, *dgates[:2], None, *dgates[2:], None
+        ctx.link.deferred = (rows, columns), (*layer, ctx.activation), bits, of_norm
+        return None, None, grad if needs_map or needs_shortcut else None, *dgates[:2], None, *dgates[2:], None
 
 
 def _multiply_bwd(

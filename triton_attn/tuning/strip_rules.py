@@ -25,8 +25,12 @@ def makes_gates(hidden: int, height: int, width: int, channels_last: bool) -> bo
 
 
 @cache
-def strips(channels: int, height: int, width: int, channels_last: bool) -> dict[str, int]:
-    """Blocks of a program that walks over CHUNK rows of some columns and channels. Bits are packed by eight."""
+def strips(channels: int, height: int, width: int, channels_last: bool, *, many_sums: bool = False) -> dict[str, int]:
+    """Blocks of a program that walks over CHUNK rows of some columns and channels. Bits are packed by eight.
+
+    With ``many_sums``, a batch norm's beside the gates', a thread of a channels_last map has half as many elements: of
+    eight it would take 157 to 191 registers, and leave a multiprocessor of Hopper one program of 8 warps.
+    """
     if channels_last:
         block_c = min(max(power_of_two(channels), 8), 32)
         block_w = min(power_of_two(width), 64)
@@ -35,6 +39,14 @@ def strips(channels: int, height: int, width: int, channels_last: bool) -> dict[
         block_w = min(max(power_of_two(width), 8), 128)
         block_h = min(power_of_two(height), ROWS, TILE // 4 // block_w)
         block_c = min(power_of_two(channels), max(TILE // 4 // (block_w * block_h), 1))
-    num_warps = min(max(block_c * block_h * block_w // 256, 1), 8)
+    num_warps = min(max(block_c * block_h * block_w // 256, 1), 8) * (2 if many_sums and channels_last else 1)
     chunk = cdiv(min(height, ROWS), block_h) * block_h
     return {"CHUNK": chunk, "BLOCK_C": block_c, "BLOCK_H": block_h, "BLOCK_W": block_w, "num_warps": num_warps}
+
+
+@cache
+def normed_strips(channels: int, height: int, width: int, channels_last: bool) -> dict[str, int]:
+    """Blocks of a program that has a vector's values for some channels, of all rows or columns or of some."""
+    longest = power_of_two(max(height, width))
+    block_c = min(power_of_two(channels), 32 if channels_last else max(1024 // min(longest, 64), 1))
+    return {"BLOCK_C": block_c, "BLOCK_L": min(longest, 1024 // block_c, 64), "num_warps": 4}
