@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.counted.meter import Seeing
 
+AT_ONCE = 2 * 132  # programs of a grid that fit on a chip side by side, whatever they need
 SAMPLED = 8  # programs of a grid: scattered, since the last ones of a row often have less to do
 GOLDEN = 0.6180339887
 SECTOR = 32
@@ -37,7 +38,8 @@ class Step:
 
     ``touched`` has a tensor's number, its bytes, those that all programs ask for, and whether it is written. Products
     are multiply-adds by ``tl.dot``; operations are those on floats elsewhere, element by element. A program's
-    ``rounds`` are the loads that wait for one another, ``meetings`` its sums and maxima, for which its warps wait.
+    ``rounds`` are the loads that wait for one another, ``meetings`` its sums and maxima, for which its warps wait; they
+    are the longest program's where a chip takes all at once, else the mean.
     """
 
     name: str
@@ -157,11 +159,12 @@ def _count(step: Step) -> None:
     few = range(min(step.programs, SAMPLED))
     chosen = few if step.programs <= SAMPLED else {int((0.5 + i * GOLDEN) % 1 * step.programs) for i in few}
     indices = [tuple(int(i) for i in np.unravel_index(each, grid)) for each in chosen]
-    program = _Program()
+    program, waited = _Program(), list[tuple[int, int]]()
     move, dimensions = interpreter_builder.set_grid_idx, interpreter_builder.set_grid_dim
 
     def set_index(i: int, *_: int) -> None:
         program.round_open = False
+        waited.append((program.rounds, program.meetings))
         move(*indices[i])
 
     def set_dimensions(*_: int) -> None:
@@ -182,6 +185,11 @@ def _count(step: Step) -> None:
     step.products, step.operations = round(program.products * share), round(program.operations * share)
     step.summed = round(program.summed * share)
     step.rounds, step.meetings = program.rounds / len(indices), program.meetings / len(indices)
+    if step.programs <= AT_ONCE:
+        ends = [*waited[1:], (program.rounds, program.meetings)]
+        step.rounds, step.meetings = (
+            float(max(end[i] - begin[i] for begin, end in zip(waited, ends, strict=True))) for i in range(2)
+        )
 
 
 def _zeros(value: Any) -> Any:

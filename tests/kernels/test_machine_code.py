@@ -74,6 +74,17 @@ def test_layer4(name: str, target: str, memory_format: torch.memory_format) -> N
         check(step, target, width=16 if memory_format == torch.channels_last else 2)
 
 
+@pytest.mark.parametrize("name", ["coordinate", "dual"])
+@pytest.mark.parametrize("shape", [(64, 1024, 14, 14), LAYER4], ids=str)
+def test_gate_networks_beside_float32_maps(name: str, shape: tuple[int, ...]) -> None:
+    """A product is three there, of operands in two parts: what has the least registers to spare."""
+    found = block_launches(name, shape, torch.float32, BOTH[1], False, target="sm_90")
+    found = [step for step in found if step.name.startswith("dense")]
+    assert len(found) > 3
+    for step in found:
+        check(step, "sm_90")
+
+
 @BLOCKS
 @pytest.mark.parametrize("target", ["sm_90"])
 def test_inference(name: str, target: str) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import triton_attn
 from tests import parity
-from tests.ops.calls import kernels_of_backward
 from tests.ops.drawn import KINDS, shapes
 from tests.parity import DTYPES, check_block, lay_out, run
 from triton_attn import functional
@@ -124,34 +123,42 @@ def test_the_rule_bites(fault: str, dtype: torch.dtype, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_only_what_is_asked_for_is_computed(name: str) -> None:
+    from benchmarks.counted.meter import count_kernels
+
     block = block_of(name)
     x, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4, requires_grad=True)
 
-    def kernels(*given: Tensor | None) -> set[str]:
-        return kernels_of_backward(block(*given))
+    def kernels(x: Tensor, shortcut: Tensor | None) -> set[str]:
+        y = block(x, shortcut)
+        with count_kernels() as traffic:
+            y.sum().backward()
+        moved.append(traffic.moved["parameter"])
+        return set(traffic.launches)
 
+    moved: list[int] = []
     squeeze, of_map = {"squeeze_bwd_kernel"}, {"apply_gate_bwd_kernel"}
-    of_weights = {"partial_sums_kernel" if name == "eca" else "dense_weights_bwd_kernel"}
-    network = {"neighbours_bwd_kernel" if name == "eca" else "dense_whole_bwd_kernel"}
-    if name == "eca":
-        assert kernels(x, None) == squeeze | network | of_weights
-    else:  # the hidden units' gradient alone
-        assert kernels(x, None) == squeeze | {"dense_hidden_bwd_kernel"} | of_weights
+    of_weights = {"partial_sums_kernel"} if name == "eca" else set()
+    network = {"neighbours_bwd_kernel"} if name == "eca" else {"dense_hidden_bwd_kernel", "dense_bwd_kernel"}
+    assert kernels(x, None) == squeeze | network | of_weights
     assert kernels(x, shortcut) == squeeze | network | of_weights | of_map
     block.requires_grad_(False)
     assert kernels(x, shortcut) == squeeze | network | of_map
+    gradients = sum(each.nbytes for each in block.parameters())
+    assert moved[1] - moved[2] == gradients
+    if name != "eca":
+        # The first layer's weight makes the gradient of what was pooled.
+        assert moved[1] - moved[0] == next(block.parameters()).nbytes
 
 
 def test_a_network_that_is_not_small_has_a_launch_for_every_layer() -> None:
     from benchmarks.counted.meter import count_kernels
 
     torch.manual_seed(0)
-    fast, exact = twins("se", 40, 1, torch.float32)  # 40 hidden units
-    x, grad = torch.randn(2, 40, 3, 3), torch.randn(2, 40, 3, 3)
+    fast, exact = twins("se", 72, 1, torch.float32)  # 72 hidden units
+    x, grad = torch.randn(2, 72, 3, 3), torch.randn(2, 72, 3, 3)
     with count_kernels() as traffic:
         y, grads = run(fast, [x], grad)
-    kernels = {"dense_hidden_fwd_kernel", "dense_gate_fwd_kernel", "dense_hidden_bwd_kernel", "dense_pooled_bwd_kernel"}
-    assert kernels < set(traffic.launches)
+    assert {"dense_hidden_fwd_kernel", "dense_gate_fwd_kernel"} < set(traffic.launches)
     exact_y, exact_grads = run(exact, [x.double()], grad.double())
     for ours, right in zip([y, *grads], [exact_y, *exact_grads], strict=True):
         torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5)

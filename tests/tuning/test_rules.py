@@ -45,22 +45,22 @@ def test_a_batch_of_16_fills_a_chip(channels: int, width: int, channels_last: bo
     assert 16 * rules.cdiv(channels, apply["BLOCK_C"]) * rules.cdiv(width**2, apply["SPAN"]) >= 264
 
 
-@given(channels=sizes, hidden=sizes, parts=sizes)
-def test_dense(channels: int, hidden: int, parts: int) -> None:
+@given(channels=sizes, hidden=sizes, parts=sizes, itemsize=st.sampled_from([2, 4]), peaks=st.booleans())
+def test_dense(channels: int, hidden: int, parts: int, itemsize: int, peaks: bool) -> None:
     for config in (
-        rules.dense_hidden(channels, hidden, parts),
-        rules.dense_hidden(channels, hidden, parts, peaks=True),
-        rules.dense_gate(channels, hidden),
-        rules.dense_weights(channels, hidden, 2),
-        rules.dense_weights(channels, hidden, 4),
-        rules.dense_whole(channels, min(hidden, 32), parts),
+        rules.dense_hidden(channels, hidden, parts, itemsize, 4, peaks),
+        rules.dense_gate(channels, hidden, itemsize),
+        rules.dense_whole(channels, min(hidden, 64), parts, itemsize, 1, peaks),
+        rules.dense_bwd(channels, hidden, parts, itemsize),
     ):
         assert all(is_power_of_two(value) for value in config.values())
-        # Tensor cores multiply nothing smaller.
-        assert min(config["BLOCK_N"], config["BLOCK_C"], config["BLOCK_M"]) >= 16
-        assert config["BLOCK_C"] * max(config["BLOCK_N"], config["BLOCK_M"]) <= rules.TILE
-        # A thread has 32 elements of a tile's parts at most, and a program 256 threads.
-        assert config["BLOCK_N"] * config["BLOCK_C"] * config.get("BLOCK_S", 1) <= 1024 * config["num_warps"]
+        # Tensor cores multiply nothing smaller, and every piece of a sum is a product.
+        blocks = [value for name, value in config.items() if name.isupper() and name not in ("BLOCK_S", "PIECES")]
+        assert min(blocks) >= 16
+        assert config["BLOCK_C"] // config.get("PIECES", 1) >= 16
+        # A thread has 64 elements of a tile's parts at most, and a program 256 threads.
+        if "PIECES" in config:
+            assert config["BLOCK_N"] * config["BLOCK_C"] * config["BLOCK_S"] <= 64 * 32 * config["num_warps"]
         assert config["num_warps"] <= 8
 
 

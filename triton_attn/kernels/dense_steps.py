@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import slope
-from .partials import pooled_parts, sum_parts, vector_of
+from .partials import pooled_parts, vector_of
 
 
 @triton.jit
@@ -40,11 +39,15 @@ def load_bias(ptr, i, size):
 
 
 @triton.jit
-def load_units(hidden_ptr, bias_ptr, n, m, batch, hidden_size, parts, K: tl.constexpr, POOLS: tl.constexpr):
-    """The hidden units for the pooled vector K before their activation, from their parts."""
-    inside = (n < batch)[:, None] & (m < hidden_size)[None, :]
-    bias = load_bias(bias_ptr, m, hidden_size)[None, :]
-    return sum_parts(hidden_ptr, n * POOLS + K, m, inside, hidden_size, parts, 2) + bias
+def in_pieces(a, b, product, PRECISION: tl.constexpr):
+    """``product + a · b`` in as many pieces as ``product`` has, which share what is summed over.
+
+    A warp has one of them: undivided, each would hold all of ``a`` in registers, and most would compute the same.
+    """
+    PIECES: tl.constexpr = product.shape[0]
+    SIZE: tl.constexpr = a.shape[1] // PIECES
+    a = tl.permute(tl.reshape(a, (a.shape[0], PIECES, SIZE)), (1, 0, 2))
+    return tl.dot(a, tl.reshape(b, (PIECES, SIZE, b.shape[1])), product, input_precision=PRECISION)
 
 
 @triton.jit
@@ -72,19 +75,23 @@ def hidden_of(
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     """``weight · v`` of the mean, or of what there is, and of the maximum with both, over some channels.
 
-    The vectors are made of their parts; with SAVE the first program of an image writes them.
+    The vectors are made of their parts; with SAVE the programs of an image write them, some each.
     """
     MEAN: tl.constexpr = POOL != "max"
     MAX: tl.constexpr = POOL != "mean"
-    hidden = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
-    second = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
+    hidden = tl.zeros((PIECES, n.shape[0], m.shape[0]), tl.float32)
+    second = tl.zeros((PIECES, n.shape[0], m.shape[0]), tl.float32)
     for start in range(first_c, end_c, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside = (n < batch)[:, None] & (c < channels)[None, :]
         weight = load_weight(weight_ptr, c, m, 1, channels, channels, hidden_size)  # on its way with the parts
+        if SCALED:
+            scale = load_vectors(scale_ptr, n, c, batch, channels)
+        saves = start // BLOCK_C % tl.num_programs(1) == tl.program_id(1)
         mean, peak = pooled_parts(
             None if SCALED else mean_ptr,
             peak_ptr,
@@ -98,61 +105,19 @@ def hidden_of(
             channels,
             splits,
             positions,
-            tl.program_id(1) == 0,
+            saves,
             MEAN,
             MAX,
             SAVE,
             BLOCK_S,
         )
         if SCALED:
-            mean *= load_vectors(scale_ptr, n, c, batch, channels)
+            mean *= scale
             if SAVE:
-                if tl.program_id(1) == 0:
+                if saves:
                     store_vectors(mean_ptr, mean, n, c, batch, channels)
-        hidden = tl.dot(vector_of(mean, peak, 0, POOL), weight, hidden, input_precision=PRECISION)
+        hidden = in_pieces(vector_of(mean, peak, 0, POOL), weight, hidden, PRECISION)
         if POOL == "both":
-            second = tl.dot(vector_of(mean, peak, 1, POOL), weight, second, input_precision=PRECISION)
-    return hidden, second
-
-
-@triton.jit
-def dhidden_of(
-    dlogit_ptr,
-    dgate_ptr,
-    gate_ptr,
-    scale_ptr,
-    dnext_ptr,
-    mean_ptr,
-    weight_ptr,
-    n,
-    m,
-    batch,
-    channels,
-    splits,
-    hidden_size,
-    first_c,
-    end_c,
-    SCALED: tl.constexpr,
-    CHAINED: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    """``weightᵀ · dlogit`` over some channels; the first program of an image writes ``dlogit``."""
-    dhidden = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
-    for start in range(first_c, end_c, BLOCK_C):
-        c = start + tl.arange(0, BLOCK_C)
-        weight = load_weight(weight_ptr, c, m, hidden_size, 1, channels, hidden_size)  # on their way with the parts
-        gate = load_vectors(gate_ptr, n, c, batch, channels)
-        dgate = sum_parts(dgate_ptr, n, c, (n < batch)[:, None] & (c < channels)[None, :], channels, splits, BLOCK_S)
-        if SCALED:
-            dgate *= load_vectors(scale_ptr, n, c, batch, channels)
-        if CHAINED:
-            dnext, mean = load_vectors(dnext_ptr, n, c, batch, channels), load_vectors(mean_ptr, n, c, batch, channels)
-            dgate += dnext * mean
-        dlogit = dgate * slope(gate, ACTIVATION)
-        if tl.program_id(1) == 0:
-            store_vectors(dlogit_ptr, dlogit, n, c, batch, channels)
-        dhidden = tl.dot(dlogit, weight, dhidden, input_precision=PRECISION)
-    return dhidden
+            second = in_pieces(vector_of(mean, peak, 1, POOL), weight, second, PRECISION)
+    first = tl.sum(hidden, axis=0)
+    return first, tl.sum(second, axis=0) if POOL == "both" else first

@@ -1,7 +1,7 @@
 """Sums and maxima that come in parts: tensors of (rows, S, size), one part for each split of what they go over.
 
 Parts are combined in their own order, so the result is the same whatever reads it. They are read as tiles, all at once:
-one after another each would cost a round trip to the L2 cache.
+one after another each would cost a round trip to the L2 cache. BLOCK_S is 1 where there is one part, and no sum.
 """
 
 import triton
@@ -17,51 +17,69 @@ def part_offsets(row, i, inside, size, parts, start, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
+def only_part(ptr, row, i, inside, size):
+    """``t[row, 0, i]``, which is all there is; 0 where not ``inside``."""
+    return tl.load(ptr + row.to(tl.int64)[:, None] * size + i[None, :], mask=inside, other=0)
+
+
+@triton.jit
 def sum_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     """``Σ_s t[row, s, i]`` as (rows, elements); 0 where not ``inside``, which is (rows, elements)."""
-    total = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.float32)
-    for start in range(0, parts, BLOCK_S):
-        offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-        total += tl.load(ptr + offsets, mask=mask, other=0.0)
-    return tl.sum(total, axis=1)
+    if BLOCK_S == 1:
+        found = only_part(ptr, row, i, inside, size)
+    else:
+        total = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.float32)
+        for start in range(0, parts, BLOCK_S):
+            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+            total += tl.load(ptr + offsets, mask=mask, other=0.0)
+        found = tl.sum(total, axis=1)
+    return found
 
 
 @triton.jit
 def max_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     """``max_s t[row, s, i]`` as (rows, elements), NaN where any is; 0 where not ``inside``."""
-    best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
-    nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
-    for start in range(0, parts, BLOCK_S):
-        offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-        part = tl.load(ptr + offsets, mask=mask, other=float("-inf"))
-        nan |= (part != part).to(tl.int32)
-        best = tl.where(part > best, part, best)
-    best = tl.where(tl.max(nan, axis=1) > 0, float("nan"), tl.max(best, axis=1))
-    return tl.where(inside, best, 0.0)
+    if BLOCK_S == 1:
+        found = only_part(ptr, row, i, inside, size)
+    else:
+        best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
+        nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+        for start in range(0, parts, BLOCK_S):
+            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+            part = tl.load(ptr + offsets, mask=mask, other=float("-inf"))
+            nan |= (part != part).to(tl.int32)
+            best = tl.where(part > best, part, best)
+        best = tl.where(tl.max(nan, axis=1) > 0, float("nan"), tl.max(best, axis=1))
+        found = tl.where(inside, best, 0.0)
+    return found
 
 
 @triton.jit
 def peak_parts(peak_ptr, winner_ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     """The maximum over the parts, as :func:`max_parts`, and its winner as :func:`winner_of` writes it."""
-    best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
-    nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
-    position = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
-    ties = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
-    for start in range(0, parts, BLOCK_S):
-        offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-        part = tl.load(peak_ptr + offsets, mask=mask, other=float("-inf"))
-        winner = tl.load(winner_ptr + offsets, mask=mask, other=0)
-        nan |= (part != part).to(tl.int32)
-        count = tl.where(mask, tl.where(winner < 0, -winner, 1), 0)
-        ties = tl.where(part > best, count, ties + tl.where(part == best, count, 0))
-        position = tl.where(part > best, winner, position)
-        best = tl.where(part > best, part, best)
-    peak = tl.max(best, axis=1)
-    at_peak = best == peak[:, None, :]
-    ties = tl.sum(tl.where(at_peak, ties, 0), axis=1)
-    position = tl.sum(tl.where(at_peak, position, 0), axis=1)
-    nan = tl.max(nan, axis=1) > 0
-    return tl.where(nan, float("nan"), peak), winner_of(position, ties, nan)
+    if BLOCK_S == 1:
+        peak, winner = only_part(peak_ptr, row, i, inside, size), only_part(winner_ptr, row, i, inside, size)
+    else:
+        best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
+        nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+        position = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+        ties = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+        for start in range(0, parts, BLOCK_S):
+            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+            part = tl.load(peak_ptr + offsets, mask=mask, other=float("-inf"))
+            found = tl.load(winner_ptr + offsets, mask=mask, other=0)
+            nan |= (part != part).to(tl.int32)
+            count = tl.where(mask, tl.where(found < 0, -found, 1), 0)
+            ties = tl.where(part > best, count, ties + tl.where(part == best, count, 0))
+            position = tl.where(part > best, found, position)
+            best = tl.where(part > best, part, best)
+        peak = tl.max(best, axis=1)
+        at_peak = best == peak[:, None, :]
+        ties = tl.sum(tl.where(at_peak, ties, 0), axis=1)
+        position = tl.sum(tl.where(at_peak, position, 0), axis=1)
+        is_nan = tl.max(nan, axis=1) > 0
+        peak, winner = tl.where(is_nan, float("nan"), peak), winner_of(position, ties, is_nan)
+    return peak, winner
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 Passes over the map: 4 forward and 5 backward, 5 and 6 with a shortcut (and a mask of one bit per element). Beside them
 go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 8 backward,
-for a second bottleneck 1 and 2 more, and one more of each for every bottleneck whose layers are large.
+for a second bottleneck 1 and 2 more, and one more forward for every bottleneck whose layers are large.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _network(activation: str) -> Network:
 class Kept(NamedTuple):
     """What the backward needs.
 
-    Of each bottleneck its gates and its inputs (N, C) and its hidden units (N, P, M); with two the product of their
+    Of each bottleneck its gates and its inputs (N, C) and its hidden units (N, 1, M); with two the product of their
     gates; the pooled values (N, 2, HW), the spatial gate (N, 1, HW), and the bits of ReLU's mask.
     """
 
@@ -126,27 +126,23 @@ def backward(
     dgate = whole[:, None]
     first, network = dense.contiguous(first), _network(activation)
     one, two = kept.made
-    of_first: Results = (None,) * 4
     of_second: Results = (None,) * 4
     dnext = None
     if second is not None and two is not None:
         second = dense.contiguous(second)
-        found = dense.backward(dgate, two, second, network, x.dtype, scale=one.gate)
-        dnext = found.dmean
-        if needs_weights:
-            of_second = dense.weights_bwd(two, found, second, network, x.dtype)
+        given = dgate, two, second, network, x.dtype
+        dnext, _, of_second = dense.backward(*given, needs_weights=needs_weights, scale=one.gate)
     given = dgate, one, first, network, x.dtype
-    found = dense.backward(*given, needs_pooled=needs_map, scale=kept.gate2, dnext=dnext)
+    dmean, _, of_first = dense.backward(
+        *given, needs_pooled=needs_map, needs_weights=needs_weights, scale=kept.gate2, dnext=dnext
+    )
     of_conv: Results = (None, None)
     if needs_weights:
-        of_first = dense.weights_bwd(one, found, first, network, x.dtype)
         of_conv = spatial.parameters_bwd(dtaps, conv_weight, conv_bias)
     dx = dshortcut = None
     if needs_map:
-        assert found.dmean is not None
-        dx, dshortcut = spatial.apply_bwd(
-            grad, x, gate, found.dmean, of_positions, dpooled, winner, channels_last, kept.bits
-        )
+        assert dmean is not None
+        dx, dshortcut = spatial.apply_bwd(grad, x, gate, dmean, of_positions, dpooled, winner, channels_last, kept.bits)
     return dx, *of_first, *of_second, *of_conv, dshortcut
 
 

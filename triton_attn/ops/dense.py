@@ -2,7 +2,7 @@
 
 gate = act2(Σ_k (weight2 · act1(weight1 · v_k + bias1) + bias2)),   or with one layer act2(Σ_k (weight1 · v_k + bias1))
 
-Launches: one where there is one layer or both are small, else two; one more for the parameters' gradients.
+Launches: forward one where there is one layer or both are small, else two; backward as many as there are layers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ class Network(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a forward made: gates ``(N, C)``, and parts of ``weight1 · v_k``, ``(N, K · P, M)`` (None: one layer)."""
+    """What a forward made: gates ``(N, C)``; for a backward hidden units before their activation, ``(N, K, M)``.
+
+    There are none where there is one layer.
+    """
 
     gate: Tensor
     hidden: Tensor | None
@@ -50,14 +53,13 @@ class Made(NamedTuple):
 
 
 def empty(like: Tensor, batch: int, channels: int, weight1: Tensor, two: bool, network: Network, saves: bool) -> Made:
-    """Room for it; what was pooled is for a backward alone."""
-    gate = like.new_empty((batch, channels), dtype=torch.float32)
-    hidden = None
-    if two:
-        parts = rules.cdiv(channels, rules.CHUNK)
-        hidden = like.new_empty((batch, network.pools * parts, weight1.shape[0]), dtype=torch.float32)
-    none = Pooled(None, None, None)
-    return Made(gate, hidden, empty_pooled((batch, channels), network.pool, like.device) if saves else none)
+    """Room for it."""
+    gate, hidden, pooled = like.new_empty((batch, channels), dtype=torch.float32), None, Pooled(None, None, None)
+    if saves:
+        pooled = empty_pooled((batch, channels), network.pool, like.device)
+        if two:
+            hidden = like.new_empty((batch, network.pools, weight1.shape[0]), dtype=torch.float32)
+    return Made(gate, hidden, pooled)
 
 
 def forward(
@@ -82,8 +84,7 @@ def forward(
     batch, splits, channels = given.shape
     weight1, bias1, weight2, bias2 = parameters
     size, peaks = weight1.shape[0], has_max(network.pool)
-    whole = weight2 is not None and rules.is_whole(channels, size)
-    made = empty(given, batch, channels, weight1, weight2 is not None and (saves or not whole), network, saves)
+    made = empty(given, batch, channels, weight1, weight2 is not None, network, saves)
     pooled = {
         "mean_ptr": made.pooled.mean,
         "peak_ptr": made.pooled.peak,
@@ -105,15 +106,16 @@ def forward(
         "ACTIVATION": network.activation,
         "PRECISION": _precision(dtype, given.device),
     }
-    if whole:
-        config = rules.dense_whole(channels, size, splits, peaks)
+    itemsize, others = dtype.itemsize, int(scale is not None)
+    if weight2 is not None and rules.is_whole(channels, size, itemsize):
+        config = rules.dense_whole(channels, size, splits, itemsize, others, peaks)
         launch.start(
             dense_whole_fwd_kernel,
             (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["TILE_C"])),
             given.device,
             gate_ptr=made.gate,
             product_ptr=product,
-            hidden_ptr=made.hidden,
+            unit_ptr=made.hidden,
             weight1_ptr=weight1,
             bias1_ptr=bias1,
             weight2_ptr=weight2,
@@ -124,18 +126,18 @@ def forward(
             **config,
         )
         return made
-    config = rules.dense_hidden(channels, size, splits, peaks)
+    config = rules.dense_hidden(channels, size, splits, itemsize, others, peaks)
     if weight2 is None:
         config = {**config, "CHUNK": rules.power_of_two(channels)}  # what is activated must be whole
+    chunks = rules.cdiv(channels, config["CHUNK"])
+    hidden = made.gate
+    if weight2 is not None:
+        hidden = torch.empty((batch, network.pools * chunks, size), dtype=torch.float32, device=given.device)
     launch.start(
         dense_hidden_fwd_kernel,
-        (
-            rules.cdiv(batch, config["BLOCK_N"]),
-            rules.cdiv(size, config["BLOCK_M"]),
-            rules.cdiv(channels, config["CHUNK"]),
-        ),
+        (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(size, config["BLOCK_M"]), chunks),
         given.device,
-        hidden_ptr=made.gate if made.hidden is None else made.hidden,
+        hidden_ptr=hidden,
         weight_ptr=weight1,
         bias_ptr=bias1 if weight2 is None else None,
         LAYERS=1 if weight2 is None else 2,
@@ -145,19 +147,21 @@ def forward(
     )
     if weight2 is None:
         return made
-    config = rules.dense_gate(channels, size)
+    config = rules.dense_gate(channels, size, itemsize)
     launch.start(
         dense_gate_fwd_kernel,
         (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["BLOCK_C"])),
         given.device,
         gate_ptr=made.gate,
         product_ptr=product,
-        hidden_ptr=made.hidden,
+        unit_ptr=made.hidden,
+        hidden_ptr=hidden,
         scale_ptr=scale,
         bias1_ptr=bias1,
         weight_ptr=weight2,
         bias_ptr=bias2,
-        parts=rules.cdiv(channels, rules.CHUNK),
+        parts=chunks,
+        BLOCK_S=rules.parts_block(chunks),
         POOLS=network.pools,
         HIDDEN=network.hidden_activation,
         **common,
@@ -167,16 +171,14 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """What a backward makes of the gates' gradient: those of the mean and the maximum, and what weights' are made of.
+    """What a backward makes of the gates' gradient: those of the mean and the maximum, and of the parameters.
 
-    ``dhidden`` ``(N, P, M)`` are parts of that of the activated hidden units; with one layer it is whole, and that of
-    the gate before its activation, as ``dlogit`` ``(N, C)`` is with two.
+    Each is like its own, and None where it is not needed, or there is no such thing.
     """
 
     dmean: Tensor | None
     dpeak: Tensor | None
-    dhidden: Tensor
-    dlogit: Tensor | None
+    of_parameters: tuple[Tensor | None, ...]
 
 
 def backward(
@@ -187,6 +189,7 @@ def backward(
     dtype: torch.dtype,
     *,
     needs_pooled: bool = True,
+    needs_weights: bool = True,
     scale: Tensor | None = None,
     dnext: Tensor | None = None,
 ) -> Gradients:
@@ -195,17 +198,11 @@ def backward(
     With ``scale`` ``(N, C)`` that is of the gates times ``scale``. ``dnext`` ``(N, C)`` is the gradient of the next
     network's input, which is the mean times this one's gates.
     """
-    from ..kernels.dense import dense_hidden_bwd_kernel, dense_pooled_bwd_kernel
-    from ..kernels.dense_whole import dense_whole_bwd_kernel
+    from ..kernels.dense import dense_bwd_kernel, dense_hidden_bwd_kernel
 
     batch, splits, channels = dgate.shape
-    weight1, bias1, weight2, _ = parameters
-    size, parts = weight1.shape[0], 1 if weight2 is None else rules.cdiv(channels, rules.CHUNK)
-    dhidden = torch.empty((batch, parts, size), dtype=torch.float32, device=dgate.device)
-    dlogit = None if weight2 is None else torch.empty_like(made.gate)
-    dmean = torch.empty_like(made.gate) if needs_pooled and has_mean(network.pool) else None
-    dpeak = torch.empty_like(made.gate) if needs_pooled and has_max(network.pool) else None
-    gradients = Gradients(dmean, dpeak, dhidden, dlogit)
+    weight1, _, weight2, _ = parameters
+    size, pool = weight1.shape[0], network.pool
     common = {
         "dnext_ptr": dnext,
         "batch": batch,
@@ -215,109 +212,65 @@ def backward(
         "ACTIVATION": network.activation,
         "PRECISION": _precision(dtype, dgate.device),
     }
-    of_gate = {
-        "dhidden_ptr": dhidden,
-        "dlogit_ptr": dlogit,
-        "dgate_ptr": dgate,
-        "gate_ptr": made.gate,
-        "scale_ptr": scale,
-        "mean_ptr": None if dnext is None else made.pooled.mean,
-        "splits": splits,
-        "SCALED": scale is not None,
-    }
-    of_pooled = {
-        "dmean_ptr": dmean,
-        "dpeak_ptr": dpeak,
-        "POOL": network.pool,
-        "HIDDEN": network.hidden_activation,
-    }
-    if needs_pooled and weight2 is not None and rules.is_whole(channels, size):
-        config = rules.dense_whole(channels, size, splits)
-        launch.start(
-            dense_whole_bwd_kernel,
-            (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["TILE_C"])),
-            dgate.device,
-            hidden_ptr=made.hidden,
-            weight1_ptr=weight1,
-            bias1_ptr=bias1,
-            weight2_ptr=weight2,
-            **of_gate,
-            **of_pooled,
-            **common,
-            **config,
-        )
-        return gradients
+    dhidden, parts, dlogit = dgate, splits, None
     if weight2 is not None:
-        config = rules.dense_hidden(channels, size, splits)
+        others = 1 + (scale is not None) + 2 * (dnext is not None)
+        config = rules.dense_hidden(channels, size, splits, dtype.itemsize, others, False)
+        parts = rules.cdiv(channels, config["CHUNK"])
+        dhidden = torch.empty((batch, parts, size), dtype=torch.float32, device=dgate.device)
+        dlogit = torch.empty_like(made.gate)
         launch.start(
             dense_hidden_bwd_kernel,
             (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(size, config["BLOCK_M"]), parts),
             dgate.device,
+            dhidden_ptr=dhidden,
+            dlogit_ptr=dlogit,
+            dgate_ptr=dgate,
+            gate_ptr=made.gate,
+            scale_ptr=scale,
+            mean_ptr=None if dnext is None else made.pooled.mean,
             weight_ptr=weight2,
-            **of_gate,
+            splits=splits,
+            SCALED=scale is not None,
             **common,
             **config,
         )
-        if not needs_pooled:
-            return gradients
-    config = rules.dense_gate(channels, size)
+    dmean, dpeak = (torch.empty_like(made.gate) if needs_pooled and has(pool) else None for has in (has_mean, has_max))
+    of_parameters = tuple(
+        None if each is None or not needs_weights else torch.empty(each.shape, dtype=each.dtype, device=each.device)
+        for each in parameters
+    )
+    config = rules.dense_bwd(channels, size, parts, dtype.itemsize)
+    blocks = rules.cdiv(channels, config["BLOCK_C"])
+    tiles = blocks * rules.cdiv(batch, config["ROWS"]) if needs_pooled else 0
     launch.start(
-        dense_pooled_bwd_kernel,
-        (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["BLOCK_C"])),
+        dense_bwd_kernel,
+        (tiles + (blocks * rules.cdiv(size, config["WEIGHT_M"]) if needs_weights else 0),),
         dgate.device,
-        dlogit_ptr=dhidden if weight2 is None else None,
-        dhidden_ptr=dgate if weight2 is None else dhidden,
-        hidden_ptr=made.gate if weight2 is None else made.hidden,
-        bias_ptr=bias1,
+        dmean_ptr=dmean,
+        dpeak_ptr=dpeak,
+        dweight1_ptr=of_parameters[0],
+        dbias1_ptr=of_parameters[1],
+        dweight2_ptr=of_parameters[2],
+        dbias2_ptr=of_parameters[3],
+        dhidden_ptr=dhidden,
+        unit_ptr=made.gate if weight2 is None else made.hidden,
+        dlogit_ptr=dlogit,
+        mean_ptr=made.pooled.mean,
+        peak_ptr=made.pooled.peak,
         gate_ptr=None if dnext is None else made.gate,
         weight_ptr=weight1,
-        parts=splits if weight2 is None else parts,
+        parts=parts,
+        tiles=tiles,
+        POOLED=needs_pooled,
+        WEIGHTS=needs_weights,
+        POOL=pool,
         LAYERS=1 if weight2 is None else 2,
-        BLOCK_S=min(rules.parts_block(splits if weight2 is None else parts), 2),
-        **of_pooled,
+        HIDDEN=network.hidden_activation,
         **common,
         **config,
     )
-    return gradients
-
-
-def weights_bwd(
-    made: Made, gradients: Gradients, parameters: Parameters, network: Network, dtype: torch.dtype
-) -> tuple[Tensor | None, ...]:
-    """The gradients of the parameters, each like its own; None for those that there are not."""
-    from ..kernels.dense import dense_weights_bwd_kernel
-
-    batch, channels = made.gate.shape
-    size = parameters[0].shape[0]
-    dweight1, dbias1, dweight2, dbias2 = found = tuple(
-        None if each is None else torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in parameters
-    )
-    config = rules.dense_weights(channels, size, dtype.itemsize)
-    launch.start(
-        dense_weights_bwd_kernel,
-        (rules.cdiv(channels, config["BLOCK_C"]), rules.cdiv(size, config["BLOCK_M"])),
-        made.gate.device,
-        dweight1_ptr=dweight1,
-        dbias1_ptr=dbias1,
-        dweight2_ptr=dweight2,
-        dbias2_ptr=dbias2,
-        mean_ptr=made.pooled.mean,
-        peak_ptr=made.pooled.peak,
-        hidden_ptr=made.hidden,
-        bias1_ptr=parameters[1],
-        dhidden_ptr=gradients.dhidden,
-        dlogit_ptr=gradients.dlogit,
-        batch=batch,
-        channels=channels,
-        hidden_size=size,
-        parts=gradients.dhidden.shape[1],
-        POOL=network.pool,
-        LAYERS=1 if dweight2 is None else 2,
-        HIDDEN=network.hidden_activation,
-        PRECISION=_precision(dtype, made.gate.device),
-        **config,
-    )
-    return found
+    return Gradients(dmean, dpeak, of_parameters)
 
 
 def contiguous(parameters: Parameters) -> Parameters:

@@ -164,10 +164,9 @@ def backward(
     of_weights: tuple[Tensor | None, ...] = (None,) * 4
     if constants.network == DENSE:
         given = parameters, constants.dense, x.dtype
-        found = dense.backward(sums.dgate, made, *given, needs_pooled=needs_map or needs_norm)
-        dpooled = found.dmean
-        if needs_weights:
-            of_weights = dense.weights_bwd(made, found, *given)
+        dpooled, _, of_weights = dense.backward(
+            sums.dgate, made, *given, needs_pooled=needs_map or needs_norm, needs_weights=needs_weights
+        )
     else:
         weight1 = parameters.weight1
         convolved = sums.dgate, gate, made.pooled, weight1, "mean", constants.activation, needs_weights

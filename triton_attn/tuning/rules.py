@@ -111,69 +111,84 @@ def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, 
 
 # Rows of a product are images; of fewer than 16 there are none on tensor cores, and 16 take one warp's.
 ROWS = 16
-# Channels that one program of such a product sums over: more would be steps one after another, while the chip waits.
+# Channels that one program of such a product sums over: more would be steps one after another, while the chip waits. Of
+# many it sums over twice as many: every program of the next product reads all parts again.
 CHUNK = 512
 
 
 @cache
-def dense_hidden(channels: int, hidden: int, parts: int, peaks: bool = False) -> dict[str, int]:
-    """Blocks for a product that sums over channels, and adds up parts: of the forward's first layer, and backward.
+def dense_sums(channels: int, block_m: int, parts: int, itemsize: int, reads: int) -> dict[str, int]:
+    """Blocks for a product that sums over channels, of vectors of which so many values are read for one.
 
     None goes by the batch: the order of a sum must not. A program has few steps with much to read in each, since it
-    waits for every one: so many warps that a thread has 32 elements of the parts at most, or 16 with maxima, which need
-    four registers each.
+    waits for every one: as many channels as registers hold, with those of the weights. Beside float32 maps operands
+    come in two parts, which take twice as many.
     """
-    block_s = parts_block(parts)
-    block_c = min(max(power_of_two(channels), 16), 64 if peaks else 128, (256 if peaks else 512) // block_s)
+    held, most = ROWS * reads + block_m, 256 if itemsize < 4 else 128
+    block_c = min(power_of_two(channels), most, power_of_two(100 * most // held + 1) // 2)
+    block_c = max(block_c, 32)
+    warps = 8 if block_c * held > TILE else 4
     return {
-        "CHUNK": CHUNK,
         "BLOCK_N": ROWS,
         "BLOCK_C": block_c,
-        "BLOCK_M": 16 if hidden <= 256 else 32,
-        "BLOCK_S": block_s,
-        "num_warps": 8 if block_c * block_s > 64 else 4,
+        "BLOCK_M": block_m,
+        "BLOCK_S": parts_block(parts),
+        "PIECES": min(warps, block_c // 16),
+        "num_warps": warps,
+        "num_stages": 1,
     }
 
 
+def dense_hidden(channels: int, hidden: int, parts: int, itemsize: int, others: int, peaks: bool) -> dict[str, int]:
+    """Blocks for the first layer's product, forward, or the last one's, backward, with ``others`` beside the parts."""
+    reads = parts_block(parts) * (4 if peaks else 1) + others  # a maximum takes three registers
+    chunk = CHUNK if channels <= 2 * CHUNK else 2 * CHUNK
+    block_m = 16 if hidden <= 64 else 32 if peaks else 64
+    return {"CHUNK": chunk, **dense_sums(channels, block_m, parts, itemsize, reads)}
+
+
 @cache
-def dense_gate(channels: int, hidden: int) -> dict[str, int]:
-    """Blocks for a product that sums over hidden units: of the forward's last layer, and backward."""
+def dense_gate(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
+    """Blocks for a product that sums over hidden units: of the forward's last layer."""
     return {
         "BLOCK_N": ROWS,
-        "BLOCK_C": min(max(power_of_two(channels), 16), 64),
-        "BLOCK_M": min(max(power_of_two(hidden), 16), 64),
-        "num_warps": 4,
+        "BLOCK_C": min(max(power_of_two(channels), 16), 64 if channels <= 2 * CHUNK else 128),
+        "BLOCK_M": min(max(power_of_two(hidden), 16), 128 if itemsize < 4 else 64),
+        "num_warps": 8 if hidden > 64 or channels > 2 * CHUNK else 4,
     }
 
 
-def is_whole(channels: int, hidden: int) -> bool:
-    """Whether both layers are one launch, whose programs all compute the hidden units of their images again.
+def is_whole(channels: int, hidden: int, itemsize: int) -> bool:
+    """Whether both layers forward are one launch, whose programs all compute the hidden units of their images again.
 
-    Up to 512 channels and 32 units that reads 32 KB of weights again for every 64 channels of 16 images, beside 100 KB
-    of a map of 7×7 and more of any other, and takes as long as the first layer by itself.
+    Up to 1,024 channels and 64 units that reads 128 KB of weights again for every 64 channels of 16 images, beside 400
+    KB of a map of 14×14, and takes less than a launch. Beside float32 maps registers hold half as many units.
     """
-    return channels <= CHUNK and hidden <= 32
+    return channels <= 2 * CHUNK and hidden <= (64 if itemsize < 4 else 32)
 
 
-@cache
-def dense_whole(channels: int, hidden: int, parts: int, peaks: bool = False) -> dict[str, int]:
+def dense_whole(channels: int, hidden: int, parts: int, itemsize: int, others: int, peaks: bool) -> dict[str, int]:
     """Blocks for both layers in one launch: those of the first one's sums, and the channels that a program gives."""
-    config = dense_hidden(channels, hidden, parts, peaks)
-    tile = {"BLOCK_M": max(power_of_two(hidden), 16), "TILE_C": dense_gate(channels, hidden)["BLOCK_C"]}
-    return {name: size for name, size in config.items() if name != "CHUNK"} | tile
+    reads, block_m = parts_block(parts) * (4 if peaks else 1) + others, max(power_of_two(hidden), 16)
+    tile = {"TILE_C": dense_gate(channels, hidden, itemsize)["BLOCK_C"]}
+    return dense_sums(channels, block_m, parts, itemsize, reads) | tile
 
 
 @cache
-def dense_weights(channels: int, hidden: int, itemsize: int) -> dict[str, int]:
-    """Blocks for the gradients of the parameters.
+def dense_bwd(channels: int, hidden: int, parts: int, itemsize: int) -> dict[str, int]:
+    """Blocks for the gradients of what was pooled, ROWS images and BLOCK_M units at a time, and of the parameters.
 
-    Beside float32 maps a product is three, of operands in two parts: tiles of 32 units would take all registers.
+    Beside float32 maps a product is three, of operands in two parts.
     """
+    units, many = max(power_of_two(hidden), 16), hidden > 64
     return {
-        "BLOCK_N": 32,
-        "BLOCK_C": min(max(power_of_two(channels), 16), 32),
-        "BLOCK_M": min(max(power_of_two(hidden), 16), 16 if itemsize == 4 else 32),
-        "num_warps": 4,
+        "ROWS": ROWS,
+        "BLOCK_M": min(units, 64 if itemsize < 4 else 32),
+        "BLOCK_N": 16 if many and itemsize < 4 else 32,
+        "WEIGHT_M": min(units, (64 if many else 32) if itemsize < 4 else 16),
+        "BLOCK_C": min(max(power_of_two(channels), 16), (128 if many else 64) if itemsize < 4 else 32),
+        "BLOCK_S": parts_block(parts),
+        "num_warps": 8 if many else 4,
     }
 
 

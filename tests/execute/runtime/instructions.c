@@ -99,14 +99,14 @@ uint32_t rt_permute(uint32_t a, uint32_t b, uint32_t selector) {
 
 uint32_t rt_tf32(uint32_t bits) { return (bits + 0x1000) & 0xffffe000u; }
 
-/* Conversions that LLVM leaves to a library. */
-__bf16 rt_to_bfloat16(float value) {
+/* Conversions that LLVM leaves to a library. A bfloat16 is returned in a float's register, in the low half: in C its own
+   type is made by the very function that this one stands for, where the CPU has no instruction for it. */
+float rt_to_bfloat16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    uint16_t rounded = value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    __bf16 result;
-    memcpy(&result, &rounded, 2);
-    return result;
+    bits = value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    memcpy(&value, &bits, 4);
+    return value;
 }
 
 _Float16 rt_to_half(float value) { return (_Float16)value; }
