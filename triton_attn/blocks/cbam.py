@@ -2,7 +2,7 @@
 
 op        ops/cbam.py: of the channels ops/gating.py and ops/dense.py, of the positions ops/spatial.py
 forward   squeeze_fwd, dense_whole_fwd, spatial_pool, spatial_conv_fwd, spatial_apply_fwd
-backward  spatial_gate_bwd, spatial_conv_bwd, spatial_pool_bwd, pooled, dense_whole_bwd, dense_weights_bwd,
+backward  spatial_gate_bwd, spatial_conv_bwd, spatial_pool_bwd, pooled, dense_hidden_bwd, dense_bwd,
           conv_parameters_bwd, spatial_apply_bwd
 saved     x, the network's means and hidden units, both gates, the positions' mean and maximum, ReLU's mask in bits
 """
