@@ -1,7 +1,7 @@
 """Sums and maxima that come in parts: tensors of (rows, S, size), one part for each split of what they go over.
 
 Parts are combined in their own order, so the result is the same whatever reads it. They are read as tiles, all at once:
-one after another each would cost a round trip to the L2 cache. BLOCK_S is 1 where there is one part, and no sum.
+one after another each would cost a round trip to the L2 cache. BLOCK_S is 1 where there is at most one part.
 """
 
 import triton
@@ -17,16 +17,16 @@ def part_offsets(row, i, inside, size, parts, start, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
-def only_part(ptr, row, i, inside, size):
-    """``t[row, 0, i]``, which is all there is; 0 where not ``inside``."""
-    return tl.load(ptr + row.to(tl.int64)[:, None] * size + i[None, :], mask=inside, other=0)
+def only_part(ptr, row, i, inside, size, parts):
+    """``t[row, 0, i]``, which is all there is; 0 where not ``inside``, and of an empty map, which may have no parts."""
+    return tl.load(ptr + row.to(tl.int64)[:, None] * size + i[None, :], mask=inside & (parts > 0), other=0)
 
 
 @triton.jit
 def sum_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     """``Σ_s t[row, s, i]`` as (rows, elements); 0 where not ``inside``, which is (rows, elements)."""
     if BLOCK_S == 1:
-        found = only_part(ptr, row, i, inside, size)
+        found = only_part(ptr, row, i, inside, size, parts)
     else:
         total = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.float32)
         for start in range(0, parts, BLOCK_S):
@@ -40,7 +40,7 @@ def sum_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
 def max_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     """``max_s t[row, s, i]`` as (rows, elements), NaN where any is; 0 where not ``inside``."""
     if BLOCK_S == 1:
-        found = only_part(ptr, row, i, inside, size)
+        found = only_part(ptr, row, i, inside, size, parts)
     else:
         best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
         nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
@@ -58,7 +58,8 @@ def max_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
 def peak_parts(peak_ptr, winner_ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     """The maximum over the parts, as :func:`max_parts`, and its winner as :func:`winner_of` writes it."""
     if BLOCK_S == 1:
-        peak, winner = only_part(peak_ptr, row, i, inside, size), only_part(winner_ptr, row, i, inside, size)
+        peak = only_part(peak_ptr, row, i, inside, size, parts)
+        winner = only_part(winner_ptr, row, i, inside, size, parts)
     else:
         best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
         nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
