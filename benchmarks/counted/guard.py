@@ -1,11 +1,13 @@
 """The guard that needs no GPU and no clock: ``python -m benchmarks.counted.guard [--check | --write]``.
 
-Counts what every block moves and launches, and compiles every kernel at some of ResNet-50's shapes. --check compares
-both with what is committed, results/traffic.json and results/baseline.json; --write puts the new ones in their place.
-Either way it fails where a ceiling is passed or something spills. What is worse:
+Counts what every block moves and launches, and what the gate blocks do at ResNet-50's sites, and compiles every kernel
+at some of its shapes. --check compares all with what is committed, results/traffic.json, goals.json and baseline.json;
+--write puts the new ones in their place. Either way it fails where a ceiling is passed, a goal is missed or something
+spills. What is worse:
 
 traffic       Any byte, sector or launch more of ours, any byte more that is kept for the backward, and a case that is
               not there any more. What eager PyTorch moves is its own affair.
+goals         More bytes from the L2 cache, more launches, fewer programs, or products that leave tensor cores.
 machine code  For every kernel, target, block, dtype and layout the worst of its programs: a spill more, 9 registers
               more, any fall of the occupancy bound, more than 1 KB of shared memory more, narrower loads or stores,
               tensor cores that are not used any more; and a group that is not there any more. Compared only where both
@@ -26,12 +28,13 @@ from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
+from benchmarks.counted.goals import AT_LEAST
 from benchmarks.files import RESULTS, ROOT, ResultError, load, write
 
 WORSE, SAME, BETTER = "worse", "", "better"
 EXACT = 1e-9  # a share of T is a quotient of integers
 LET_PASS = {"registers": 8, "shared bytes": 1024}
-LARGER_IS_BETTER = ("occupancy bound", "widest load", "widest store")
+LARGER_IS_BETTER = ("occupancy bound", "widest load", "widest store", *AT_LEAST)
 WORST: dict[str, tuple[Callable[[Iterable[float]], float], str]] = {
     "registers": (max, "registers"),
     "spilled": (max, "spilled"),
@@ -75,6 +78,11 @@ def code(content: Mapping[str, Any]) -> Counts:
     }
 
 
+def goals(content: Mapping[str, Any]) -> Counts:
+    """By block and site what the goals are about."""
+    return {f"{row['block']}, {row['site']}": row["counts"] for row in content["rows"]}
+
+
 @dataclass(frozen=True)
 class Part:
     """What is counted in a process of its own: Triton's interpreter and its compiler cannot share one.
@@ -105,6 +113,7 @@ class Part:
 
 PARTS = (
     Part("traffic", "traffic.json", "traffic.json", ("benchmarks.counted.traffic", "--check"), traffic, ("--ours",)),
+    Part("goals", "goals.json", "goals.json", ("benchmarks.counted.goals",), goals),
     # From PTX, which says the same as the disassembly of these programs, in a tenth of the time.
     Part(
         "machine code", "baseline.json", "report.json", ("benchmarks.counted.compile_report", "--quick", "--ptx"), code

@@ -52,6 +52,7 @@ class Step:
     rounds: float = 0.0
     meetings: float = 0.0
     launches: int = 1
+    backward: bool = False
     registers: int = 0
     shared: int = 0
     kernel: Any = field(default=None, repr=False, compare=False)
@@ -131,8 +132,11 @@ def steps(name: str, shape: tuple[int, ...], training: bool = True) -> list[Step
         torch.set_grad_enabled(training),
     ):
         y = block(x)
+        forward = len(seen.found)
         if training:
             torch.autograd.grad(y, [x, *block.parameters()], grad)
+    for step in seen.found[forward:]:
+        step.backward = True
     return seen.found
 
 

@@ -14,7 +14,7 @@ from benchmarks.counted import guard as guards
 from benchmarks.files import RESULTS
 
 COUNTED = {part.baseline: json.loads((RESULTS / part.baseline).read_text()) for part in guards.PARTS}
-TRAFFIC, CODE = guards.PARTS
+TRAFFIC, GOALS, CODE = guards.PARTS
 
 # Stands for a module that counts: it writes what it is told to, where --output says.
 FAKE = """
@@ -48,9 +48,9 @@ def test_the_same_and_other_versions(part: guards.Part, tmp_path: Path) -> None:
     assert compare(tmp_path, part, lambda _: None) == guards.Comparison()
     found = compare(tmp_path, part, lambda content: content["versions"].update(torch="2.0"))
     assert (len(found.lines), found.failed, found.stale) == (1, False, True)
-    # Another compiler's machine code is not compared; another PyTorch's traffic is.
+    # Another compiler's machine code is not compared; what was counted with another is.
     found = compare(tmp_path, part, lambda content: (content["versions"].update(triton="0"), content["rows"].clear()))
-    assert found.failed == (part is TRAFFIC)
+    assert found.failed == (part is not CODE)
 
 
 @pytest.mark.parametrize("what", ["total", "sectors", "launches", "map_launches", "kept"])
@@ -125,7 +125,7 @@ def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     def run(*options: str, status: int = 0, **counted: Any) -> tuple[int, str, Path]:
         parts = []
-        for part in (TRAFFIC, CODE):
+        for part in (TRAFFIC, GOALS, CODE):
             file = tmp_path / f"counted {part.baseline}"
             file.write_text(json.dumps(counted.get(part.name, COUNTED[part.baseline])))
             parts.append(replace(part, command=(module.stem, str(file), str(status))))
@@ -149,7 +149,7 @@ def test_checking_and_writing(guard: Any) -> None:
     assert json.loads((results / "traffic.json").read_text()) == COUNTED["traffic.json"]
     assert guard("--write", traffic=fewer)[0] == 0
     assert json.loads((results / "traffic.json").read_text()) == fewer
-    assert sorted(path.name for path in results.iterdir()) == ["baseline.json", "traffic.json"]
+    assert sorted(path.name for path in results.iterdir()) == ["baseline.json", "goals.json", "traffic.json"]
 
 
 def test_a_part_that_fails_is_shown_and_written_nowhere(guard: Any, monkeypatch: pytest.MonkeyPatch) -> None:

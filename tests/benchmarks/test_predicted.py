@@ -6,10 +6,11 @@ import json
 import math
 
 import pytest
+import torch
 
-from benchmarks.counted import predicted
+from benchmarks.counted import predicted, work
 from benchmarks.counted.predicted import Load, Predictions, behind_one_another, waves
-from benchmarks.counted.work import Step, counted, steps
+from benchmarks.counted.work import Step, Steps, counted, steps
 from benchmarks.files import RESULTS, load
 
 MB = 10**6
@@ -78,6 +79,18 @@ def test_steps_on_meta_tensors() -> None:
     assert first.products > 0
 
 
+def test_what_an_operator_writes_to_is_not_read() -> None:
+    """An ``out=`` argument is written, and not read; what is changed in place is both."""
+    a, b, into = (torch.empty(4, 4, device="meta") for _ in range(3))
+    with Steps() as seen:
+        torch.mm(a, b, out=into)
+        into.add_(a)
+    product, addition = ([(number, written) for number, *_, written in step.touched] for step in seen.found)
+    of_a, of_b, of_into = (seen.number(each) for each in (a, b, into))
+    assert sorted(product) == sorted([(of_a, False), (of_b, False), (of_into, True)])
+    assert sorted(addition) == sorted([(of_into, False), (of_a, False), (of_into, True)])
+
+
 @pytest.mark.interpreter
 def test_programs_count_their_work() -> None:
     shape = (2, 64, 8, 8)
@@ -90,3 +103,14 @@ def test_programs_count_their_work() -> None:
     assert not squeeze.products
     assert sorted(written for _, length, asked, written in apply.touched if length == size) == [False, True]
     assert found["dense_whole_fwd_kernel"].products > 0
+
+
+@pytest.mark.interpreter
+def test_the_longest_program_counts_where_all_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of one launch differ here: those of the weights' gradients sum up biases, the others nothing."""
+    of_longest, of_mean = [], []
+    for found, at_once in ((of_longest, work.AT_ONCE), (of_mean, 0)):
+        monkeypatch.setattr(work, "AT_ONCE", at_once)
+        found += [step.meetings for step in counted("se", (2, 64, 2, 2)) if step.name == "dense_bwd_kernel"]
+    assert of_longest == [2.0]
+    assert 0 < of_mean[0] < 2
