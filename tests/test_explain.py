@@ -81,8 +81,9 @@ def test_the_batch_norm_that_goes_with_a_block_and_attention_behind_both() -> No
     found = triton_attn.explain(nn.Sequential(block), torch.randn(1, 16, 4, 4))
     assert [(each.name, each.block) for each in found] == [("0.attention", "SEBlock"), ("0.after.attention", "CBAM")]
     assert found[0].reason == f"{found[1].reason}, with the batch norm in front"
-    block.attention = triton_attn.published.CoordinateAttention(16)
-    assert triton_attn.explain(block, torch.randn(1, 16, 4, 4))[0].reason == found[0].reason
+    for each in (triton_attn.published.CoordinateAttention, triton_attn.published.CBAM):
+        block.attention = each(16)
+        assert triton_attn.explain(block, torch.randn(1, 16, 4, 4))[0].reason == found[0].reason
     block.attention = triton_attn.SEBlock(16, 4)
     block.bn3.register_forward_hook(lambda *_: None)
     reason = triton_attn.explain(block, torch.randn(1, 16, 4, 4))[0].reason

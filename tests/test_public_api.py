@@ -56,7 +56,7 @@ def test_list_attention():
 
 
 # Theirs is a forward that takes the batch norm before it in as well.
-BEHIND = {key: {"behind"} for key in ("se", "eca", "published.se", "published.coordinate")}
+BEHIND = {key: {"behind"} for key in ("se", "eca", "published.se", "published.coordinate", "published.cbam")}
 
 
 @pytest.mark.parametrize(("cls", "name"), CLASSES.items())

@@ -69,6 +69,10 @@ CEILINGS = {
     "published.cbam": Ceiling(4.4, 6, mask_reads=3),
     # Of coordinate's 3.11 + 4.22 are its kernels', the rest the network's between them.
     "published.coordinate": Ceiling(3.35, 4.67, mask_reads=2),
+    # The first read finds the statistics too; x is read for its own gradient in training, and the norm's sums are one
+    # more for each block of 64 positions.
+    "published.cbam, behind a batch norm": Ceiling(4.5, 7.2, mask_reads=2, launches=(31, 38)),
+    "published.cbam, behind a batch norm in evaluation": Ceiling(4.45, 6.2, mask_reads=2, launches=(27, 38)),
     # A program of 32 channels has 4 bytes of a position's mask. The means of x's rows and columns are written and read
     # in float32, for the norm's gradients too.
     "published.coordinate, behind a batch norm": Ceiling(3.65, 5.9, mask_reads=2, launches=(13, 14), sectors=1.2),

@@ -61,7 +61,7 @@ class Case:
 # What a residual block does behind its last convolution: the batch norm is counted too, training or not. In blocks of
 # EfficientNets and MobileNets an activation is between, and no shortcut behind.
 NORMED, ACTIVATED, IN_EVALUATION = "behind a batch norm", "behind a batch norm and ReLU", " in evaluation"
-BEHIND = ("se", "eca", "published.coordinate")
+BEHIND = ("se", "eca", "published.coordinate", "published.cbam")
 TAILS = [Case(block, NORMED + mode) for block in BEHIND for mode in ("", IN_EVALUATION)]
 INSIDE = [Case("se", ACTIVATED + mode) for mode in ("", IN_EVALUATION)]
 VARIANTS = [Case("coordinate", "maxima tied"), Case("gate", "own signal")]

@@ -26,7 +26,7 @@ NON_LOCAL = "nonlocal_attention"
 CHANNEL_GATE = "channel_gate"
 GATE_BY = "gate_by"
 NORMED = "batch norm and gate"
-NORMED_STRIPS = "batch norm and published.coordinate"
+NORMED_STRIPS, NORMED_CBAM = "batch norm and published.coordinate", "batch norm and published.cbam"
 STRIPS, CBAM_BY = "published.coordinate", "published.cbam"
 SCSE, CONTEXT, SIMAM = "published.scse", "published.global_context", "published.simam"
 NO_BIAS = (("bias", False),)  # in front of a batch norm its gradient is rounding alone
@@ -105,7 +105,7 @@ def results(configuration: Configuration) -> list[Tensor]:
         return _gate_channels(configuration)
     if configuration.name == NORMED:
         return _gate_normed(configuration)
-    if configuration.name == NORMED_STRIPS:
+    if configuration.name in (NORMED_STRIPS, NORMED_CBAM):
         return _block_normed(configuration)
     block = build(configuration, triton_attn).to(configuration.dtype)
     batch, _, height, width = configuration.shape
@@ -171,10 +171,10 @@ def _block_normed(configuration: Configuration) -> list[Tensor]:
     block = ALL[name](channels, bias=False).eval().to(configuration.dtype)
     norm = nn.BatchNorm2d(channels, affine=configuration.needs == "all", **dict(configuration.options))
     norm.train(configuration.training)
-    if configuration.needs == "all":
-        nn.init.normal_(norm.weight)
+    for each in norm.parameters():
+        nn.init.normal_(each)
     x, shortcut, grad = (_map(configuration, configuration.shape) for _ in range(3))
-    leaves = [x, *norm.parameters(), *block.parameters()] if configuration.needs == "all" else [x]
+    leaves = [x, *norm.parameters()]  # the networks between are PyTorch's
     leaves += [shortcut] if configuration.with_shortcut else []
     leaves = [leaf.requires_grad_() for leaf in leaves]
     given = shortcut if configuration.with_shortcut else None
@@ -205,7 +205,7 @@ def check(configuration: Configuration) -> Executor:
         if configuration.name == NON_LOCAL and configuration.needs == "all":
             _check_attention(configuration)
         elif (
-            configuration.name in (CHANNEL_GATE, GATE_BY, NORMED, NORMED_STRIPS)
+            configuration.name in (CHANNEL_GATE, GATE_BY, NORMED, NORMED_STRIPS, NORMED_CBAM)
             or configuration.gating_channels is not None
             or configuration.needs != "all"
             or not configuration.training
@@ -322,6 +322,9 @@ FIXED = (
     Configuration(NORMED_STRIPS, (2, 12, 5, 7), F32, with_shortcut=True, targets=NEXT),
     Configuration(NORMED_STRIPS, (1, 24, 35, 3), BF16, "channels_last"),
     Configuration(NORMED_STRIPS, (2, 12, 5, 7), F32, "channels_last", training=False, needs="map", with_shortcut=True),
+    Configuration(NORMED_CBAM, (2, 24, 5, 7), F32, with_shortcut=True, targets=NEXT),
+    Configuration(NORMED_CBAM, (1, 40, 23, 23), F32, "channels_last"),
+    Configuration(NORMED_CBAM, (2, 16, 5, 7), F32, "channels_last", training=False, needs="map", with_shortcut=True),
     Configuration(CBAM_BY, (2, 32, 5, 7), F32, "channels_last", targets=NEXT),
     Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
     Configuration(SCSE, (2, 32, 5, 7), F32, with_shortcut=True),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.counted.machine_code import Launch, launches_of, serving_meta_tensors
 from benchmarks.counted.ptx import compiled_quickly
-from triton_attn import functional
+from triton_attn import create_attention, functional
 
 pytestmark = pytest.mark.compile
 KERNELS = {"normed_squeeze_kernel", "normed_apply_fwd_kernel", "normed_sums_kernel", "normed_apply_bwd_kernel"}
@@ -55,6 +55,55 @@ def test_no_spills_and_wide_words(memory_format: torch.memory_format, dtype: tor
         # AMD's wavefronts are twice as wide: a thread has half as many elements of a tile.
         if name in KERNELS:
             assert report.widest_load >= (8 if target == "gfx942" else 16), name
+
+
+BY_NETWORKS = {
+    "coordinate": (
+        *("strip_sums_kernel", "batch_statistics_kernel", "normed_strips_kernel", "strip_apply_fwd_kernel"),
+        *(
+            "strip_sums_kernel",
+            "normed_strips_bwd_kernel",
+            "batch_norm_parameters_bwd_kernel",
+            "strip_apply_bwd_kernel",
+        ),
+    ),
+    "cbam": (
+        *("squeeze_fwd_kernel", "batch_statistics_kernel", "normed_peak_kernel", "spatial_pool_kernel"),
+        *("spatial_apply_fwd_kernel", "spatial_gate_bwd_kernel", "normed_gate_bwd_kernel", "spatial_pool_bwd_kernel"),
+        *("normed_gate_bwd_kernel", "batch_norm_parameters_bwd_kernel", "spatial_apply_bwd_kernel"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_NETWORKS)
+@pytest.mark.parametrize(
+    ("memory_format", "dtype", "target"),
+    [
+        (torch.channels_last, torch.bfloat16, "sm_90"),
+        (torch.contiguous_format, torch.float32, "sm_90"),
+        (torch.channels_last, torch.bfloat16, "gfx942"),
+    ],
+    ids=str,
+)
+def test_published_blocks_with_networks_of_their_own(
+    name: str, memory_format: torch.memory_format, dtype: torch.dtype, target: str
+) -> None:
+    def make(*size: int) -> Tensor:
+        return torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=memory_format).requires_grad_()
+
+    x, shortcut, grad = (make(64, 256, 28, 28) for _ in range(3))
+    with torch.device("meta"):
+        block = create_attention(f"published.{name}", 256, dtype=dtype)
+        norm = torch.nn.BatchNorm2d(256, dtype=dtype)
+
+    def step() -> None:
+        torch.autograd.grad(block.behind(norm, x, shortcut), [x, shortcut, *norm.parameters()], grad)
+
+    with serving_meta_tensors():
+        launches = launches_of(step)
+    assert tuple(launch.name for launch in launches) == BY_NETWORKS[name]
+    for launch in launches:
+        assert compiled_quickly(launch, target).spilled == 0, launch.name
 
 
 def test_rows_of_no_whole_words() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-import triton_attn
-from benchmarks.counted.machine_code import TARGETS, block_launches, launches_of, serving_meta_tensors
+from benchmarks.counted.machine_code import TARGETS, block_launches
 from benchmarks.counted.ptx import compiled_quickly
 
 pytestmark = pytest.mark.compile
 
 KERNELS = ["strip_sums_kernel", "strip_apply_fwd_kernel", "strip_sums_kernel", "strip_apply_bwd_kernel"]
-NORMED = ["normed_strips_kernel", "normed_strips_bwd_kernel"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -30,40 +28,6 @@ def test_no_spills_and_wide_words(target, dtype, memory_format):
         assert report.widest_load >= least, launch.name
         if "apply" in launch.name:
             assert report.widest_store >= least, launch.name
-
-
-# The batch norm's kernels on vectors have their tests; sm_80 and sm_100 were dropped, as there.
-@pytest.mark.parametrize(
-    ("memory_format", "dtype", "target"),
-    [
-        (torch.channels_last, torch.bfloat16, "sm_90"),
-        (torch.contiguous_format, torch.float32, "sm_90"),
-        (torch.channels_last, torch.bfloat16, "gfx942"),
-    ],
-    ids=str,
-)
-def test_behind_a_batch_norm(memory_format, dtype, target):
-    def make(*size):
-        return torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=memory_format).requires_grad_()
-
-    x, shortcut, grad = (make(64, 256, 28, 28) for _ in range(3))
-    with torch.device("meta"):
-        block, norm = (
-            triton_attn.published.CoordinateAttention(256, dtype=dtype),
-            torch.nn.BatchNorm2d(256, dtype=dtype),
-        )
-
-    def step():
-        torch.autograd.grad(block.behind(norm, x, shortcut), [x, shortcut, *norm.parameters()], grad)
-
-    with serving_meta_tensors():
-        launches = launches_of(step)
-    assert [launch.name for launch in launches if launch.name in (*KERNELS, *NORMED)] == [
-        *("strip_sums_kernel", "normed_strips_kernel", "strip_apply_fwd_kernel"),
-        *("strip_sums_kernel", "normed_strips_bwd_kernel", "strip_apply_bwd_kernel"),
-    ]
-    for launch in launches:
-        assert compiled_quickly(launch, target).spilled == 0, launch.name
 
 
 @pytest.mark.parametrize("shape", [(2, 60, 7, 7), (3, 17, 33, 130)], ids=str)

@@ -152,6 +152,14 @@ def behind(make: Callable[[Any, int], nn.Module]) -> Callable[[Any, int], nn.Mod
     return lambda package, channels: Behind(make(package, channels), channels).eval()
 
 
+def clear_behind(exact: nn.Module, x: Tensor) -> Tensor:
+    """What ``clear_maxima`` makes is the map behind the norm."""
+    norm: Any = exact.norm
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    v = clear_maxima(exact.block, x)
+    return (v - norm.bias[:, None, None]) / scale[:, None, None] + norm.running_mean[:, None, None]
+
+
 class ByNetwork(nn.Module):
     """A gate by anybody's network."""
 
@@ -213,6 +221,14 @@ SUBJECTS = (
         large=(40, 9, 7),
         is_op=False,
         prepare=clear_maxima,
+        takes_no_positions=False,
+    ),
+    Subject(
+        "published cbam, normed",
+        behind(published("CBAM", 2)),
+        large=(40, 9, 7),
+        is_op=False,
+        prepare=clear_behind,
         takes_no_positions=False,
     ),
     Subject("published coordinate", published("CoordinateAttention"), **STRIPS),

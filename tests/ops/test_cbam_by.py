@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.ops.drawn import KINDS, sizes
 from tests.parity import LAYOUTS, assert_within, away_from_the_kink, largest_error, lay_out
 from triton_attn.ops import cbam_by as ops
+from triton_attn.ops.batch_norm import NO_NORM
 from triton_attn.ops.cbam_by import cbam_by
 from triton_attn.reference.cbam import pooled_channels
 
@@ -127,19 +128,19 @@ def test_opcheck(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     x, shortcut, grad = (lay_out(torch.randn(2, 6, 5, 3), layout) for _ in range(3))
     gate, of_positions = torch.rand(2, 6), torch.rand(2, 1, 5, 3)
-    pooled = ops._whole(ops.POOL_CHANNELS.registered(x, gate), x)
+    pooled = ops._whole(ops.POOL_CHANNELS.registered(x, gate, *NO_NORM), x)
     # Blocks go by the map's size, which is a number: what traces symbols has the formula.
     static = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.POOL_CHANNELS.registered, (x, gate), test_utils=static)
+    torch.library.opcheck(ops.POOL_CHANNELS.registered, (x, gate, *NO_NORM), test_utils=static)
     for saves in (False, True):
-        torch.library.opcheck(ops.MULTIPLY.registered, (x, gate, of_positions, shortcut, saves))
-    _, bits = ops.MULTIPLY.registered(x, gate, of_positions, shortcut, True)
+        torch.library.opcheck(ops.MULTIPLY.registered, (x, gate, of_positions, *NO_NORM, shortcut, saves))
+    _, bits = ops.MULTIPLY.registered(x, gate, of_positions, *NO_NORM, shortcut, True)
     mean, peak, place = ops.POOL.registered(x, "both", True)
     basic = ("test_schema", "test_faketensor")  # what is not written of the sums differs from run to run
     for each in (None, bits):
-        given = (grad, x, gate, of_positions, pooled, each)
+        given = (grad, x, gate, of_positions, pooled, *NO_NORM, each)
         torch.library.opcheck(ops.MULTIPLY_BWD.registered, given, test_utils=basic)
         winner = ops.MULTIPLY_BWD.registered(*given)[1].amin(1)
         arguments = (grad, x, gate, of_positions, pooled, winner, each, mean, mean, peak, place)
         torch.library.opcheck(ops.APPLY_BWD.registered, arguments)
-    torch.library.opcheck(ops.POOL_CHANNELS_BWD.registered, (x, pooled, winner), test_utils=basic)
+    torch.library.opcheck(ops.POOL_CHANNELS_BWD.registered, (x, pooled, winner, *NO_NORM, None, None), test_utils=basic)

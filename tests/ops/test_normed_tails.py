@@ -19,15 +19,20 @@ from triton_attn.reference.resnet import Bottleneck
 
 pytestmark = pytest.mark.interpreter
 CHANNELS = 16
-STRIPS = "published.coordinate"
+STRIPS, CBAM = "published.coordinate", "published.cbam"
 # What is started where the batch norm goes with the attention, forward and backward.
 GATES = "normed_apply_fwd_kernel", "normed_apply_bwd_kernel"
-STARTED = {"eca": GATES, STRIPS: ("normed_strips_kernel", "normed_strips_bwd_kernel")}
+STARTED = {
+    "eca": GATES,
+    STRIPS: ("normed_strips_kernel", "normed_strips_bwd_kernel"),
+    CBAM: ("normed_peak_kernel", "batch_norm_parameters_bwd_kernel"),
+}
 
 
 def block(name: str = "se", package: Any = triton_attn) -> Bottleneck:
     torch.manual_seed(0)
     kinds = {"se": lambda c: package.SEBlock(c, 4), "eca": package.ECABlock, STRIPS: by_strips(package)}
+    kinds |= {CBAM: lambda c: package.published.CBAM(c, 4)}
     made = Bottleneck(CHANNELS, CHANNELS // 4, attention=kinds[name])
     nn.init.normal_(made.bn3.weight)
     return made
@@ -136,6 +141,13 @@ class OwnStrips(triton_attn.published.CoordinateAttention):
         return super().forward(x, shortcut)
 
 
+class OwnCBAM(triton_attn.published.CBAM):
+    """Somebody's own."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return super().forward(x, shortcut)
+
+
 class Norm(nn.BatchNorm2d):
     """Somebody's own."""
 
@@ -173,18 +185,20 @@ def test_what_is_changed_is_called(change: str, started: list[str]) -> None:
 NETWORKS: dict[str, Callable[[Any], None]] = {
     **{change: CHANGES[change] for change in CHANGES if "norm" in change},
     "a hook on the attention": CHANGES["a hook on the attention"],
-    "attention of another class": lambda b: setattr(b.attention, "__class__", OwnStrips),
+    "attention of another class": lambda b: setattr(b.attention, "__class__", OWN[type(b.attention)]),
 }
+OWN = {triton_attn.published.CoordinateAttention: OwnStrips, triton_attn.published.CBAM: OwnCBAM}
 
 
 @pytest.mark.parametrize("change", NETWORKS)
-def test_in_front_of_networks_likewise(change: str, started: list[str]) -> None:
-    ours = block(STRIPS).eval()
+@pytest.mark.parametrize(("name", "kernel"), [(STRIPS, "strip_apply_fwd_kernel"), (CBAM, "spatial_apply_fwd_kernel")])
+def test_in_front_of_networks_likewise(name: str, kernel: str, change: str, started: list[str]) -> None:
+    ours = block(name).eval()
     NETWORKS[change](ours)
     with torch.no_grad():
         y = ours(images())
-        assert STARTED[STRIPS][0] not in started
-        assert "strip_apply_fwd_kernel" in started
+        assert STARTED[name][0] not in started
+        assert kernel in started
         with triton_attn.use_backend("reference"):
             torch.testing.assert_close(y, ours(images()), rtol=1e-4, atol=1e-5)
 

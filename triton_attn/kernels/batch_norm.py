@@ -5,8 +5,10 @@ gradients of its parameters. What goes over the map is in :mod:`.normed_gate`.
 import triton
 import triton.language as tl
 
+from .common import over_positions
 from .dense_steps import load_bias, load_vectors, store_vectors
-from .partials import sum_parts
+from .neighbours import block_of_program
+from .partials import max_parts, peak_parts, sum_parts
 
 
 @triton.jit
@@ -21,6 +23,33 @@ def load_norm(
     variance = tl.load(variance_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
     weight = load_weight(weight_ptr, c, channels)
     return mean, inverse_of(variance, count, TRAINING, EPS), weight, load_bias(bias_ptr, c, channels)
+
+
+@triton.jit
+def load_norm_of_tile(
+    mean_ptr,
+    variance_ptr,
+    weight_ptr,
+    bias_ptr,
+    c,
+    channels,
+    count,
+    TRAINING: tl.constexpr,
+    EPS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Mean, weight / √(variance + eps) and bias, spread over a tile's positions."""
+    mean, inverse, weight, bias = load_norm(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
+    )
+    scale = over_positions(weight * inverse, CHANNELS_LAST)
+    return over_positions(mean, CHANNELS_LAST), scale, over_positions(bias, CHANNELS_LAST)
+
+
+@triton.jit
+def normalise(x, mean, scale, bias):
+    """``(x - mean) · scale + bias``, whose last two are one instruction: so it has the same bits in every kernel."""
+    return tl.fma(x - mean, scale, bias)
 
 
 @triton.jit
@@ -140,6 +169,8 @@ def batch_norm_parameters_bwd_kernel(
     gate_ptr,  # (N, C) float32, or None where the sums are of what was gated, and of what was pooled
     dpooled_ptr,  # (N, C) float32, the gradient of what was pooled, with a gate
     centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, with a gate and without ACTIVATED
+    dpeak_ptr,  # (N, C) float32, the gradient of the maximum, where that was pooled too
+    peak_ptr,  # (N, C) float32, x there less the batch norm's mean
     mean_ptr,  # (C,)
     variance_ptr,  # (C,)
     batch,
@@ -180,6 +211,10 @@ def batch_norm_parameters_bwd_kernel(
             else:
                 dbias += dpooled
                 dweight += dpooled * load_vectors(centred_ptr, n, c, batch, channels)
+            if dpeak_ptr is not None:
+                dpeak = load_vectors(dpeak_ptr, n, c, batch, channels)
+                dbias += dpeak
+                dweight += dpeak * load_vectors(peak_ptr, n, c, batch, channels)
     _, inverse, _, _ = load_norm(mean_ptr, variance_ptr, None, None, c, channels, count, TRAINING, EPS)
     of_bias = tl.sum(dbias, axis=0)
     of_weight = tl.sum(dweight, axis=0) * inverse
@@ -190,3 +225,93 @@ def batch_norm_parameters_bwd_kernel(
     if TRAINING:
         tl.store(by_mean_ptr + c, of_bias / count.to(tl.float32), mask=exists)
         tl.store(by_variance_ptr + c, of_weight * inverse / count.to(tl.float32), mask=exists)
+
+
+@triton.jit(do_not_specialize=["count"])
+def normed_peak_kernel(
+    pooled_ptr,  # (N, C) float32, the maximum behind the batch norm
+    peak_ptr,  # (N, C) float32, x there, with SAVE
+    off_ptr,  # (N, C) float32, that less the batch norm's mean, likewise
+    place_ptr,  # (N, C) int32, where it is, or minus how often, likewise
+    peak_parts_ptr,  # (N, S, C) float32, the maximum of x over each split, of -x where the weight is negative
+    place_parts_ptr,  # (N, S, C) int32, with SAVE
+    centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, with SAVE
+    mean_ptr,  # (C,)
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
+    count,
+    channels,
+    positions,
+    splits,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
+    SAVE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Maxima behind a batch norm, of one image and block of channels: x's, or minima where the weight is negative.
+
+    Behind a weight of 0 all positions are the maximum, and share its gradient: what that adds to the weight's is as if
+    it were at the mean.
+    """
+    row, c = block_of_program(channels, BLOCK_C)
+    inside = (c < channels)[None, :]
+    mean, inverse, weight, bias = load_norm(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
+    )
+    if SAVE:
+        peak, place = peak_parts(peak_parts_ptr, place_parts_ptr, row, c, inside, channels, splits, BLOCK_S)
+    else:
+        peak = max_parts(peak_parts_ptr, row, c, inside, channels, splits, BLOCK_S)
+    at = row.to(tl.int64)[:, None] * channels + c[None, :]
+    peak = tl.where(inside, peak, 0.0) * tl.where(weight < 0.0, -1.0, 1.0)[None, :]
+    tl.store(pooled_ptr + at, normalise(peak, mean[None, :], (weight * inverse)[None, :], bias[None, :]), mask=inside)
+    if SAVE:
+        is_flat = (weight == 0.0)[None, :]
+        centred = tl.load(centred_ptr + at, mask=inside, other=0.0)
+        tl.store(peak_ptr + at, peak, mask=inside)
+        tl.store(off_ptr + at, tl.where(is_flat, centred, peak - mean[None, :]), mask=inside)
+        tl.store(place_ptr + at, tl.where(is_flat, -positions, place), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def normed_gate_bwd_kernel(
+    dgate_ptr,  # (N, C) float32, the gradient of the channels' gates: Σ g · v
+    gradient_ptr,  # (N, C) float32, Σ g, with what there was before
+    moment_ptr,  # (N, C) float32, Σ g · (x - mean), likewise
+    gradient_parts_ptr,  # (N, 2, B, C) float32, Σ g over each block of positions
+    moment_parts_ptr,  # (N, 2, B, C) float32
+    gradient_before_ptr,  # (N, C) float32, or None
+    moment_before_ptr,
+    mean_ptr,  # (C,)
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
+    count,
+    channels,
+    blocks,
+    HALF: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """From sums over blocks of positions, of one image and block of channels, with v = batch_norm(x).
+
+    They are those of the first ``HALF`` of the blocks' values, or of the second.
+    """
+    row, c = block_of_program(channels, BLOCK_C)
+    inside = (c < channels)[None, :]
+    _, inverse, weight, bias = load_norm(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
+    )
+    gradient = sum_parts(gradient_parts_ptr, row * 2 + HALF, c, inside, channels, blocks, BLOCK_S)
+    moment = sum_parts(moment_parts_ptr, row * 2 + HALF, c, inside, channels, blocks, BLOCK_S)
+    at = row.to(tl.int64)[:, None] * channels + c[None, :]
+    tl.store(dgate_ptr + at, moment * (weight * inverse)[None, :] + gradient * bias[None, :], mask=inside)
+    if gradient_before_ptr is not None:
+        gradient += tl.load(gradient_before_ptr + at, mask=inside, other=0.0)
+        moment += tl.load(moment_before_ptr + at, mask=inside, other=0.0)
+    tl.store(gradient_ptr + at, gradient, mask=inside)
+    tl.store(moment_ptr + at, moment, mask=inside)

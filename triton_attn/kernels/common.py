@@ -112,6 +112,16 @@ def finish_tile(
 
 
 @triton.jit
+def more_moments(mean, square, values, mask, seen):
+    """Of each element of a tile mean and squared distances from it, with another tile's, which is the ``seen``-th."""
+    off = values - mean
+    next_mean = mean + off / seen
+    # The distance from the next mean is (seen - 1) / seen of off.
+    square += tl.where(mask, off * off * ((seen - 1.0) / seen), 0.0)
+    return tl.where(mask, next_mean, mean), square
+
+
+@triton.jit
 def over_channels(values, CHANNELS_LAST: tl.constexpr):
     """A value per position, spread over a tile's channels."""
     return values[:, None] if CHANNELS_LAST else values[None, :]

@@ -3,18 +3,8 @@
 import triton
 import triton.language as tl
 
-from .common import load_tile, tile_at
+from .common import load_tile, more_moments, tile_at
 from .squeeze import split_of_program
-
-
-@triton.jit
-def more_moments(mean, square, values, mask, seen):
-    """Of each element of a tile mean and squared distances from it, with another tile's, which is the ``seen``-th."""
-    off = values - mean
-    next_mean = mean + off / seen
-    # The distance from the next mean is (seen - 1) / seen of off.
-    square += tl.where(mask, off * off * ((seen - 1.0) / seen), 0.0)
-    return tl.where(mask, next_mean, mean), square
 
 
 @triton.jit

@@ -3,11 +3,12 @@
 import triton
 import triton.language as tl
 
+from .batch_norm import load_norm_of_tile, normalise
 from .common import finish_tile, load_grad, load_tile, over_channels, over_positions, store_tile, tile_at
 from .spatial_common import chunk_of_program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def spatial_apply_fwd_kernel(
     y_ptr,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
@@ -15,6 +16,10 @@ def spatial_apply_fwd_kernel(
     gate_ptr,  # (N, C) float32, the channels' gate
     spatial_ptr,  # (N, HW) float32, the positions' gate
     shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
+    mean_ptr,  # (C,), of a batch norm in front, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_yn,
     stride_yo,
     stride_xn,
@@ -23,7 +28,10 @@ def spatial_apply_fwd_kernel(
     stride_so,
     channels,
     positions,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     SAVE_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -31,7 +39,10 @@ def spatial_apply_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """y = x · gate · spatial, or with a shortcut relu(… + shortcut), whose mask is kept as bits."""
+    """y = x · gate · spatial, or with a shortcut relu(… + shortcut), whose mask is kept as bits.
+
+    Behind a batch norm it is batch_norm(x) in place of x.
+    """
     unit = tl.full((), UNIT, tl.int64)
     stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
     stride_sn, stride_so = stride_sn * unit, stride_so * unit
@@ -49,7 +60,13 @@ def spatial_apply_fwd_kernel(
         gate = tl.load(gate_ptr + n * channels + c, mask=c < channels, other=0.0)
         tile = tile_at(first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
         outer, _, inner, mask, _, _ = tile
-        u = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
+        x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+        if mean_ptr is not None:
+            mean, scale, bias = load_norm_of_tile(
+                mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
+            )
+            x = normalise(x, mean, scale, bias)
+        u = x * over_positions(gate, CHANNELS_LAST)
         y = u * over_channels(spatial, CHANNELS_LAST)
         finish_tile(
             y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
@@ -57,7 +74,7 @@ def spatial_apply_fwd_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def spatial_apply_bwd_kernel(
     dx_ptr,  # (N, C, H, W)
     dshortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
@@ -72,6 +89,12 @@ def spatial_apply_bwd_kernel(
     dpeak_ptr,  # (N, C) float32, the gradient of max_hw x, with MAX
     peak_ptr,  # (N, C) float32, that maximum, with MAX
     place_ptr,  # (N, C) int32, where it is, or minus how often
+    by_mean_ptr,  # (C,) float32, with TRAINING
+    by_variance_ptr,  # (C,) float32, likewise
+    mean_ptr,  # (C,), of a batch norm in front, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_dn,
     stride_do,
     stride_sn,
@@ -82,7 +105,10 @@ def spatial_apply_bwd_kernel(
     stride_xo,
     channels,
     positions,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr,
     MAX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -92,7 +118,8 @@ def spatial_apply_bwd_kernel(
 ):
     """dx = (grad · spatial + dpooled) · gate + dmean / HW (+ dpeak); the shortcut gets grad behind ReLU's mask.
 
-    No x is read, but to find the maxima over positions that tie, which share dpeak evenly.
+    No x is read, but to find the maxima over positions that tie, which share dpeak evenly. With a batch norm in front
+    that is dv, and dx = scale · (dv - by_mean - by_variance · (x - mean)): so x is read in TRAINING, which is with MAX.
     """
     unit = tl.full((), UNIT, tl.int64)
     stride_dn, stride_do, stride_sn, stride_so = stride_dn * unit, stride_do * unit, stride_sn * unit, stride_so * unit
@@ -131,11 +158,21 @@ def spatial_apply_bwd_kernel(
             # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
             share = tl.where(peak == peak, dpeak / tl.where(place < 0, -place, 1).to(tl.float32), float("nan"))
             tied = over_positions(place < 0, CHANNELS_LAST)
-            x = load_tile(x_ptr, n, outer, inner, mask & tied, stride_xn, stride_xo)
+            x = load_tile(x_ptr, n, outer, inner, mask if TRAINING else mask & tied, stride_xn, stride_xo)
             here = over_channels(p, CHANNELS_LAST) == over_positions(place, CHANNELS_LAST)
             at_peak = tl.where(tied, x == over_positions(peak, CHANNELS_LAST), here)
             at_peak |= over_positions(peak != peak, CHANNELS_LAST)
             dx += tl.where(at_peak, over_positions(share, CHANNELS_LAST), 0.0)
+        if mean_ptr is not None:
+            of_norm = load_norm_of_tile(
+                mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
+            )
+            if TRAINING:
+                by_mean = tl.load(by_mean_ptr + c, mask=inside_c, other=0.0)
+                by_variance = tl.load(by_variance_ptr + c, mask=inside_c, other=0.0)
+                dx -= over_positions(by_mean, CHANNELS_LAST)
+                dx -= over_positions(by_variance, CHANNELS_LAST) * (x - of_norm[0])
+            dx *= of_norm[1]
         store_tile(dx_ptr, dx, n, outer, inner, mask, stride_dn, stride_do)
 
 

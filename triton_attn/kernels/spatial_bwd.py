@@ -8,35 +8,44 @@ the channels.
 import triton
 import triton.language as tl
 
+from .batch_norm import load_norm_of_tile, normalise
 from .common import load_grad, load_tile, over_channels, over_positions, tile_at
 from .spatial_common import chunk_of_program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def spatial_gate_bwd_kernel(
     dspatial_ptr,  # (N, K, HW) float32, of each chunk: the gradient of the positions' gate
     winner_ptr,  # (N, K, HW) int32, the first channel of each chunk that is the maximum, or 2³¹ - 1
     dgate_ptr,  # (N, 2, B, C) float32: at 0 the gradient of the channels' gate by way of y, partial sums per block
+    gradient_ptr,  # (N, 2, B, C) float32, behind a batch norm: at 0 Σ_p grad · spatial, and dgate with x - mean for x
     grad_ptr,  # (N, C, H, W), the gradient of y
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
     x_ptr,  # (N, C, H, W)
     gate_ptr,  # (N, C) float32
     pooled_ptr,  # (N, 2, HW) float32
     spatial_ptr,  # (N, HW) float32
+    mean_ptr,  # (C,), of a batch norm in front, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_xn,
     stride_xo,
     stride_gn,
     stride_go,
     channels,
     positions,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     HAS_BITS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """dspatial = Σ_c grad · x · gate and dgate = Σ_p grad · x · spatial."""
+    """dspatial = Σ_c grad · x · gate and dgate = Σ_p grad · x · spatial; behind a batch norm its x is batch_norm(x)."""
     unit = tl.full((), UNIT, tl.int64)
     stride_xn, stride_xo, stride_gn, stride_go = stride_xn * unit, stride_xo * unit, stride_gn * unit, stride_go * unit
     if CHANNELS_LAST:
@@ -66,6 +75,13 @@ def spatial_gate_bwd_kernel(
         outer, _, inner, mask, _, _ = tile
         grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
         x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+        off = x
+        if mean_ptr is not None:
+            mean, scale, bias = load_norm_of_tile(
+                mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
+            )
+            off = x - mean
+            x = normalise(x, mean, scale, bias)
         # The very product that the forward pooled, so the maximum is found again bit by bit.
         u = x * over_positions(gate, CHANNELS_LAST)
         tops = over_channels(top, CHANNELS_LAST)
@@ -73,25 +89,37 @@ def spatial_gate_bwd_kernel(
         candidate = tl.where(won, over_positions(c, CHANNELS_LAST), 2**31 - 1)
         winner = tl.minimum(winner, tl.min(candidate, axis=1, keep_dims=True) if CHANNELS_LAST else candidate)
         dspatial += grad * u
-        dgate = tl.sum(grad * over_channels(spatial, CHANNELS_LAST) * x, axis=AXIS_P)
-        tl.store(dgate_ptr + (n * 2 * blocks + block) * channels + c, dgate, mask=inside_c)
+        dgate = tl.sum(grad * over_channels(spatial, CHANNELS_LAST) * off, axis=AXIS_P)
+        part = (n * 2 * blocks + block) * channels + c
+        tl.store(dgate_ptr + part, dgate, mask=inside_c)
+        if mean_ptr is not None:
+            gradient = tl.sum(grad * over_channels(spatial, CHANNELS_LAST), axis=AXIS_P)
+            tl.store(gradient_ptr + part, gradient, mask=inside_c)
 
     at = (n * chunks + chunk) * positions + p
     tl.store(dspatial_ptr + at, tl.sum(dspatial, axis=AXIS_C), mask=inside_p)
     tl.store(winner_ptr + at, tl.min(winner, axis=AXIS_C), mask=inside_p)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def spatial_pool_bwd_kernel(
     dgate_ptr,  # (N, 2, B, C) float32: at 1 the gradient of the channels' gate by way of the pooled values
+    gradient_ptr,  # (N, 2, B, C) float32, behind a batch norm: at 1 Σ_p du, and dgate with x - mean for x
     x_ptr,  # (N, C, H, W)
     dpooled_ptr,  # (N, 2, HW) float32: the gradient of Σ_c u, then of max_c u
     winner_ptr,  # (N, HW) int32
+    mean_ptr,  # (C,), of a batch norm in front, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_xn,
     stride_xo,
     channels,
     positions,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -123,8 +151,16 @@ def spatial_pool_bwd_kernel(
         x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
         won = over_channels(winner, CHANNELS_LAST) == over_positions(c, CHANNELS_LAST)
         du = over_channels(dmean, CHANNELS_LAST) + tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)
+        if mean_ptr is not None:
+            of_norm = load_norm_of_tile(
+                mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
+            )
+            x -= of_norm[0]
         dgate = tl.sum(du * x, axis=AXIS_P)
-        tl.store(dgate_ptr + ((n * 2 + 1) * blocks + block) * channels + c, dgate, mask=inside_c)
+        part = ((n * 2 + 1) * blocks + block) * channels + c
+        tl.store(dgate_ptr + part, dgate, mask=inside_c)
+        if mean_ptr is not None:
+            tl.store(gradient_ptr + part, tl.sum(du, axis=AXIS_P), mask=inside_c)
 
 
 # Positions are summed and channels are, in blocks, by threads.

@@ -3,26 +3,34 @@
 import triton
 import triton.language as tl
 
+from .batch_norm import load_norm_of_tile, normalise
 from .common import load_tile, over_positions, tile_at
 from .spatial_common import chunk_of_program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def spatial_pool_kernel(
     pooled_ptr,  # (N, K, 2, HW) float32, of each chunk: the sum, then the maximum
     x_ptr,  # (N, C, H, W)
     gate_ptr,  # (N, C) float32
+    mean_ptr,  # (C,), of a batch norm in front, or None
+    variance_ptr,  # (C,)
+    weight_ptr,  # (C,), or None
+    bias_ptr,  # (C,), or None
     stride_xn,
     stride_xo,
     channels,
     positions,
+    count,
     UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Σ_c and max_c of u = x · gate.
+    """Σ_c and max_c of u = x · gate, or of batch_norm(x) · gate.
 
     A thread adds up, and compares, its own channels; threads meet once, at the end.
     """
@@ -49,7 +57,13 @@ def spatial_pool_kernel(
         outer, _, inner, mask, _, _ = tile_at(
             first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
         )
-        u = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
+        x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+        if mean_ptr is not None:
+            mean, scale, bias = load_norm_of_tile(
+                mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
+            )
+            x = normalise(x, mean, scale, bias)
+        u = x * over_positions(gate, CHANNELS_LAST)
         total += u
         best = tl.maximum(best, tl.where(mask, u, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
 

@@ -7,7 +7,7 @@ too. What comes of them are parts, (N, S, C), which the gate network adds up onc
 import triton
 import triton.language as tl
 
-from .common import load_grad, load_tile, tile_at
+from .common import load_grad, load_tile, more_moments, over_channels, over_positions, tile_at
 from .partials import winner_of
 
 
@@ -21,10 +21,12 @@ def split_of_program(channels, splits, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def squeeze_fwd_kernel(
-    sum_ptr,  # (N, S, C) float32, Σ x over each split of the positions, with MEAN
+    sum_ptr,  # (N, S, C) float32, Σ x over each split of the positions, with MEAN; the mean where squares are wanted
+    square_ptr,  # (N, S, C) float32, Σ (x - that mean)², or None
     peak_ptr,  # (N, S, C) float32, max x, with MAX
     winner_ptr,  # (N, S, C) int32, where the maximum is, with SAVE_WINNER
     x_ptr,  # (N, C, H, W)
+    weight_ptr,  # (C,), of a batch norm that follows, or None: where it is negative the maximum is -x's
     stride_xn,
     stride_xo,
     channels,
@@ -40,7 +42,7 @@ def squeeze_fwd_kernel(
     BLOCK_P: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Σ x and max x over each split of SPLIT positions.
+    """Σ x and max x over each split of SPLIT positions, or mean and squared distances in place of the sum.
 
     A split's size, BLOCK_P and BLOCK_C go by the map's shape alone, so the order of the sums does too.
     """
@@ -57,16 +59,28 @@ def squeeze_fwd_kernel(
     BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
     BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
+    c = first_c + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    if square_ptr is not None:
+        square = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+        seen = 0.0
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+        sign = over_positions(tl.where(weight < 0.0, -1.0, 1.0), CHANNELS_LAST)
     best = tl.full((BLOCK_OUTER, BLOCK_INNER), float("-inf"), tl.float32)
     winner = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
     ties = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
     for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
         outer, _, inner, mask, _, _ = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
         values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
-        if MEAN:
+        if square_ptr is not None:
+            seen += 1.0
+            total, square = more_moments(total, square, values, mask, seen)
+        elif MEAN:
             total += values
         if MAX:
+            if weight_ptr is not None:
+                values *= sign
             values = tl.where(mask, values, float("-inf"))
             # NaN is above everything, as in PyTorch, and the first one stays.
             higher = (values > best) | ((values != values) & (best == best))
@@ -76,9 +90,16 @@ def squeeze_fwd_kernel(
                 winner = tl.where(higher, position, winner)
             best = tl.where(higher, values, best)
 
-    c = first_c + tl.arange(0, BLOCK_C)
     vector = (n.to(tl.int64) * splits + split) * channels + c
-    if MEAN:
+    if square_ptr is not None:
+        # How many values each element of a tile had: every BLOCK_P-th position.
+        p = tl.arange(0, BLOCK_P)
+        known = over_channels(((last_p - first_p + BLOCK_P - 1 - p) // BLOCK_P).to(tl.float32), CHANNELS_LAST)
+        whole = tl.sum(total * known, axis=AXIS) / (last_p - first_p).to(tl.float32)
+        off = total - tl.expand_dims(whole, AXIS)
+        tl.store(sum_ptr + vector, whole, mask=c < channels)
+        tl.store(square_ptr + vector, tl.sum(square + known * off * off, axis=AXIS), mask=c < channels)
+    elif MEAN:
         tl.store(sum_ptr + vector, tl.sum(total, axis=AXIS), mask=c < channels)
     if MAX:
         nan = tl.max((best != best).to(tl.int32), axis=AXIS) > 0

@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 
 from .batch_norm import load_norm
-from .common import passes_gradient, relu, slope
-from .moments import more_moments
+from .common import more_moments, passes_gradient, relu, slope
 from .strip_common import (
     byte_places,
     load_block,

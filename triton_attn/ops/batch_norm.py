@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..tuning import normed_rules, rules, weighed_rules
 from . import launch, passes
-from .gating import Pooled
+from .gating import Pooled, widened
 from .library import Results, new_like
 from .passes import Maps, multiply, multiply_bwd, start_by_spans
 from .spans import empty_parts, moments, spans_of
@@ -62,6 +62,23 @@ class NormTensors(NamedTuple):
         assert variance is not None
         weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
         return Norm(mean.contiguous(), variance.contiguous(), weight, bias, training, eps, activation)
+
+
+class Normalised(torch.autograd.Function):
+    """The normalised map of what stands for it: so its gradient is handed on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Norm) -> Tensor:  # noqa: ARG004
+        mean, variance, weight, bias, training, eps, _ = norm
+        count = x.numel() // x.shape[1]
+        variance = widened(variance) * ((count - 1) / count if training else 1.0)
+        scale = torch.rsqrt(variance + eps) * (1.0 if weight is None else weight)
+        v = (widened(x) - mean[:, None, None]) * scale[:, None, None]
+        return (v if bias is None else v + bias[:, None, None]).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ARG004
+        return grad, None
 
 
 def empty_statistics(x: Tensor, training: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -222,10 +239,13 @@ def parameters_bwd(
     centred: Tensor | None,
     *,
     needs: bool,
+    dpeak: Tensor | None = None,
+    peak: Tensor | None = None,
 ) -> Gradients:
     """From the sums, the gates and the gradient of what was pooled; those of the parameters only where ``needs``.
 
     The sums are those of :class:`Sums` without the first; or without a gate the first two of them, of what was gated.
+    Where maxima were pooled too, ``dpeak`` is their gradient, and ``peak`` what x is there less the norm's mean.
     """
     from ..kernels.batch_norm import batch_norm_parameters_bwd_kernel
 
@@ -248,6 +268,8 @@ def parameters_bwd(
         gate_ptr=gate,
         dpooled_ptr=dpooled,
         centred_ptr=centred,
+        dpeak_ptr=dpeak,
+        peak_ptr=peak,
         batch=batch,
         channels=channels,
         positions=x.shape[2] * x.shape[3],

@@ -83,18 +83,30 @@ def _start_by_splits(
     )
 
 
-def _splits(x: Tensor, channels_last: bool, maxima: bool = False) -> tuple[int, int, int]:
+def splits_of(x: Tensor, channels_last: bool, maxima: bool = False) -> tuple[int, int, int]:
     """The shape of a value for every split of the positions and channel."""
     batch, channels, height, width = x.shape
     return batch, rules.splits(channels, height * width, channels_last, maxima), channels
 
 
-def squeeze(x: Tensor, channels_last: bool, pool: str = "mean", *, saves: bool = False) -> Pooled:
-    """Pool over positions, in parts: ``Σ x`` and ``max x`` of each split of the positions."""
+def squeeze(
+    x: Tensor,
+    channels_last: bool,
+    pool: str = "mean",
+    *,
+    saves: bool = False,
+    square: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Pooled:
+    """Pool over positions, in parts: ``Σ x`` and ``max x`` of each split of the positions.
+
+    With room for a ``square``, ``(N, S, C)`` float32, the mean in place of the sum, and ``Σ (x - that mean)²``. Where
+    the ``weight`` of a batch norm that follows is negative, the maximum is that of ``-x``.
+    """
     from ..kernels.squeeze import squeeze_fwd_kernel
 
     maxima = has_max(pool)
-    parts = empty_pooled(_splits(x, channels_last, maxima), pool, x.device, saves)
+    parts = empty_pooled(splits_of(x, channels_last, maxima), pool, x.device, saves)
     _start_by_splits(
         squeeze_fwd_kernel,
         x,
@@ -103,9 +115,11 @@ def squeeze(x: Tensor, channels_last: bool, pool: str = "mean", *, saves: bool =
         parts=parts.given,
         maxima=maxima,
         sum_ptr=parts.mean,
+        square_ptr=square,
         peak_ptr=parts.peak,
         winner_ptr=parts.winner,
         x_ptr=x,
+        weight_ptr=weight,
         MEAN=has_mean(pool),
         MAX=maxima,
         SAVE_WINNER=parts.winner is not None,
@@ -131,7 +145,7 @@ def squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None, channels_last: boo
     """``Σ grad · x`` for each split, ``(N, S, C)`` float32, with ``grad`` behind the mask that ``bits`` hold."""
     from ..kernels.squeeze import squeeze_bwd_kernel
 
-    dgate = torch.empty(_splits(x, channels_last), dtype=torch.float32, device=x.device)
+    dgate = torch.empty(splits_of(x, channels_last), dtype=torch.float32, device=x.device)
     sums(_start_by_splits, squeeze_bwd_kernel, grad, x, channels_last, bits, parts=dgate, dgate_ptr=dgate)
     return dgate
 

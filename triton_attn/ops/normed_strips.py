@@ -18,7 +18,6 @@ from ..reference.batch_norm import BatchNorm, tensors_of
 from ..tuning import rules, strip_rules
 from . import batch_norm, launch
 from .batch_norm import Norm, NormTensors, empty_statistics, told_of
-from .gating import widened
 from .layout import served, served_both
 from .library import Launcher, Results, as_kept, new_like
 from .linked import Link, begin, by_formula, unchanged
@@ -29,7 +28,7 @@ from .strip_passes import Gates, Parts, apply_bwd, empty_parts, empty_seen, in_o
 class Pool(torch.autograd.Function):
     """The means of the normalised map; that map and the shortcut, for the multiply alone; and the batch's statistics.
 
-    The map is x as it is: who computes with it normalises it (:class:`Normalised`).
+    The map is x as it is: who computes with it normalises it (:class:`.Normalised`).
     """
 
     @staticmethod
@@ -85,23 +84,6 @@ def _pooled(of_norm: Results, given: tuple[bool, float], x: Tensor, *affine: Ten
     running_mean, running_var = of_norm[2:]
     v = plain.batch_norm(x, BatchNorm(weight, bias, running_mean, running_var, training=given[0], eps=given[1]))
     return v, v.mean(3, keepdim=True), v.mean(2, keepdim=True)
-
-
-class Normalised(torch.autograd.Function):
-    """The normalised map of what stands for it: so its gradient is handed on."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Norm) -> Tensor:  # noqa: ARG004
-        mean, variance, weight, bias, training, eps, _ = norm
-        count = x.numel() // x.shape[1]
-        variance = widened(variance) * ((count - 1) / count if training else 1.0)
-        scale = torch.rsqrt(variance + eps) * (1.0 if weight is None else weight)
-        v = (widened(x) - mean[:, None, None]) * scale[:, None, None]
-        return (v if bias is None else v + bias[:, None, None]).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ARG004
-        return grad, None
 
 
 def pool(link: Link, x: Tensor, norm: BatchNorm, shortcut: Tensor | None, *, differentiated: bool) -> Any:

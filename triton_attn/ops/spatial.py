@@ -9,14 +9,17 @@ from torch import Tensor
 
 from ..tuning import chips, rules, spatial_rules
 from . import launch
+from .batch_norm import Gradients, Norm, told_of
 from .passes import Maps, multiply, multiply_bwd, start_over, sums
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
+def _start(
+    kernel: Any, like: Tensor, channels_last: bool, maps: Maps, *, heavy: bool = False, **arguments: Any
+) -> None:
     """Start a kernel that has a program for every image and block of positions of ``like``."""
     channels, positions = like.shape[1], like.shape[2] * like.shape[3]
     lanes = 64 if chips.chip_of(like.device).amd else 32
-    rule = spatial_rules.spatial(channels, positions, like.itemsize, lanes)
+    rule = spatial_rules.spatial(channels, positions, like.itemsize, lanes, heavy=heavy)
     sizes = {"channels": (channels, "CHUNK"), "positions": (positions, "BLOCK_P")}
     start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
 
@@ -32,12 +35,16 @@ def empty_channel_parts(x: Tensor) -> Tensor:
     return empty_pooled(x, 2 * _chunks(x))
 
 
-def pool(x: Tensor, gate: Tensor, channels_last: bool) -> Tensor:
-    """Sum and maximum over each chunk of the channels of ``x · gate``, ``(N, 2 · K, HW)`` float32."""
+def pool(x: Tensor, gate: Tensor, channels_last: bool, norm: Norm | None = None) -> Tensor:
+    """Sum and maximum over each chunk of the channels of ``x · gate``, ``(N, 2 · K, HW)`` float32.
+
+    Here and in what follows, behind a batch norm it is the normalised x, which is never written.
+    """
     from ..kernels.spatial_pool import spatial_pool_kernel
 
     parts = empty_channel_parts(x)
-    _start(spatial_pool_kernel, x, channels_last, {"x": x}, pooled_ptr=parts, x_ptr=x, gate_ptr=gate)
+    told = told_of(norm, x)
+    _start(spatial_pool_kernel, x, channels_last, {"x": x}, pooled_ptr=parts, x_ptr=x, gate_ptr=gate, **told)
     return parts
 
 
@@ -80,12 +87,18 @@ def empty_pooled(x: Tensor, kinds: int = 2) -> Tensor:
 
 
 def apply_fwd(
-    x: Tensor, gate: Tensor, spatial: Tensor, channels_last: bool, shortcut: Tensor | None, saves: bool
+    x: Tensor,
+    gate: Tensor,
+    spatial: Tensor,
+    channels_last: bool,
+    shortcut: Tensor | None,
+    saves: bool,
+    norm: Norm | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """``x · gate · spatial``, or ``relu(… + shortcut)``; with ``saves`` the bits of ReLU's mask come with it."""
     from ..kernels.spatial_apply import spatial_apply_fwd_kernel
 
-    gates: dict[str, Any] = {"gate_ptr": gate, "spatial_ptr": spatial}
+    gates: dict[str, Any] = {"gate_ptr": gate, "spatial_ptr": spatial, **told_of(norm, x)}
     return multiply(_start, spatial_apply_fwd_kernel, x, channels_last, shortcut, saves, **gates)
 
 
@@ -154,19 +167,33 @@ def gate_bwd(
     channels_last: bool,
     bits: Tensor | None,
     dgate: Tensor,
+    norm: Norm | None = None,
+    gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`empty_parts`, written, and the first half of ``dgate``, which is one of :func:`empty_dgate`."""
+    """:func:`empty_parts`, written, and the first half of ``dgate``, which is one of :func:`empty_dgate`.
+
+    Behind a batch norm also of ``gradient``, and both are sums of which :func:`whole_dgate` makes the gates' gradient.
+    """
     from ..kernels.spatial_bwd import spatial_gate_bwd_kernel
 
     dspatial, winners = empty_parts(x)
     told: dict[str, Any] = {"gate_ptr": gate, "pooled_ptr": pooled, "spatial_ptr": spatial}
-    told |= {"dspatial_ptr": dspatial, "winner_ptr": winners, "dgate_ptr": dgate}
+    told |= {"dspatial_ptr": dspatial, "winner_ptr": winners, "dgate_ptr": dgate, "gradient_ptr": gradient}
+    told |= {"heavy": norm is not None, **told_of(norm, x)}
     sums(_start, spatial_gate_bwd_kernel, grad, x, channels_last, bits, **told)
     return dspatial, winners
 
 
-def pool_bwd(x: Tensor, dpooled: Tensor, winner: Tensor, channels_last: bool, dgate: Tensor) -> None:
-    """Write the second half of ``dgate``, from the gradients of ``Σ_c u`` and ``max_c u``."""
+def pool_bwd(
+    x: Tensor,
+    dpooled: Tensor,
+    winner: Tensor,
+    channels_last: bool,
+    dgate: Tensor,
+    norm: Norm | None = None,
+    gradient: Tensor | None = None,
+) -> None:
+    """Write the second halves, from the gradients of ``Σ_c u`` and ``max_c u``."""
     from ..kernels.spatial_bwd import spatial_pool_bwd_kernel
 
     _start(
@@ -175,10 +202,50 @@ def pool_bwd(x: Tensor, dpooled: Tensor, winner: Tensor, channels_last: bool, dg
         channels_last,
         {"x": x},
         dgate_ptr=dgate,
+        gradient_ptr=gradient,
         x_ptr=x,
         dpooled_ptr=dpooled,
         winner_ptr=winner,
+        **told_of(norm, x),
     )
+
+
+def empty_whole(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what :func:`whole_dgate` makes, each ``(N, C)`` float32."""
+    dgate, gradient, moment = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(3))
+    return dgate, gradient, moment
+
+
+def whole_dgate(
+    x: Tensor, norm: Norm, dgate: Tensor, gradient: Tensor, half: int, before: tuple[Tensor | None, Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Behind a batch norm, from one half of the parts: the gradient of the channels' gates, and the sums with others.
+
+    These are, of the gradient of ``v · gate`` with v the normalised map, the sum, and that times ``x - mean``.
+    """
+    from ..kernels.batch_norm import normed_gate_bwd_kernel
+
+    found = empty_whole(x)
+    batch, blocks, channels = dgate.shape[0], dgate.shape[1] // 2, dgate.shape[2]
+    config = rules.whole(channels, blocks)
+    launch.start(
+        normed_gate_bwd_kernel,
+        (batch * rules.cdiv(channels, config["BLOCK_C"]),),
+        x.device,
+        dgate_ptr=found[0],
+        gradient_ptr=found[1],
+        moment_ptr=found[2],
+        gradient_parts_ptr=gradient,
+        moment_parts_ptr=dgate,
+        gradient_before_ptr=before[0],
+        moment_before_ptr=before[1],
+        channels=channels,
+        blocks=blocks,
+        HALF=half,
+        **told_of(norm, x),
+        **config,
+    )
+    return found
 
 
 def parameters_bwd(dtaps: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,15 +280,20 @@ def apply_bwd(
     dpeak: Tensor | None = None,
     peak: Tensor | None = None,
     place: Tensor | None = None,
+    norm: Norm | None = None,
+    by: Gradients | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of x, and with ``bits`` that of the shortcut, else None.
 
-    Of x only the layout is looked at, unless its maxima over positions have a gradient ``dpeak`` too.
+    Of x only the layout is looked at, unless its maxima over positions have a gradient ``dpeak`` too. ``by`` is for a
+    norm in training.
     """
     from ..kernels.spatial_apply import spatial_apply_bwd_kernel
 
     told: dict[str, Any] = {"gate_ptr": gate, "dmean_ptr": dmean, "spatial_ptr": spatial}
     told |= {"dpooled_ptr": dpooled, "winner_ptr": winner}
     told |= {"dpeak_ptr": dpeak, "peak_ptr": peak, "place_ptr": place, "MAX": dpeak is not None}
+    told |= {"by_mean_ptr": by and by.by_mean, "by_variance_ptr": by and by.by_variance, **told_of(norm, x)}
+    told |= {"heavy": norm is not None}
     kernel = spatial_apply_bwd_kernel
     return multiply_bwd(_start, kernel, grad, x, channels_last, bits, dpeak is not None, **told)

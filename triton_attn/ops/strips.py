@@ -20,12 +20,11 @@ from ..reference.batch_norm import BatchNorm
 from ..reference.channel_gate import activate
 from ..tuning import strip_rules
 from . import normed_strips
-from .batch_norm import NO_NORM, Norm
+from .batch_norm import NO_NORM, Norm, Normalised
 from .layout import served
 from .library import as_kept, keep
 from .linked import Link, is_wider, unchanged, wants_gradient
 from .normed_gate import taken_in
-from .normed_strips import Normalised
 from .shortcut import added, in_one
 from .strip_passes import APPLY, APPLY_BWD, NO_LAYER, POOL, SUMS_BWD, mask_of
 

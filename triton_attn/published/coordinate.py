@@ -13,13 +13,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import backend
-from ..normed import norm_in_front
 from ..ops.strips import Layer, gate_rows_and_columns
 from ..reference import published
 from ..reference.batch_norm import BatchNorm
 from ..reference.common import check_map
 from ..reference.layers import expects, fit
-from .between import is_served
+from .between import is_served, norm_of_passes
 
 
 class CoordinateAttention(published.CoordinateAttention):
@@ -32,12 +31,10 @@ class CoordinateAttention(published.CoordinateAttention):
         return _gated(self, x, shortcut)
 
     def behind(self, norm: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor | None:
-        if backend.is_plain(x) or type(self).forward is not CoordinateAttention.forward:
+        if type(self).forward is not CoordinateAttention.forward:
             return None
-        channels, parameters = expects(self.conv1)[0], list(self.parameters())
-        if channels != x.shape[1] or (taken := norm_in_front(norm, x, parameters, shortcut)) is None:
-            return None
-        return _gated(self, x, shortcut, taken)
+        taken = norm_of_passes(self, self.conv1, norm, x, shortcut)
+        return None if taken is None else _gated(self, x, shortcut, taken)
 
 
 def _gated(block: CoordinateAttention, x: Tensor, shortcut: Tensor | None, norm: BatchNorm | None = None) -> Tensor:

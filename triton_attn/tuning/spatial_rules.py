@@ -20,8 +20,12 @@ def block_p(positions: int) -> int:
 
 
 @cache
-def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> dict[str, int]:
-    """Blocks of the kernels that walk over a chunk of channels of a block of positions."""
+def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32, *, heavy: bool = False) -> dict[str, int]:
+    """Blocks of the kernels that walk over a chunk of channels of a block of positions.
+
+    Those of the backward behind a batch norm are ``heavy``: a thread has half as many elements there. Of eight it would
+    take 133 and 156 registers, and leave a multiprocessor of Hopper one program of 8 warps.
+    """
     # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has eight elements: sixteen
     # would leave a multiprocessor of Hopper one program of the heaviest kernel, where this leaves it two.
     block_c, chunk = min(64 // itemsize, max(power_of_two(channels), 8)), power_of_two(channels)
@@ -31,7 +35,7 @@ def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> di
         "CHUNK": max(chunk, block_c),
         "BLOCK_C": block_c,
         "BLOCK_P": block_p(positions),
-        "num_warps": max(block_p(positions) * block_c // (8 * lanes), 1),
+        "num_warps": max(block_p(positions) * block_c // ((4 if heavy else 8) * lanes), 1),
     }
 
 
