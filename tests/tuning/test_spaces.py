@@ -116,8 +116,8 @@ def dots_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime import interpreter
 
     def dot(_: Any, a: Any, b: Any, d: Any, *__: Any) -> Any:
-        products = a.data.astype(d.data.dtype)[:, :, None] * b.data.astype(d.data.dtype)[None]
-        return interpreter.TensorHandle(products.sum(axis=1) + d.data, d.dtype.scalar)
+        products = a.data.astype(d.data.dtype)[..., None] * b.data.astype(d.data.dtype)[..., None, :, :]
+        return interpreter.TensorHandle(products.sum(axis=-2) + d.data, d.dtype.scalar)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
 
