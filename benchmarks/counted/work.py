@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.counted.meter import Seeing
 
-AT_ONCE = 2 * 132  # programs of a grid that fit on a chip side by side, whatever they need
+AT_ONCE = 8 * 132  # programs of a grid that may fit on a chip side by side
 SAMPLED = 8  # programs of a grid: scattered, since the last ones of a row often have less to do
 GOLDEN = 0.6180339887
 SECTOR = 32
@@ -162,38 +162,40 @@ def _count(step: Step) -> None:
     given = {t.data_ptr(): touched[:2] for t, touched in zip(tensors, step.touched, strict=True)}
     few = range(min(step.programs, SAMPLED))
     chosen = few if step.programs <= SAMPLED else {int((0.5 + i * GOLDEN) % 1 * step.programs) for i in few}
-    indices = [tuple(int(i) for i in np.unravel_index(each, grid)) for each in chosen]
-    program, waited = _Program(), list[tuple[int, int]]()
     move, dimensions = interpreter_builder.set_grid_idx, interpreter_builder.set_grid_dim
 
-    def set_index(i: int, *_: int) -> None:
-        program.round_open = False
-        waited.append((program.rounds, program.meetings))
-        move(*indices[i])
+    def run(number: int) -> _Program:
+        program, index = _Program(), tuple(int(i) for i in np.unravel_index(number, grid))
 
-    def set_dimensions(*_: int) -> None:
-        dimensions(*grid)
+        def set_index(*_: int) -> None:
+            move(*index)
 
-    with (
-        program.watching(),
-        mock.patch.object(interpreter_builder, "set_grid_idx", set_index),
-        mock.patch.object(interpreter_builder, "set_grid_dim", set_dimensions),
-    ):
-        step.kernel[(len(indices),)](**arguments)
-    share = step.programs / len(indices)
+        def set_dimensions(*_: int) -> None:
+            dimensions(*grid)
+
+        with (
+            program.watching(),
+            mock.patch.object(interpreter_builder, "set_grid_idx", set_index),
+            mock.patch.object(interpreter_builder, "set_grid_dim", set_dimensions),
+        ):
+            step.kernel[(1,)](**arguments)
+        return program
+
+    programs = [run(number) for number in chosen]
+    share = step.programs / len(programs)
     spans = sorted(given)
     asked: dict[tuple[int, bool], int] = defaultdict(int)
-    for address, size, written in program.accesses:
-        asked[spans[bisect_right(spans, address) - 1], written] += size
+    for program in programs:
+        for address, size, written in program.accesses:
+            asked[spans[bisect_right(spans, address) - 1], written] += size
     step.touched = [(*given[at], round(total * share), written) for (at, written), total in asked.items()]
-    step.products, step.operations = round(program.products * share), round(program.operations * share)
-    step.summed = round(program.summed * share)
-    step.rounds, step.meetings = program.rounds / len(indices), program.meetings / len(indices)
-    if step.programs <= AT_ONCE:
-        ends = [*waited[1:], (program.rounds, program.meetings)]
-        step.rounds, step.meetings = (
-            float(max(end[i] - begin[i] for begin, end in zip(waited, ends, strict=True))) for i in range(2)
-        )
+    for name in ("products", "operations", "summed"):
+        setattr(step, name, round(sum(getattr(program, name) for program in programs) * share))
+    longest = [*programs, run(step.programs - 1)]  # whose kind may be rare, and last
+    for name in ("rounds", "meetings"):
+        mean = sum(getattr(program, name) for program in programs) / len(programs)
+        most = max(getattr(program, name) for program in longest)
+        setattr(step, name, float(most) if step.programs <= AT_ONCE else mean)
 
 
 def _zeros(value: Any) -> Any:

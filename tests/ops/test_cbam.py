@@ -156,6 +156,8 @@ def test_gates_of_twice_a_sigmoid(layout: str, name: str) -> None:
 
 @both_blocks
 def test_only_what_is_asked_for_is_computed(name: str) -> None:
+    from benchmarks.counted.meter import count_kernels
+
     block = make(name, 8, 2)
     x, shortcut = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4, requires_grad=True)
 
@@ -164,8 +166,13 @@ def test_only_what_is_asked_for_is_computed(name: str) -> None:
 
     assert "spatial_apply_bwd_kernel" not in kernels(x, None)
     assert "spatial_apply_bwd_kernel" in kernels(x, shortcut)
-    block.requires_grad_(False)
-    assert "conv_parameters_bwd_kernel" not in kernels(x, shortcut)
+    moved = []
+    for frozen in (False, True):
+        y = block.requires_grad_(not frozen)(x, shortcut)
+        with count_kernels() as traffic:
+            y.sum().backward()
+        moved.append(traffic.moved["parameter"])
+    assert moved[0] - moved[1] == sum(each.nbytes for each in block.parameters())
     assert x.grad is None
 
 
@@ -196,7 +203,7 @@ def test_traffic(name: str, layout: str) -> None:
     size = x.numel() * x.itemsize
     more = name == "DualAttentionBlock"  # a second bottleneck
     assert forward.launches.total() == 5 + more
-    assert backward.launches.total() == 8 + 2 * more
+    assert backward.launches.total() == 7 + 2 * more
     assert forward.moved["map"] == (4 + with_shortcut) * size
     assert backward.moved["map"] == (5 + with_shortcut) * size
     assert forward.moved["mask"] == with_shortcut * x.numel() // 8

@@ -2,8 +2,8 @@
 
 op        ops/cbam.py: of the channels ops/gating.py and ops/dense.py, of the positions ops/spatial.py
 forward   squeeze_fwd, dense_whole_fwd, spatial_pool, spatial_conv_fwd, spatial_apply_fwd
-backward  spatial_gate_bwd, spatial_conv_bwd, spatial_pool_bwd, pooled, dense_hidden_bwd, dense_bwd,
-          conv_parameters_bwd, spatial_apply_bwd
+backward  spatial_gate_bwd, spatial_conv_bwd, spatial_pool_bwd, spatial_sums_bwd, dense_hidden_bwd, dense_bwd,
+          spatial_apply_bwd
 saved     x, the network's means and hidden units, both gates, the positions' mean and maximum, ReLU's mask in bits
 """
 

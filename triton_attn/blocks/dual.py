@@ -2,8 +2,8 @@
 
 op        ops/cbam.py, with two networks, whose gates are multiplied
 forward   squeeze_fwd, dense_whole_fwd, dense_whole_fwd, spatial_pool, spatial_conv_fwd, spatial_apply_fwd
-backward  spatial_gate_bwd, spatial_conv_bwd, spatial_pool_bwd, pooled, dense_hidden_bwd, dense_bwd,
-          dense_hidden_bwd, dense_bwd, conv_parameters_bwd, spatial_apply_bwd
+backward  spatial_gate_bwd, spatial_conv_bwd, spatial_pool_bwd, spatial_sums_bwd, dense_hidden_bwd, dense_bwd,
+          dense_hidden_bwd, dense_bwd, spatial_apply_bwd
 saved     as of CBAM, of both networks, and the product of their gates
 """
 

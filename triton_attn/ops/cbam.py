@@ -1,7 +1,7 @@
 """CBAM and dual attention as one op: dual is CBAM whose channel gate is the product of two bottlenecks.
 
 Passes over the map: 4 forward and 5 backward, 5 and 6 with a shortcut (and a mask of one bit per element). Beside them
-go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 8 backward,
+go a few float32 values per position, which are 8 bytes next to the map's 2 · C. Launches: 5 forward and 7 backward,
 for a second bottleneck 1 and 2 more, and one more forward for every bottleneck whose layers are large.
 """
 
@@ -120,10 +120,8 @@ def backward(
     dpooled, winner, dgate, dtaps = spatial.reading_bwd(
         grad, x, gate, pooled, of_positions, conv_weight, activation, channels_last, kept.bits
     )
-    # Added up once, by many programs: those of a network are few, and wait for every part.
-    whole = gating.whole(Pooled(dgate, None, None), 1, "mean", False).mean
-    assert whole is not None
-    dgate = whole[:, None]
+    dgate, *of_conv = spatial.sums_bwd(dgate, dtaps, conv_weight, conv_bias, needs_weights)
+    dgate = dgate[:, None]
     first, network = dense.contiguous(first), _network(activation)
     one, two = kept.made
     of_second: Results = (None,) * 4
@@ -136,9 +134,6 @@ def backward(
     dmean, _, of_first = dense.backward(
         *given, needs_pooled=needs_map, needs_weights=needs_weights, scale=kept.gate2, dnext=dnext
     )
-    of_conv: Results = (None, None)
-    if needs_weights:
-        of_conv = spatial.parameters_bwd(dtaps, conv_weight, conv_bias)
     dx = dshortcut = None
     if needs_map:
         assert dmean is not None

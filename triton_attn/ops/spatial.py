@@ -248,23 +248,37 @@ def whole_dgate(
     return found
 
 
-def parameters_bwd(dtaps: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the convolution's weight and bias, of which ``dtaps`` ``(N, B, 196)`` are parts."""
-    from ..kernels.conv_parameters import conv_parameters_bwd_kernel
+def sums_bwd(
+    dgate: Tensor, dtaps: Tensor, weight: Tensor, bias: Tensor, needs_weights: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The ends of sums over positions: the gradient of the channels' gate, of which ``dgate`` ``(N, S, C)`` are parts.
 
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
-    config = spatial_rules.CONV_PARAMETERS
+    And those of the convolution's weight and bias where they are needed, of which ``dtaps`` ``(N, B, 196)`` are parts.
+    """
+    from ..kernels.spatial_sums import spatial_sums_bwd_kernel
+
+    batch, splits, channels = dgate.shape
+    whole = torch.empty((batch, channels), dtype=torch.float32, device=dgate.device)
+    dweight, dbias = (torch.empty_like(weight), torch.empty_like(bias)) if needs_weights else (None, None)
+    config = {**rules.whole(channels, splits), **spatial_rules.CONV_PARAMETERS}
+    tiles = batch * rules.cdiv(channels, config["BLOCK_C"])
     launch.start(
-        conv_parameters_bwd_kernel,
-        (rules.cdiv(49, config["BLOCK_K"]),),
-        dtaps.device,
+        spatial_sums_bwd_kernel,
+        (tiles + (rules.cdiv(49, config["BLOCK_K"]) if needs_weights else 0),),
+        dgate.device,
+        dgate_ptr=whole,
         dweight_ptr=dweight,
         dbias_ptr=dbias,
+        dgate_parts_ptr=dgate,
         part_ptr=dtaps,
+        channels=channels,
+        splits=splits,
         parts=dtaps.shape[0] * dtaps.shape[1],
+        tiles=tiles,
+        WEIGHTS=needs_weights,
         **config,
     )
-    return dweight, dbias
+    return whole, dweight, dbias
 
 
 def apply_bwd(

@@ -1,7 +1,13 @@
-"""The end of the spatial gate's convolution's gradients: sums over all programs that took parts of them."""
+"""The ends of the backward's sums over positions, in one launch: of the channels' gate, and of the convolution.
+
+Added up once, by many programs: those of a gate network are few, and would wait for every part.
+"""
 
 import triton
 import triton.language as tl
+
+from .neighbours import block_of_program
+from .partials import sum_parts
 
 
 @triton.jit
@@ -11,18 +17,10 @@ def load_columns(ptr, row, column, rows, exists):
     return tl.load(ptr + row.to(tl.int64)[:, None] * 196 + column[None, :], mask=mask, other=0.0)
 
 
-# How many parts there are hangs on the batch, which must not compile the kernel again.
-@triton.jit(do_not_specialize=["parts"])
-def conv_parameters_bwd_kernel(
-    dweight_ptr,  # (1, 2, 7, 7)
-    dbias_ptr,  # (1,)
-    part_ptr,  # (R, 4, 49) float32, as store_taps leaves them
-    parts,  # R
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """One program per BLOCK_K taps of both channels; the first one has the bias too."""
-    tap = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+@triton.jit
+def conv_parameters_bwd(dweight_ptr, dbias_ptr, part_ptr, parts, block, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The gradients of BLOCK_K taps of both channels; the first block has the bias too."""
+    tap = block * BLOCK_K + tl.arange(0, BLOCK_K)
     exists = tap < 49
     of_mean = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
     of_top = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
@@ -50,5 +48,35 @@ def conv_parameters_bwd_kernel(
     tl.store(dweight_ptr + tap, dweight.to(dtype), mask=exists)
     dweight = tl.where(hidden, float("nan"), tl.sum(of_top, axis=0))
     tl.store(dweight_ptr + 49 + tap, dweight.to(dtype), mask=exists)
-    if tl.program_id(0) == 0:
+    if block == 0:
         tl.store(dbias_ptr, tl.sum(tl.sum(total, axis=0), axis=0).to(dbias_ptr.dtype.element_ty))
+
+
+# How many parts and tiles there are hangs on the batch, which must not compile the kernel again.
+@triton.jit(do_not_specialize=["parts", "tiles"])
+def spatial_sums_bwd_kernel(
+    dgate_ptr,  # (N, C) float32, the gradient of the channels' gate
+    dweight_ptr,  # (1, 2, 7, 7)
+    dbias_ptr,  # (1,)
+    dgate_parts_ptr,  # (N, S, C) float32
+    part_ptr,  # (R, 4, 49) float32, as store_taps leaves them
+    channels,
+    splits,  # S
+    parts,  # R
+    tiles,  # of the first; the other programs have some taps each
+    WEIGHTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One image and block of channels a program, or with WEIGHTS some taps of the convolution."""
+    pid = tl.program_id(0)
+    if pid < tiles:
+        row, c = block_of_program(channels, BLOCK_C)
+        inside = (c < channels)[None, :]
+        total = sum_parts(dgate_parts_ptr, row, c, inside, channels, splits, BLOCK_S)
+        tl.store(dgate_ptr + row.to(tl.int64)[:, None] * channels + c[None, :], total, mask=inside)
+    if WEIGHTS:
+        if pid >= tiles:
+            conv_parameters_bwd(dweight_ptr, dbias_ptr, part_ptr, parts, pid - tiles, BLOCK_R, BLOCK_K)
