@@ -7,12 +7,13 @@ span makes little of what the gates cost.
 import triton
 import triton.language as tl
 
-from .common import finish_tile, load_grad, load_tile, over_positions, store_tile, tile_at
+from .common import over_channels, over_positions, tile_at
+from .maps import finish, hand_on, read_tile, sizes_of, steps, write_tile
 
 
 @triton.jit
 def span_of_program(channels, positions, BLOCK_C: tl.constexpr, SPAN: tl.constexpr):
-    """The image, the first channel, and the first and last position of this program: last span first.
+    """The image, the first channel and all, and the first and last position of this program: last span first.
 
     The pass before this one went over the map forwards, so its end is what the L2 cache still holds.
     """
@@ -21,98 +22,78 @@ def span_of_program(channels, positions, BLOCK_C: tl.constexpr, SPAN: tl.constex
     spans = tl.cdiv(positions, SPAN)
     n = pid // (blocks * spans)
     first_p = pid // blocks % spans * SPAN
-    return n, pid % blocks * BLOCK_C, first_p, tl.minimum(first_p + SPAN, positions)
+    first_c = pid % blocks * BLOCK_C
+    return n, first_c, first_c + tl.arange(0, BLOCK_C), first_p, tl.minimum(first_p + SPAN, positions)
+
+
+@triton.jit
+def share_of(dpeak, peak, winner):
+    """What of a maximum's gradient a position gets where the maximum is: tied ones share it evenly.
+
+    Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
+    """
+    return tl.where(peak == peak, dpeak / tl.where(winner < 0, -winner, 1).to(tl.float32), float("nan"))
+
+
+@triton.jit
+def is_peak(x, n, tile, p, peak, winner, CHANNELS_LAST: tl.constexpr):
+    """Where in a tile with positions p its channels' maxima are: x is read again where these are tied."""
+    tied = over_positions(winner < 0, CHANNELS_LAST)
+    outer, inner_start, inner, mask, outer_size, inner_size = tile
+    again = read_tile(x, n, (outer, inner_start, inner, mask & tied, outer_size, inner_size))
+    here = over_channels(p, CHANNELS_LAST) == over_positions(winner, CHANNELS_LAST)
+    at_peak = tl.where(tied, again == over_positions(peak, CHANNELS_LAST), here)
+    return at_peak | over_positions(peak != peak, CHANNELS_LAST)
 
 
 @triton.jit
 def apply_gate_fwd_kernel(
-    y_ptr,  # (N, C, H, W)
+    y_ptr, stride_yn, stride_yo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     gate_ptr,  # (N, C)
-    shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
-    stride_yn,
-    stride_yo,
-    stride_xn,
-    stride_xo,
-    stride_sn,
-    stride_so,
-    channels,
-    positions,
-    UNIT: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    SAVE_BITS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    shortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
+    channels, positions,
+    UNIT: tl.constexpr, HAS_SHORTCUT: tl.constexpr, SAVE_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """y = x · gate, or with a shortcut relu(x · gate + shortcut), whose mask is kept as bits."""
-    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
-    stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
-    stride_sn, stride_so = stride_sn * unit, stride_so * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    y, x = (y_ptr, steps(stride_yn, stride_yo, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    shortcut = shortcut_ptr, steps(stride_sn, stride_so, UNIT)
+    n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     gate = tl.load(gate_ptr + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0).to(tl.float32)
 
     for p in range(first_p, last_p, BLOCK_P):
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        y = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) * over_positions(gate, CHANNELS_LAST)
-        finish_tile(
-            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
-            HAS_SHORTCUT, SAVE_BITS,
-        )  # fmt: skip
+        values = read_tile(x, n, tile) * over_positions(gate, CHANNELS_LAST)
+        finish(y, bits_ptr, shortcut, values, n, tile, HAS_SHORTCUT, SAVE_BITS)
 
 
 @triton.jit
 def apply_gate_bwd_kernel(
-    dx_ptr,  # (N, C, H, W)
-    dshortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
-    grad_ptr,  # (N, C, H, W), the gradient of y
-    x_ptr,  # (N, C, H, W), with MAX
+    dx_ptr, stride_dn, stride_do,  # (N, C, H, W)
+    dshortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W), with MAX
     bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
     gate_ptr,  # (N, C)
     dmean_ptr,  # (N, C), the gradient of the mean, with MEAN
     dpeak_ptr,  # (N, C), the gradient of the maximum, with MAX
     peak_ptr,  # (N, C) float32, the maximum, with MAX
     winner_ptr,  # (N, C) int32, where it is, or minus how often
-    stride_dn,
-    stride_do,
-    stride_sn,
-    stride_so,
-    stride_gn,
-    stride_go,
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    UNIT: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    MEAN: tl.constexpr,
-    MAX: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    channels, positions,
+    UNIT: tl.constexpr, HAS_SHORTCUT: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """dx = grad · gate + dmean / HW (+ dpeak at the maximum); the gradient of the shortcut is grad behind ReLU's mask.
 
     Tied maxima share dpeak evenly. Only where there are ties must x be read again to find them.
     """
-    unit = tl.full((), UNIT, tl.int64)
-    stride_dn, stride_do, stride_sn, stride_so = stride_dn * unit, stride_do * unit, stride_sn * unit, stride_so * unit
-    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    dx, dshortcut = (dx_ptr, steps(stride_dn, stride_do, UNIT)), (dshortcut_ptr, steps(stride_sn, stride_so, UNIT))
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     vector, exists = n.to(tl.int64) * channels + c, c < channels
     gate = tl.load(gate_ptr + vector, mask=exists, other=0.0).to(tl.float32)
     if MEAN:
@@ -122,28 +103,17 @@ def apply_gate_bwd_kernel(
         winner = tl.load(winner_ptr + vector, mask=exists, other=0)
         # Where there is one winner, the maximum itself is not asked for.
         peak = tl.load(peak_ptr + vector, mask=exists & (winner < 0), other=0.0)
-        # Nothing is at a NaN maximum, and all of its channel gets the NaN that PyTorch gives it.
-        share = tl.where(peak == peak, dpeak / tl.where(winner < 0, -winner, 1).to(tl.float32), float("nan"))
+        share = share_of(dpeak, peak, winner)
 
     for p in range(first_p, last_p, BLOCK_P):
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
-        if HAS_SHORTCUT:
-            store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
-        dx = grad * over_positions(gate, CHANNELS_LAST)
+        values = hand_on(grad, bits_ptr, dshortcut, n, tile, HAS_SHORTCUT) * over_positions(gate, CHANNELS_LAST)
         if MEAN:
-            dx += over_positions(dmean, CHANNELS_LAST)
+            values += over_positions(dmean, CHANNELS_LAST)
         if MAX:
-            tied = over_positions(winner < 0, CHANNELS_LAST)
-            x = load_tile(x_ptr, n, outer, inner, mask & tied, stride_xn, stride_xo)
-            position = outer[:, None] if CHANNELS_LAST else inner[None, :]
-            at_peak = tl.where(
-                tied, x == over_positions(peak, CHANNELS_LAST), position == over_positions(winner, CHANNELS_LAST)
-            )
-            at_peak |= over_positions(peak != peak, CHANNELS_LAST)
-            dx += tl.where(at_peak, over_positions(share, CHANNELS_LAST), 0.0)
-        store_tile(dx_ptr, dx, n, outer, inner, mask, stride_dn, stride_do)
+            at_peak = is_peak(x, n, tile, p + tl.arange(0, BLOCK_P), peak, winner, CHANNELS_LAST)
+            values += tl.where(at_peak, over_positions(share, CHANNELS_LAST), 0.0)
+        write_tile(dx, values, n, tile)
 
 
 # No sum goes over positions here.

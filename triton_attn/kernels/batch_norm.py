@@ -96,23 +96,10 @@ def batch_statistics_kernel(
     square_parts_ptr,  # (N, S, C) float32, Σ (x - that mean)²
     weight_ptr,  # (C,), or None
     bias_ptr,  # (C,), or None
-    batch,
-    count,
-    channels,
-    positions,
-    width,
-    parts,
-    SPAN: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    POOL: tl.constexpr,
-    SAVE: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    batch, count, channels, positions, width, parts,
+    SPAN: tl.constexpr, BLOCK_W: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, POOL: tl.constexpr,
+    SAVE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """Mean and variance over the batch by Chan's formula, no difference of large sums, of one block of channels."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = c < channels
@@ -173,18 +160,10 @@ def batch_norm_parameters_bwd_kernel(
     peak_ptr,  # (N, C) float32, x there less the batch norm's mean
     mean_ptr,  # (C,)
     variance_ptr,  # (C,)
-    batch,
-    count,
-    channels,
-    positions,
-    parts,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    ACTIVATED: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    batch, count, channels, positions, parts,
+    EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
-):
+):  # fmt: skip
     """The sums over the batch that the gradients of weight, bias and map have, of one block of channels.
 
     The gradient of the normalised map is f' · (grad · gate + dpooled / HW): so its sums are those of its terms.

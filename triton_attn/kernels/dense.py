@@ -31,54 +31,20 @@ def dense_hidden_fwd_kernel(
     scale_ptr,  # (N, C) float32, with SCALED
     weight_ptr,  # (M, C)
     bias_ptr,  # (M,), or None, with LAYERS 1
-    batch,
-    channels,
-    positions,
-    splits,
-    hidden_size,
-    POOL: tl.constexpr,
-    SCALED: tl.constexpr,
-    SAVE: tl.constexpr,
-    LAYERS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PIECES: tl.constexpr,
-):
+    batch, channels, positions, splits, hidden_size,
+    POOL: tl.constexpr, SCALED: tl.constexpr, SAVE: tl.constexpr, LAYERS: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
     """hidden = weight · v for every pooled vector, which is made of its parts, one tile and chunk a program."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     first_c = tl.program_id(2) * CHUNK
+    whole, given = (mean_ptr, peak_ptr, winner_ptr), (sum_parts_ptr, peak_parts_ptr, winner_parts_ptr)
     hidden, second = hidden_of(
-        mean_ptr,
-        peak_ptr,
-        winner_ptr,
-        sum_parts_ptr,
-        peak_parts_ptr,
-        winner_parts_ptr,
-        scale_ptr,
-        weight_ptr,
-        n,
-        m,
-        batch,
-        channels,
-        positions,
-        splits,
-        hidden_size,
-        first_c,
-        tl.minimum(first_c + CHUNK, channels),
-        POOL,
-        SCALED,
-        SAVE,
-        PRECISION,
-        BLOCK_C,
-        BLOCK_S,
-        PIECES,
-    )
+        whole, given, scale_ptr, weight_ptr, n, m, batch, channels, positions, splits, hidden_size,
+        first_c, tl.minimum(first_c + CHUNK, channels), POOL, SCALED, SAVE, PRECISION, BLOCK_C, BLOCK_S, PIECES,
+    )  # fmt: skip
     POOLS: tl.constexpr = 2 if POOL == "both" else 1
     if LAYERS == 1:
         logits = hidden + second if POOL == "both" else hidden
@@ -103,20 +69,11 @@ def dense_gate_fwd_kernel(
     bias1_ptr,  # (M,), or None
     weight_ptr,  # (C, M)
     bias_ptr,  # (C,), or None
-    batch,
-    channels,
-    hidden_size,
+    batch, channels, hidden_size,
     parts,  # P
-    POOLS: tl.constexpr,
-    SCALED: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    POOLS: tl.constexpr, SCALED: tl.constexpr, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """gate = act2(weight · Σ_k act1(hidden_k + bias1) + bias), one tile a program."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -151,21 +108,11 @@ def dense_hidden_bwd_kernel(
     dnext_ptr,  # (N, C) float32, the gradient of the next network's input, with CHAINED
     mean_ptr,  # (N, C) float32, likewise
     weight_ptr,  # (C, M)
-    batch,
-    channels,
-    splits,
-    hidden_size,
-    SCALED: tl.constexpr,
-    CHAINED: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    batch, channels, splits, hidden_size,
+    SCALED: tl.constexpr, CHAINED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
     PIECES: tl.constexpr,
-):
+):  # fmt: skip
     """dhidden = weightᵀ · dlogit, one tile and chunk a program."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -210,79 +157,30 @@ def dense_bwd_kernel(
     gate_ptr,  # (N, C) float32, what the mean is multiplied by in the next network's input, with CHAINED
     dnext_ptr,  # (N, C) float32, the gradient of that input, with CHAINED
     weight_ptr,  # (M, C)
-    batch,
-    channels,
-    hidden_size,
+    batch, channels, hidden_size,
     parts,  # P
     tiles,  # of the gradients of what was pooled; the other programs have one of the weights' each
-    POOLED: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    POOL: tl.constexpr,
-    CHAINED: tl.constexpr,
-    LAYERS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WEIGHT_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    POOLED: tl.constexpr, WEIGHTS: tl.constexpr, POOL: tl.constexpr, CHAINED: tl.constexpr, LAYERS: tl.constexpr,
+    HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, WEIGHT_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """The gradients of what was pooled and of the parameters, one tile of the one or the others a program."""
     pid = tl.program_id(0)
     blocks = tl.cdiv(channels, BLOCK_C)
     if POOLED:
         if pid < tiles:
             pooled_bwd(
-                dmean_ptr,
-                dpeak_ptr,
-                dhidden_ptr,
-                unit_ptr,
-                gate_ptr,
-                dnext_ptr,
-                weight_ptr,
-                pid // blocks * ROWS + tl.arange(0, ROWS),
-                pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C),
-                batch,
-                channels,
-                hidden_size,
-                parts,
-                POOL,
-                CHAINED,
-                LAYERS,
-                HIDDEN,
-                ACTIVATION,
-                PRECISION,
-                BLOCK_M,
-                BLOCK_S,
-            )
+                dmean_ptr, dpeak_ptr, dhidden_ptr, unit_ptr, gate_ptr, dnext_ptr, weight_ptr,
+                pid // blocks * ROWS + tl.arange(0, ROWS), pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C),
+                batch, channels, hidden_size, parts,
+                POOL, CHAINED, LAYERS, HIDDEN, ACTIVATION, PRECISION, BLOCK_M, BLOCK_S,
+            )  # fmt: skip
     if WEIGHTS:
         if pid >= tiles:
             weights_bwd(
-                dweight1_ptr,
-                dbias1_ptr,
-                dweight2_ptr,
-                dbias2_ptr,
-                dhidden_ptr,
-                unit_ptr,
-                dlogit_ptr,
-                mean_ptr,
-                peak_ptr,
-                (pid - tiles) // blocks * WEIGHT_M,
-                (pid - tiles) % blocks * BLOCK_C,
-                batch,
-                channels,
-                hidden_size,
-                parts,
-                POOL,
-                LAYERS,
-                HIDDEN,
-                ACTIVATION,
-                PRECISION,
-                WEIGHT_M,
-                BLOCK_C,
-                BLOCK_N,
-                BLOCK_S,
-            )
+                (dweight1_ptr, dbias1_ptr, dweight2_ptr, dbias2_ptr),
+                dhidden_ptr, unit_ptr, dlogit_ptr, mean_ptr, peak_ptr,
+                (pid - tiles) // blocks * WEIGHT_M, (pid - tiles) % blocks * BLOCK_C,
+                batch, channels, hidden_size, parts,
+                POOL, LAYERS, HIDDEN, ACTIVATION, PRECISION, WEIGHT_M, BLOCK_C, BLOCK_N, BLOCK_S,
+            )  # fmt: skip

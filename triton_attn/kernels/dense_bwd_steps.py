@@ -10,19 +10,9 @@ from .partials import sum_parts, vector_of
 
 @triton.jit
 def units_bwd(
-    dhidden_ptr,
-    unit_ptr,
-    n,
-    m,
-    batch,
-    hidden_size,
-    parts,
-    POOL: tl.constexpr,
-    LAYERS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    dhidden_ptr, unit_ptr, n, m, batch, hidden_size, parts,
+    POOL: tl.constexpr, LAYERS: tl.constexpr, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """The gradients of the units for one pooled vector and the other, and the sum of the activated ones.
 
     With LAYERS 1 the units are the gates, both gradients that of the gate before its activation, and the sum is none.
@@ -47,28 +37,11 @@ def units_bwd(
 
 @triton.jit
 def pooled_bwd(
-    dmean_ptr,
-    dpeak_ptr,
-    dhidden_ptr,
-    unit_ptr,
-    gate_ptr,
-    dnext_ptr,
-    weight_ptr,
-    n,
-    c,
-    batch,
-    channels,
-    hidden_size,
-    parts,
-    POOL: tl.constexpr,
-    CHAINED: tl.constexpr,
-    LAYERS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    dmean_ptr, dpeak_ptr, dhidden_ptr, unit_ptr, gate_ptr, dnext_ptr, weight_ptr,
+    n, c, batch, channels, hidden_size, parts,
+    POOL: tl.constexpr, CHAINED: tl.constexpr, LAYERS: tl.constexpr, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """dv_k = weightᵀ · (the gradient of unit k)."""
     first = tl.zeros((n.shape[0], c.shape[0]), tl.float32)
     second = tl.zeros((n.shape[0], c.shape[0]), tl.float32)
@@ -95,32 +68,16 @@ def pooled_bwd(
 
 @triton.jit
 def weights_bwd(
-    dweight1_ptr,
-    dbias1_ptr,
-    dweight2_ptr,
-    dbias2_ptr,
-    dhidden_ptr,
-    unit_ptr,
-    dlogit_ptr,
-    mean_ptr,
-    peak_ptr,
-    first_m,
-    first_c,
-    batch,
-    channels,
-    hidden_size,
-    parts,
-    POOL: tl.constexpr,
-    LAYERS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    """Sums over the batch, for an (M, C) tile of both weights; the first tiles have the biases."""
+    gradients, dhidden_ptr, unit_ptr, dlogit_ptr, mean_ptr, peak_ptr,
+    first_m, first_c, batch, channels, hidden_size, parts,
+    POOL: tl.constexpr, LAYERS: tl.constexpr, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Sums over the batch, for an (M, C) tile of both weights; the first tiles have the biases.
+
+    ``gradients`` are pointers to those of weight1, bias1, weight2 and bias2.
+    """
+    dweight1_ptr, dbias1_ptr, dweight2_ptr, dbias2_ptr = gradients
     m, c = first_m + tl.arange(0, BLOCK_M), first_c + tl.arange(0, BLOCK_C)
     POOLS: tl.constexpr = 2 if POOL == "both" else 1
     dweight1 = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)

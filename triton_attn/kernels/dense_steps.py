@@ -52,35 +52,16 @@ def in_pieces(a, b, product, PRECISION: tl.constexpr):
 
 @triton.jit
 def hidden_of(
-    mean_ptr,
-    peak_ptr,
-    winner_ptr,
-    sum_parts_ptr,
-    peak_parts_ptr,
-    winner_parts_ptr,
-    scale_ptr,
-    weight_ptr,
-    n,
-    m,
-    batch,
-    channels,
-    positions,
-    splits,
-    hidden_size,
-    first_c,
-    end_c,
-    POOL: tl.constexpr,
-    SCALED: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PIECES: tl.constexpr,
-):
+    whole, given, scale_ptr, weight_ptr, n, m, batch, channels, positions, splits, hidden_size, first_c, end_c,
+    POOL: tl.constexpr, SCALED: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
     """``weight · v`` of the mean, or of what there is, and of the maximum with both, over some channels.
 
-    The vectors are made of their parts; with SAVE the programs of an image write them, some each.
+    The vectors are made of their parts (:func:`.partials.pooled_parts`); with SAVE the programs of an image write them,
+    some each.
     """
+    mean_ptr, peak_ptr, winner_ptr = whole
     MEAN: tl.constexpr = POOL != "max"
     MAX: tl.constexpr = POOL != "mean"
     hidden = tl.zeros((PIECES, n.shape[0], m.shape[0]), tl.float32)
@@ -93,24 +74,9 @@ def hidden_of(
             scale = load_vectors(scale_ptr, n, c, batch, channels)
         saves = start // BLOCK_C % tl.num_programs(1) == tl.program_id(1)
         mean, peak = pooled_parts(
-            None if SCALED else mean_ptr,
-            peak_ptr,
-            winner_ptr,
-            sum_parts_ptr,
-            peak_parts_ptr,
-            winner_parts_ptr,
-            n,
-            c,
-            inside,
-            channels,
-            splits,
-            positions,
-            saves,
-            MEAN,
-            MAX,
-            SAVE,
-            BLOCK_S,
-        )
+            (None if SCALED else mean_ptr, peak_ptr, winner_ptr), given,
+            n, c, inside, channels, splits, positions, saves, MEAN, MAX, SAVE, BLOCK_S,
+        )  # fmt: skip
         if SCALED:
             mean *= scale
             if SAVE:

@@ -28,56 +28,22 @@ def dense_whole_fwd_kernel(
     bias1_ptr,  # (M,), or None
     weight2_ptr,  # (C, M)
     bias2_ptr,  # (C,), or None
-    batch,
-    channels,
-    positions,
-    splits,
-    hidden_size,
-    POOL: tl.constexpr,
-    SCALED: tl.constexpr,
-    SAVE: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TILE_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PIECES: tl.constexpr,
-):
+    batch, channels, positions, splits, hidden_size,
+    POOL: tl.constexpr, SCALED: tl.constexpr, SAVE: tl.constexpr, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, TILE_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
     """gate = act2(weight2 · Σ_k act1(weight1 · v_k + bias1) + bias2), for a tile of 16 images and TILE_C channels."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m, c = tl.arange(0, BLOCK_M), tl.program_id(1) * TILE_C + tl.arange(0, TILE_C)
     weight = load_weight(weight2_ptr, m, c, 1, hidden_size, hidden_size, channels)  # on its way with the first layer's
     bias1, bias2 = load_bias(bias1_ptr, m, hidden_size)[None, :], load_bias(bias2_ptr, c, channels)[None, :]
     POOLS: tl.constexpr = 2 if POOL == "both" else 1
+    whole, given = (mean_ptr, peak_ptr, winner_ptr), (sum_parts_ptr, peak_parts_ptr, winner_parts_ptr)
     hidden, second = hidden_of(
-        mean_ptr,
-        peak_ptr,
-        winner_ptr,
-        sum_parts_ptr,
-        peak_parts_ptr,
-        winner_parts_ptr,
-        scale_ptr,
-        weight1_ptr,
-        n,
-        m,
-        batch,
-        channels,
-        positions,
-        splits,
-        hidden_size,
-        0,
-        channels,
-        POOL,
-        SCALED,
-        SAVE,
-        PRECISION,
-        BLOCK_C,
-        BLOCK_S,
-        PIECES,
-    )
+        whole, given, scale_ptr, weight1_ptr, n, m, batch, channels, positions, splits, hidden_size,
+        0, channels, POOL, SCALED, SAVE, PRECISION, BLOCK_C, BLOCK_S, PIECES,
+    )  # fmt: skip
     unit = hidden + bias1
     units = activate_hidden(unit, HIDDEN)
     if SAVE:

@@ -43,64 +43,25 @@ def neighbours_fwd_kernel(
     peak_parts_ptr,  # (N, S, C) float32
     winner_parts_ptr,  # (N, S, C) int32
     weight_ptr,  # (K,)
-    channels,
-    positions,
-    splits,
-    kernel_size,
-    POOL: tl.constexpr,
-    SAVE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    channels, positions, splits, kernel_size,
+    POOL: tl.constexpr, SAVE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_S: tl.constexpr,
-):
+):  # fmt: skip
     """The gates of one image and block of channels."""
     row, c = block_of_program(channels, BLOCK_C)
     MEAN: tl.constexpr = POOL != "max"
     MAX: tl.constexpr = POOL != "mean"
+    given = sum_parts_ptr, peak_parts_ptr, winner_parts_ptr
     if SAVE:
-        pooled_parts(
-            mean_ptr,
-            peak_ptr,
-            winner_ptr,
-            sum_parts_ptr,
-            peak_parts_ptr,
-            winner_parts_ptr,
-            row,
-            c,
-            (c < channels)[None, :],
-            channels,
-            splits,
-            positions,
-            True,
-            MEAN,
-            MAX,
-            True,
-            BLOCK_S,
-        )
+        whole, own = (mean_ptr, peak_ptr, winner_ptr), (c < channels)[None, :]
+        pooled_parts(whole, given, row, c, own, channels, splits, positions, True, MEAN, MAX, True, BLOCK_S)
     logits = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, kernel_size, BLOCK_K):
         tap = start + tl.arange(0, BLOCK_K)
         weight = tl.load(weight_ptr + tap, mask=tap < kernel_size, other=0.0).to(tl.float32)
         i, inside = neighbours_of(c, tap - kernel_size // 2, channels)
         mean, peak = pooled_parts(
-            None,
-            None,
-            None,
-            sum_parts_ptr,
-            peak_parts_ptr,
-            None,
-            row,
-            i,
-            inside,
-            channels,
-            splits,
-            positions,
-            False,
-            MEAN,
-            MAX,
-            False,
-            BLOCK_S,
+            (None, None, None), given, row, i, inside, channels, splits, positions, False, MEAN, MAX, False, BLOCK_S
         )
         # A tap that there is not has no weight, but its neighbour may be infinite.
         value = tl.reshape(sum_of(mean, peak, POOL), (BLOCK_C, BLOCK_K))
@@ -117,16 +78,10 @@ def neighbours_bwd_kernel(
     mean_ptr,  # (N, C) float32, what was pooled
     peak_ptr,  # (N, C) float32, likewise
     weight_ptr,  # (K,)
-    channels,
-    splits,
-    kernel_size,
-    POOL: tl.constexpr,
-    NEEDS_WEIGHT: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    channels, splits, kernel_size,
+    POOL: tl.constexpr, NEEDS_WEIGHT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """The same taps, the other way round, and what the program's channels add to the taps' gradient."""
     row, c = block_of_program(channels, BLOCK_C)
     vector = row.to(tl.int64) * channels

@@ -8,130 +8,81 @@ import triton
 import triton.language as tl
 
 from .apply_gate import span_of_program
-from .batch_norm import load_norm
-from .common import (
-    activate_hidden,
-    activate_hidden_bwd,
-    finish_tile,
-    load_grad,
-    load_tile,
-    over_positions,
-    store_tile,
-    tile_at,
-)
-from .squeeze import split_of_program
+from .batch_norm import load_norm, load_norm_of_tile
+from .common import activate_hidden, activate_hidden_bwd, over_positions, tile_at
+from .maps import finish, hand_on, read_grad, read_tile, sizes_of, steps, sum_positions, write_tile, zeros_like_tile
+from .squeeze import part_of, split_of_program
+
+
+@triton.jit
+def spread_norm(of_norm, c, channels, TRAINING: tl.constexpr, EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Of channels c the mean, weight / √(variance + eps) and bias, spread over a tile's positions."""
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr, count = of_norm
+    return load_norm_of_tile(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
+    )
 
 
 # How many values there are goes by the batch, which must not compile the kernels again.
 @triton.jit(do_not_specialize=["count"])
 def normed_squeeze_kernel(
     sum_ptr,  # (N, S, C) float32, Σ f(v) over each span
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     mean_ptr,  # (C,)
     variance_ptr,  # (C,)
     weight_ptr,  # (C,), or None
     bias_ptr,  # (C,), or None
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    spans,
-    count,
-    UNIT: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    channels, positions, spans, count,
+    UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """What the squeeze is behind the batch norm and the activation."""
-    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
-    stride_xn, stride_xo = stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, span, first_c = split_of_program(channels, spans, BLOCK_C)
-    first_p = span * SPAN
-    last_p = tl.minimum(first_p + SPAN, positions)
-    c = first_c + tl.arange(0, BLOCK_C)
-    mean, inverse, weight, bias = load_norm(
-        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
-    )
-    mean, bias = over_positions(mean, CHANNELS_LAST), over_positions(bias, CHANNELS_LAST)
-    scale = over_positions(weight * inverse, CHANNELS_LAST)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    x = x_ptr, steps(stride_xn, stride_xo, UNIT)
+    n, span, first_c, c, first_p, last_p = split_of_program(channels, positions, spans, BLOCK_C, SPAN)
+    of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
+    mean, scale, bias = spread_norm(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    total = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     for p in range(first_p, last_p, BLOCK_P):
-        outer, _, inner, mask, _, _ = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        v = (load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) - mean) * scale + bias
-        total += tl.where(mask, activate_hidden(v, ACTIVATION), 0.0)
-    at = (n.to(tl.int64) * spans + span) * channels + c
-    tl.store(sum_ptr + at, tl.sum(total, axis=0 if CHANNELS_LAST else 1), mask=c < channels)
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        v = (read_tile(x, n, tile) - mean) * scale + bias
+        total += tl.where(tile[3], activate_hidden(v, ACTIVATION), 0.0)
+    at = part_of(n, span, spans, c, channels)
+    tl.store(sum_ptr + at, sum_positions(total, CHANNELS_LAST), mask=c < channels)
 
 
 @triton.jit(do_not_specialize=["count"])
 def normed_apply_fwd_kernel(
-    y_ptr,  # (N, C, H, W)
+    y_ptr, stride_yn, stride_yo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     gate_ptr,  # (N, C) float32
-    shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
+    shortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
     mean_ptr,  # (C,)
     variance_ptr,  # (C,)
     weight_ptr,  # (C,), or None
     bias_ptr,  # (C,), or None
-    stride_yn,
-    stride_yo,
-    stride_xn,
-    stride_xo,
-    stride_sn,
-    stride_so,
-    channels,
-    positions,
-    count,
-    UNIT: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    SAVE_BITS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    channels, positions, count,
+    UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr, SAVE_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """y = f(v) · gate, or with a shortcut relu(f(v) · gate + shortcut), whose mask is kept as bits."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
-    stride_sn, stride_so = stride_sn * unit, stride_so * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
-    c = first_c + tl.arange(0, BLOCK_C)
-    mean, inverse, weight, bias = load_norm(
-        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
-    )
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    y, x = (y_ptr, steps(stride_yn, stride_yo, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    shortcut = shortcut_ptr, steps(stride_sn, stride_so, UNIT)
+    n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
+    of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
+    mean, scale, bias = spread_norm(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
     gate = tl.load(gate_ptr + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0)
-    mean, bias = over_positions(mean, CHANNELS_LAST), over_positions(bias, CHANNELS_LAST)
-    scale = over_positions(weight * inverse, CHANNELS_LAST)
     gate = over_positions(gate, CHANNELS_LAST)
 
     for p in range(first_p, last_p, BLOCK_P):
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        v = (load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) - mean) * scale + bias
-        y = activate_hidden(v, ACTIVATION) * gate
-        finish_tile(
-            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
-            HAS_SHORTCUT, SAVE_BITS,
-        )  # fmt: skip
+        v = (read_tile(x, n, tile) - mean) * scale + bias
+        values = activate_hidden(v, ACTIVATION) * gate
+        finish(y, bits_ptr, shortcut, values, n, tile, HAS_SHORTCUT, SAVE_BITS)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -141,96 +92,70 @@ def normed_sums_kernel(
     moment_ptr,  # (N, S, C) float32, Σ f' · grad · (x - mean), likewise
     slope_ptr,  # (N, S, C) float32, Σ f', likewise where there is an activation
     slope_moment_ptr,  # (N, S, C) float32, Σ f' · (x - mean), likewise
-    grad_ptr,  # (N, C, H, W), the gradient of y
-    x_ptr,  # (N, C, H, W)
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
     mean_ptr,  # (C,)
     variance_ptr,  # (C,)
     weight_ptr,  # (C,), or None
     bias_ptr,  # (C,), or None
-    stride_gn,
-    stride_go,
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    spans,
-    count,
-    UNIT: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEEDS_NORM: tl.constexpr,
-    HAS_BITS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    channels, positions, spans, count,
+    UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr, NEEDS_NORM: tl.constexpr,
+    HAS_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-):
+):  # fmt: skip
     """All sums over positions that the backward has, in one pass over y's gradient and x."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, span, first_c = split_of_program(channels, spans, BLOCK_C)
-    first_p = span * SPAN
-    last_p = tl.minimum(first_p + SPAN, positions)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    n, span, first_c, c, first_p, last_p = split_of_program(channels, positions, spans, BLOCK_C, SPAN)
     mean, inverse, weight, bias = load_norm(
         mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
     )
     scale = weight * inverse
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
-    dgate = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    gradient = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    moment = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    slope = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    slope_moment = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    dgate = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    gradient = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    moment = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    slope = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    slope_moment = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     for p in range(first_p, last_p, BLOCK_P):
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
-        off = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) - over_positions(mean, CHANNELS_LAST)
-        off = tl.where(mask, off, 0.0)
+        by_y, mask = read_grad(grad, bits_ptr, n, tile, HAS_BITS), tile[3]
+        off = tl.where(mask, read_tile(x, n, tile) - over_positions(mean, CHANNELS_LAST), 0.0)
         if ACTIVATION == "none":
-            gradient += grad
-            moment += grad * off
+            gradient += by_y
+            moment += by_y * off
         else:
             v = off * over_positions(scale, CHANNELS_LAST) + over_positions(bias, CHANNELS_LAST)
-            dgate += grad * activate_hidden(v, ACTIVATION)
+            dgate += by_y * activate_hidden(v, ACTIVATION)
             if NEEDS_NORM:
-                by_slope = activate_hidden_bwd(grad, v, ACTIVATION)
+                by_slope = activate_hidden_bwd(by_y, v, ACTIVATION)
                 gradient += by_slope
                 moment += by_slope * off
                 by_slope = tl.where(mask, activate_hidden_bwd(tl.full(v.shape, 1.0, tl.float32), v, ACTIVATION), 0.0)
                 slope += by_slope
                 slope_moment += by_slope * off
 
-    at, exists = (n.to(tl.int64) * spans + span) * channels + c, c < channels
-    of_gradient, of_moment = tl.sum(gradient, axis=AXIS), tl.sum(moment, axis=AXIS)
+    at, exists = part_of(n, span, spans, c, channels), c < channels
+    of_gradient, of_moment = sum_positions(gradient, CHANNELS_LAST), sum_positions(moment, CHANNELS_LAST)
     if ACTIVATION == "none":
         tl.store(dgate_ptr + at, of_moment * scale + of_gradient * bias, mask=exists)
     else:
-        tl.store(dgate_ptr + at, tl.sum(dgate, axis=AXIS), mask=exists)
+        tl.store(dgate_ptr + at, sum_positions(dgate, CHANNELS_LAST), mask=exists)
     if NEEDS_NORM:
         tl.store(gradient_ptr + at, of_gradient, mask=exists)
         tl.store(moment_ptr + at, of_moment, mask=exists)
         if ACTIVATION != "none":
-            tl.store(slope_ptr + at, tl.sum(slope, axis=AXIS), mask=exists)
-            tl.store(slope_moment_ptr + at, tl.sum(slope_moment, axis=AXIS), mask=exists)
+            tl.store(slope_ptr + at, sum_positions(slope, CHANNELS_LAST), mask=exists)
+            tl.store(slope_moment_ptr + at, sum_positions(slope_moment, CHANNELS_LAST), mask=exists)
 
 
 @triton.jit(do_not_specialize=["count"])
 def normed_apply_bwd_kernel(
-    dx_ptr,  # (N, C, H, W)
-    dshortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
-    grad_ptr,  # (N, C, H, W), the gradient of y
-    x_ptr,  # (N, C, H, W), in training, or with an activation
+    dx_ptr, stride_dn, stride_do,  # (N, C, H, W)
+    dshortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W), in training, or with an activation
     bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
     gate_ptr,  # (N, C) float32
     dpooled_ptr,  # (N, C) float32, the gradient of what was pooled
@@ -240,46 +165,22 @@ def normed_apply_bwd_kernel(
     variance_ptr,  # (C,)
     weight_ptr,  # (C,), or None
     bias_ptr,  # (C,), or None
-    stride_dn,
-    stride_do,
-    stride_sn,
-    stride_so,
-    stride_gn,
-    stride_go,
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    count,
-    UNIT: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    channels, positions, count,
+    UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-):
+):  # fmt: skip
     """dx = scale · (f' · (grad · gate + dpooled / HW) - by_mean - by_variance · (x - mean)).
 
     The gradient of the shortcut is grad behind ReLU's mask.
     """
-    unit = tl.full((), UNIT, tl.int64)
-    stride_dn, stride_do, stride_sn, stride_so = stride_dn * unit, stride_do * unit, stride_sn * unit, stride_so * unit
-    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    dx, dshortcut = (dx_ptr, steps(stride_dn, stride_do, UNIT)), (dshortcut_ptr, steps(stride_sn, stride_so, UNIT))
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     vector, exists = n.to(tl.int64) * channels + c, c < channels
-    mean, inverse, weight, bias = load_norm(
-        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
-    )
-    mean, bias = over_positions(mean, CHANNELS_LAST), over_positions(bias, CHANNELS_LAST)
-    scale = over_positions(weight * inverse, CHANNELS_LAST)
+    of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
+    mean, scale, bias = spread_norm(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
     gate = over_positions(tl.load(gate_ptr + vector, mask=exists, other=0.0), CHANNELS_LAST)
     dpooled = over_positions(tl.load(dpooled_ptr + vector, mask=exists, other=0.0) / positions, CHANNELS_LAST)
     if TRAINING:
@@ -288,18 +189,14 @@ def normed_apply_bwd_kernel(
 
     for p in range(first_p, last_p, BLOCK_P):
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
-        if HAS_SHORTCUT:
-            store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
-        dv = grad * gate + dpooled
+        dv = hand_on(grad, bits_ptr, dshortcut, n, tile, HAS_SHORTCUT) * gate + dpooled
         if TRAINING or ACTIVATION != "none":
-            off = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo) - mean
+            off = read_tile(x, n, tile) - mean
             if ACTIVATION != "none":
                 dv = activate_hidden_bwd(dv, off * scale + bias, ACTIVATION)
             if TRAINING:
                 dv -= by_mean + by_variance * off
-        store_tile(dx_ptr, dv * scale, n, outer, inner, mask, stride_dn, stride_do)
+        write_tile(dx, dv * scale, n, tile)
 
 
 # Positions are summed, by the same spans everywhere.

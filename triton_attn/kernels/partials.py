@@ -94,29 +94,17 @@ def winner_of(position, ties, nan):
 
 @triton.jit
 def pooled_parts(
-    mean_ptr,
-    peak_ptr,
-    winner_ptr,
-    sum_parts_ptr,
-    peak_parts_ptr,
-    winner_parts_ptr,
-    row,
-    i,
-    inside,
-    size,
-    parts,
-    positions,
-    saves,
-    MEAN: tl.constexpr,
-    MAX: tl.constexpr,
-    WINNER: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    whole, given, row, i, inside, size, parts, positions, saves,
+    MEAN: tl.constexpr, MAX: tl.constexpr, WINNER: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """The means and the maxima over the parts, (rows, elements) each; 0 where not wanted, and where not ``inside``.
 
-    Where this program ``saves``, they are also written, whole, (N, C) each, for who wants no parts any more; with
-    WINNER, which is for a backward, so is where the maxima are.
+    ``given`` are pointers to the parts of sums, of maxima and of where these are. Where this program ``saves``, means
+    and maxima are also written, for who wants no parts any more, to the pointers ``whole``, (N, C) each; with WINNER,
+    which is for a backward, so is where the maxima are.
     """
+    mean_ptr, peak_ptr, winner_ptr = whole
+    sum_parts_ptr, peak_parts_ptr, winner_parts_ptr = given
     at = row.to(tl.int64)[:, None] * size + i[None, :]
     mean = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
     peak = tl.zeros((row.shape[0], i.shape[0]), tl.float32)

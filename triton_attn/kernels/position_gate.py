@@ -137,7 +137,7 @@ def summed_layer_kernel(
     size,  # M · C
     hidden,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """One layer of two, for the kernels that multiply by it again and again: weight1 + more, and so its bias.
 
     Weights are rounded once, as PyTorch rounds a sum of them.
@@ -152,41 +152,21 @@ def summed_layer_kernel(
 
 @triton.jit
 def position_gate_fwd_kernel(
-    y_ptr,  # (N, C, H, W)
+    y_ptr, stride_yn, stride_yo,  # (N, C, H, W)
     bits_ptr,  # (N, HW, C / 8), the bits of ReLU's mask, with SAVE_BITS
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     weight1_ptr,  # (M, C)
     bias1_ptr,  # (M,)
     weight2_ptr,  # (C, M) with PER_CHANNEL, else (1, M)
     bias2_ptr,  # (C,) or (1,)
-    signal_ptr,  # (N, M, H, W), with HAS_SIGNAL
-    shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
-    stride_yn,
-    stride_yo,
-    stride_xn,
-    stride_xo,
-    stride_sn,
-    stride_so,
-    stride_hn,
-    stride_ho,
+    signal_ptr, stride_hn, stride_ho,  # (N, M, H, W), with HAS_SIGNAL
+    shortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
     positions,
-    CHANNELS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    UNIT: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PER_CHANNEL: tl.constexpr,
-    HAS_SIGNAL: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    SAVE_BITS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, UNIT: tl.constexpr, ACTIVATION: tl.constexpr,
+    PER_CHANNEL: tl.constexpr, HAS_SIGNAL: tl.constexpr, HAS_SHORTCUT: tl.constexpr, SAVE_BITS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
     """y = x · σ(weight2 · relu(weight1 · x + bias1 (+ signal)) + bias2), or relu(… + shortcut), its mask as bits."""
     unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
     stride_yn, stride_xn, stride_sn = stride_yn * unit, stride_xn * unit, stride_sn * unit
@@ -228,51 +208,24 @@ def position_gate_fwd_kernel(
 
 @triton.jit(do_not_specialize=["tiles", "run"])
 def position_gate_bwd_kernel(
-    dx_ptr,  # (N, C, H, W), with NEEDS_MAP
-    dshortcut_ptr,  # (N, C, H, W), with NEEDS_MAP and HAS_SHORTCUT
-    dsignal_ptr,  # (N, M, H, W), with NEEDS_SIGNAL
+    dx_ptr, stride_dn, stride_do,  # (N, C, H, W), with NEEDS_MAP
+    dshortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with NEEDS_MAP and HAS_SHORTCUT
+    dsignal_ptr, stride_dhn, stride_dho,  # (N, M, H, W), with NEEDS_SIGNAL
     partial_ptr,  # (programs, M·C + M + C·M + C or M·C + M + M + 1) float32, with NEEDS_WEIGHTS
-    grad_ptr,  # (N, C, H, W), the gradient of y
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
     bits_ptr,  # (N, HW, C / 8), the bits of ReLU's mask, with HAS_SHORTCUT
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     weight1_ptr,  # (M, C)
     bias1_ptr,  # (M,)
     weight2_ptr,  # (C, M) with PER_CHANNEL, else (1, M)
     bias2_ptr,  # (C,) or (1,)
-    signal_ptr,  # (N, M, H, W), with HAS_SIGNAL
-    stride_dn,
-    stride_do,
-    stride_sn,
-    stride_so,
-    stride_gn,
-    stride_go,
-    stride_xn,
-    stride_xo,
-    stride_dhn,
-    stride_dho,
-    stride_hn,
-    stride_ho,
-    positions,
-    tiles,
-    run,
-    CHANNELS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    UNIT: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PER_CHANNEL: tl.constexpr,
-    HAS_SIGNAL: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    NEEDS_MAP: tl.constexpr,
-    NEEDS_SIGNAL: tl.constexpr,
-    NEEDS_WEIGHTS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    signal_ptr, stride_hn, stride_ho,  # (N, M, H, W), with HAS_SIGNAL
+    positions, tiles, run,
+    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, UNIT: tl.constexpr, ACTIVATION: tl.constexpr,
+    PER_CHANNEL: tl.constexpr, HAS_SIGNAL: tl.constexpr, HAS_SHORTCUT: tl.constexpr, NEEDS_MAP: tl.constexpr,
+    NEEDS_SIGNAL: tl.constexpr, NEEDS_WEIGHTS: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     """The gradients of x, shortcut and signal tile by tile, those of the parameters summed over this program's run."""
     unit = tl.full((), UNIT, tl.int64)
     stride_dn, stride_sn, stride_gn, stride_xn = stride_dn * unit, stride_sn * unit, stride_gn * unit, stride_xn * unit

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 
 from .apply_gate import span_of_program
-from .common import finish_tile, load_grad, load_tile, over_positions, store_tile, tile_at
-from .squeeze import split_of_program
+from .common import over_positions, tile_at
+from .maps import finish, hand_on, read_grad, read_tile, sizes_of, steps, sum_positions, write_tile, zeros_like_tile
+from .squeeze import part_of, split_of_program
 
 
 @triton.jit
@@ -28,6 +29,15 @@ def moments_of(mean_ptr, square_ptr, n, c, channels, positions, spans, SPAN: tl.
 
 
 @triton.jit
+def gamma_of(ptr, HAS_GAMMA: tl.constexpr):
+    """γ, 1 where there is none."""
+    gamma = 1.0
+    if HAS_GAMMA:
+        gamma = tl.load(ptr).to(tl.float32)
+    return gamma
+
+
+@triton.jit
 def simam_gate(x, mean, square, gamma, positions, LAMBDA: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """x's distance from the mean, 1 / 4 (variance + λ), σ of the gate's logit, and the gate, 1 + γ (σ - 1)."""
     others = tl.maximum(positions - 1, 1).to(tl.float32)
@@ -39,57 +49,31 @@ def simam_gate(x, mean, square, gamma, positions, LAMBDA: tl.constexpr, CHANNELS
 
 @triton.jit
 def simam_fwd_kernel(
-    y_ptr,  # (N, C, H, W)
+    y_ptr, stride_yn, stride_yo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with SAVE_BITS
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     mean_ptr,  # (N, S, C) float32
     square_ptr,  # (N, S, C) float32
     gamma_ptr,  # (1,), with HAS_GAMMA
-    shortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
-    stride_yn,
-    stride_yo,
-    stride_xn,
-    stride_xo,
-    stride_sn,
-    stride_so,
-    channels,
-    positions,
-    spans,
-    UNIT: tl.constexpr,
-    LAMBDA: tl.constexpr,
-    HAS_GAMMA: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    SAVE_BITS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    shortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
+    channels, positions, spans,
+    UNIT: tl.constexpr, LAMBDA: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
+    SAVE_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-):
+):  # fmt: skip
     """y = x · gate, or with a shortcut relu(x · gate + shortcut), whose mask is kept as bits."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_yn, stride_yo, stride_xn, stride_xo = stride_yn * unit, stride_yo * unit, stride_xn * unit, stride_xo * unit
-    stride_sn, stride_so = stride_sn * unit, stride_so * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    y, x = (y_ptr, steps(stride_yn, stride_yo, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    shortcut = shortcut_ptr, steps(stride_sn, stride_so, UNIT)
+    n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     mean, square = moments_of(mean_ptr, square_ptr, n, c, channels, positions, spans, SPAN)
-    gamma = 1.0
-    if HAS_GAMMA:
-        gamma = tl.load(gamma_ptr).to(tl.float32)
+    gamma = gamma_of(gamma_ptr, HAS_GAMMA)
 
     for start in range(first_p, last_p, BLOCK_P):
         tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
-        _, _, _, gate = simam_gate(x, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
-        y = x * gate
-        finish_tile(
-            y_ptr, bits_ptr, shortcut_ptr, y, n, tile, stride_yn, stride_yo, stride_sn, stride_so,
-            HAS_SHORTCUT, SAVE_BITS,
-        )  # fmt: skip
+        values = read_tile(x, n, tile)
+        _, _, _, gate = simam_gate(values, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
+        finish(y, bits_ptr, shortcut, values * gate, n, tile, HAS_SHORTCUT, SAVE_BITS)
 
 
 @triton.jit
@@ -97,58 +81,32 @@ def simam_sums_kernel(
     first_ptr,  # (N, S, C) float32, Σ dlogit · (x - mean)
     second_ptr,  # (N, S, C) float32, Σ dlogit · (x - mean)²
     dgamma_ptr,  # (N, S, C) float32, Σ grad · x · (σ - 1), with NEEDS_GAMMA
-    grad_ptr,  # (N, C, H, W), the gradient of y
-    x_ptr,  # (N, C, H, W)
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
     mean_ptr,  # (N, S, C) float32
     square_ptr,  # (N, S, C) float32
     gamma_ptr,  # (1,), with HAS_GAMMA
-    stride_gn,
-    stride_go,
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    spans,
-    UNIT: tl.constexpr,
-    LAMBDA: tl.constexpr,
-    HAS_GAMMA: tl.constexpr,
-    HAS_BITS: tl.constexpr,
-    NEEDS_GAMMA: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    channels, positions, spans,
+    UNIT: tl.constexpr, LAMBDA: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BITS: tl.constexpr,
+    NEEDS_GAMMA: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-):
+):  # fmt: skip
     """What every element's gradient takes of all positions of its channel: by the mean and by the variance."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, span, first_c = split_of_program(channels, spans, BLOCK_C)
-    first_p = span * SPAN
-    last_p = tl.minimum(first_p + SPAN, positions)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    n, span, first_c, c, first_p, last_p = split_of_program(channels, positions, spans, BLOCK_C, SPAN)
     mean, square = moments_of(mean_ptr, square_ptr, n, c, channels, positions, spans, SPAN)
-    gamma = 1.0
-    if HAS_GAMMA:
-        gamma = tl.load(gamma_ptr).to(tl.float32)
+    gamma = gamma_of(gamma_ptr, HAS_GAMMA)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
-    first = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    second = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
-    third = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    first = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    second = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    third = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     for start in range(first_p, last_p, BLOCK_P):
         tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
-        x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
-        off, _, sigma, _ = simam_gate(x, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
-        moved = grad * x
+        by_y, values = read_grad(grad, bits_ptr, n, tile, HAS_BITS), read_tile(x, n, tile)
+        off, _, sigma, _ = simam_gate(values, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
+        moved = by_y * values
         if NEEDS_GAMMA:
             third += moved * (sigma - 1.0)
         # Beyond the map the distance is that of a 0, and x with it what makes the product 0.
@@ -156,64 +114,41 @@ def simam_sums_kernel(
         first += part
         second += part * off
 
-    at = (n.to(tl.int64) * spans + span) * channels + c
-    tl.store(first_ptr + at, tl.sum(first, axis=AXIS), mask=c < channels)
-    tl.store(second_ptr + at, tl.sum(second, axis=AXIS), mask=c < channels)
+    at = part_of(n, span, spans, c, channels)
+    tl.store(first_ptr + at, sum_positions(first, CHANNELS_LAST), mask=c < channels)
+    tl.store(second_ptr + at, sum_positions(second, CHANNELS_LAST), mask=c < channels)
     if NEEDS_GAMMA:
-        tl.store(dgamma_ptr + at, tl.sum(third, axis=AXIS), mask=c < channels)
+        tl.store(dgamma_ptr + at, sum_positions(third, CHANNELS_LAST), mask=c < channels)
 
 
 @triton.jit
 def simam_bwd_kernel(
-    dx_ptr,  # (N, C, H, W)
-    dshortcut_ptr,  # (N, C, H, W), with HAS_SHORTCUT
-    grad_ptr,  # (N, C, H, W), the gradient of y
-    x_ptr,  # (N, C, H, W)
+    dx_ptr, stride_dn, stride_do,  # (N, C, H, W)
+    dshortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with HAS_SHORTCUT
     mean_ptr,  # (N, S, C) float32
     square_ptr,  # (N, S, C) float32
     first_ptr,  # (N, S, C) float32, Σ dlogit · (x - mean)
     second_ptr,  # (N, S, C) float32, Σ dlogit · (x - mean)²
     gamma_ptr,  # (1,), with HAS_GAMMA
-    stride_dn,
-    stride_do,
-    stride_sn,
-    stride_so,
-    stride_gn,
-    stride_go,
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    spans,
-    UNIT: tl.constexpr,
-    LAMBDA: tl.constexpr,
-    HAS_GAMMA: tl.constexpr,
-    HAS_SHORTCUT: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    channels, positions, spans,
+    UNIT: tl.constexpr, LAMBDA: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """dx, whose mean and variance are all positions'; the gradient of the shortcut is grad behind ReLU's mask."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_dn, stride_do, stride_sn, stride_so = stride_dn * unit, stride_do * unit, stride_sn * unit, stride_so * unit
-    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, first_c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    dx, dshortcut = (dx_ptr, steps(stride_dn, stride_do, UNIT)), (dshortcut_ptr, steps(stride_sn, stride_so, UNIT))
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     mean, square = moments_of(mean_ptr, square_ptr, n, c, channels, positions, spans, SPAN)
     first, second = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
     at = n.to(tl.int64) * spans * channels + c
     for s in range(spans):
         first += tl.load(first_ptr + at + s * channels, mask=c < channels, other=0.0)
         second += tl.load(second_ptr + at + s * channels, mask=c < channels, other=0.0)
-    gamma = 1.0
-    if HAS_GAMMA:
-        gamma = tl.load(gamma_ptr).to(tl.float32)
+    gamma = gamma_of(gamma_ptr, HAS_GAMMA)
     # The logit is (x - mean)² · scale + ½: all positions move the mean, and by the variance the scale.
     others = tl.maximum(positions - 1, 1).to(tl.float32)
     scales = 0.25 / (square / others + LAMBDA)
@@ -222,15 +157,11 @@ def simam_bwd_kernel(
 
     for start in range(first_p, last_p, BLOCK_P):
         tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_SHORTCUT)
-        if HAS_SHORTCUT:
-            store_tile(dshortcut_ptr, grad, n, outer, inner, mask, stride_sn, stride_so)
-        x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
-        off, scale, sigma, gate = simam_gate(x, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
-        dlogit = grad * x * (gamma * sigma * (1.0 - sigma))
-        dx = grad * gate + (2.0 * scale * dlogit - by_variance) * off - by_mean
-        store_tile(dx_ptr, dx, n, outer, inner, mask, stride_dn, stride_do)
+        by_y = hand_on(grad, bits_ptr, dshortcut, n, tile, HAS_SHORTCUT)
+        values = read_tile(x, n, tile)
+        off, scale, sigma, gate = simam_gate(values, mean, square, gamma, positions, LAMBDA, CHANNELS_LAST)
+        dlogit = by_y * values * (gamma * sigma * (1.0 - sigma))
+        write_tile(dx, by_y * gate + (2.0 * scale * dlogit - by_variance) * off - by_mean, n, tile)
 
 
 # Positions are summed, by the same spans everywhere.

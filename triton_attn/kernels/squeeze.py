@@ -7,16 +7,26 @@ too. What comes of them are parts, (N, S, C), which the gate network adds up onc
 import triton
 import triton.language as tl
 
-from .common import load_grad, load_tile, more_moments, over_channels, over_positions, tile_at
+from .common import more_moments, over_channels, over_positions, tile_at
+from .maps import read_grad, read_tile, sizes_of, steps, sum_positions, zeros_like_tile
 from .partials import winner_of
 
 
 @triton.jit
-def split_of_program(channels, splits, BLOCK_C: tl.constexpr):
-    """The image, the split and the first channel of this program."""
+def split_of_program(channels, positions, splits, BLOCK_C: tl.constexpr, SPLIT: tl.constexpr):
+    """The image, the split, the first channel and all, and the first and last position of this program."""
     blocks = tl.cdiv(channels, BLOCK_C)
     pid = tl.program_id(0)
-    return pid // (blocks * splits), pid // blocks % splits, pid % blocks * BLOCK_C
+    split, first_c = pid // blocks % splits, pid % blocks * BLOCK_C
+    first_p = split * SPLIT
+    last_p = tl.minimum(first_p + SPLIT, positions)
+    return pid // (blocks * splits), split, first_c, first_c + tl.arange(0, BLOCK_C), first_p, last_p
+
+
+@triton.jit
+def part_of(n, part, parts, c, channels):
+    """Where parts (N, S, C) have those of an image, a split and channels c."""
+    return (n.to(tl.int64) * parts + part) * channels + c
 
 
 @triton.jit
@@ -25,54 +35,35 @@ def squeeze_fwd_kernel(
     square_ptr,  # (N, S, C) float32, Σ (x - that mean)², or None
     peak_ptr,  # (N, S, C) float32, max x, with MAX
     winner_ptr,  # (N, S, C) int32, where the maximum is, with SAVE_WINNER
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     weight_ptr,  # (C,), of a batch norm that follows, or None: where it is negative the maximum is -x's
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    splits,
-    SPLIT: tl.constexpr,
-    UNIT: tl.constexpr,
-    MEAN: tl.constexpr,
-    MAX: tl.constexpr,
-    SAVE_WINNER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    channels, positions, splits,
+    SPLIT: tl.constexpr, UNIT: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, SAVE_WINNER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Σ x and max x over each split of SPLIT positions, or mean and squared distances in place of the sum.
 
     A split's size, BLOCK_P and BLOCK_C go by the map's shape alone, so the order of the sums does too.
     """
-    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
-    stride_xn, stride_xo = stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, split, first_c = split_of_program(channels, splits, BLOCK_C)
-    first_p = split * SPLIT
-    last_p = tl.minimum(first_p + SPLIT, positions)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    x = x_ptr, steps(stride_xn, stride_xo, UNIT)
+    n, split, first_c, c, first_p, last_p = split_of_program(channels, positions, splits, BLOCK_C, SPLIT)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
     AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
-    c = first_c + tl.arange(0, BLOCK_C)
-    total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    total = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     if square_ptr is not None:
-        square = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+        square = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
         seen = 0.0
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
         sign = over_positions(tl.where(weight < 0.0, -1.0, 1.0), CHANNELS_LAST)
-    best = tl.full((BLOCK_OUTER, BLOCK_INNER), float("-inf"), tl.float32)
-    winner = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
-    ties = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.int32)
+    best = tl.full(total.shape, float("-inf"), tl.float32)
+    winner = tl.zeros(total.shape, tl.int32)
+    ties = tl.zeros(total.shape, tl.int32)
     for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
-        outer, _, inner, mask, _, _ = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        mask = tile[3]
+        values = read_tile(x, n, tile)
         if square_ptr is not None:
             seen += 1.0
             total, square = more_moments(total, square, values, mask, seen)
@@ -85,12 +76,12 @@ def squeeze_fwd_kernel(
             # NaN is above everything, as in PyTorch, and the first one stays.
             higher = (values > best) | ((values != values) & (best == best))
             if SAVE_WINNER:
-                position = outer[:, None] if CHANNELS_LAST else inner[None, :]
+                position = over_channels(p + tl.arange(0, BLOCK_P), CHANNELS_LAST)
                 ties = tl.where(higher, 1, ties + ((values == best) & mask).to(tl.int32))
                 winner = tl.where(higher, position, winner)
             best = tl.where(higher, values, best)
 
-    vector = (n.to(tl.int64) * splits + split) * channels + c
+    vector = part_of(n, split, splits, c, channels)
     if square_ptr is not None:
         # How many values each element of a tile had: every BLOCK_P-th position.
         p = tl.arange(0, BLOCK_P)
@@ -100,7 +91,7 @@ def squeeze_fwd_kernel(
         tl.store(sum_ptr + vector, whole, mask=c < channels)
         tl.store(square_ptr + vector, tl.sum(square + known * off * off, axis=AXIS), mask=c < channels)
     elif MEAN:
-        tl.store(sum_ptr + vector, tl.sum(total, axis=AXIS), mask=c < channels)
+        tl.store(sum_ptr + vector, sum_positions(total, CHANNELS_LAST), mask=c < channels)
     if MAX:
         nan = tl.max((best != best).to(tl.int32), axis=AXIS) > 0
         best = tl.where(best == best, best, float("-inf"))
@@ -117,47 +108,24 @@ def squeeze_fwd_kernel(
 @triton.jit
 def squeeze_bwd_kernel(
     dgate_ptr,  # (N, S, C) float32, the gradient of the gate, from each split
-    grad_ptr,  # (N, C, H, W), the gradient of y
-    x_ptr,  # (N, C, H, W)
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
-    stride_gn,
-    stride_go,
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    splits,
-    SPLIT: tl.constexpr,
-    UNIT: tl.constexpr,
-    HAS_BITS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    channels, positions, splits,
+    SPLIT: tl.constexpr, UNIT: tl.constexpr, HAS_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """dgate = Σ grad · x over each split, grad masked by the bits."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_gn, stride_go, stride_xn, stride_xo = stride_gn * unit, stride_go * unit, stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, split, first_c = split_of_program(channels, splits, BLOCK_C)
-    first_p = split * SPLIT
-    last_p = tl.minimum(first_p + SPLIT, positions)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    n, split, first_c, c, first_p, last_p = split_of_program(channels, positions, splits, BLOCK_C, SPLIT)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    total = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
-        total += grad * load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
-
-    c = first_c + tl.arange(0, BLOCK_C)
-    vector = (n.to(tl.int64) * splits + split) * channels + c
-    tl.store(dgate_ptr + vector, tl.sum(total, axis=0 if CHANNELS_LAST else 1), mask=c < channels)
+        total += read_grad(grad, bits_ptr, n, tile, HAS_BITS) * read_tile(x, n, tile)
+    vector = part_of(n, split, splits, c, channels)
+    tl.store(dgate_ptr + vector, sum_positions(total, CHANNELS_LAST), mask=c < channels)
 
 
 # Positions are summed, and so are channels. How far ahead the map is read changes no sum.

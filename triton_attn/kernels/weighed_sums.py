@@ -3,63 +3,40 @@
 import triton
 import triton.language as tl
 
-from .common import load_grad, load_tile, over_channels, over_positions, tile_at
-from .squeeze import split_of_program
+from .common import over_channels, over_positions, tile_at
+from .maps import read_grad, read_tile, sizes_of, steps, sum_positions, zeros_like_tile
+from .squeeze import part_of, split_of_program
 
 
 @triton.jit
 def weighed_sums_kernel(
     of_channels_ptr,  # (N, S, C) float32, sums over each span of positions, with FOR_CHANNELS
     of_positions_ptr,  # (N, K, HW) float32, sums over each block of channels, with FOR_POSITIONS
-    x_ptr,  # (N, C, H, W)
-    grad_ptr,  # (N, C, H, W), with GATED
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), with GATED
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
     channel_weight_ptr,  # (N, C) or (C,), with FOR_POSITIONS and without GATED
     position_weight_ptr,  # (N, HW) float32, with WEIGHED
-    stride_xn,
-    stride_xo,
-    stride_gn,
-    stride_go,
     stride_wn,  # of the channels' weights, 0 where all images share them
-    channels,
-    positions,
-    spans,
-    UNIT: tl.constexpr,
-    FOR_CHANNELS: tl.constexpr,
-    FOR_POSITIONS: tl.constexpr,
-    GATED: tl.constexpr,
-    HAS_BITS: tl.constexpr,
-    WEIGHED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    channels, positions, spans,
+    UNIT: tl.constexpr, FOR_CHANNELS: tl.constexpr, FOR_POSITIONS: tl.constexpr, GATED: tl.constexpr,
+    HAS_BITS: tl.constexpr, WEIGHED: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """Σ_p a_p · x for every channel and Σ_c w_c · x for every position; with GATED Σ_p grad · x and Σ_c grad · x."""
-    unit = tl.full((), UNIT, tl.int64)  # a stride may be under 2³¹ units, and over 2³¹ elements
-    stride_xn, stride_xo, stride_gn, stride_go = stride_xn * unit, stride_xo * unit, stride_gn * unit, stride_go * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
-    n, span, first_c = split_of_program(channels, spans, BLOCK_C)
-    first_p = span * SPAN
-    last_p = tl.minimum(first_p + SPAN, positions)
-    c = first_c + tl.arange(0, BLOCK_C)
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
+    n, span, first_c, c, first_p, last_p = split_of_program(channels, positions, spans, BLOCK_C, SPAN)
     if FOR_POSITIONS and not GATED:
         of_c = channel_weight_ptr + n.to(tl.int64) * stride_wn + c
         channel_weight = tl.load(of_c, mask=c < channels, other=0.0).to(tl.float32)
 
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    total = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    total = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     for start in range(first_p, last_p, BLOCK_P):
         tile = tile_at(start, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        values = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+        values = read_tile(x, n, tile)
         if GATED:
-            grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
-            values *= grad
+            values *= read_grad(grad, bits_ptr, n, tile, HAS_BITS)
         p = start + tl.arange(0, BLOCK_P)
         if FOR_CHANNELS:
             if WEIGHED:
@@ -74,8 +51,8 @@ def weighed_sums_kernel(
             place = (n.to(tl.int64) * tl.cdiv(channels, BLOCK_C) + first_c // BLOCK_C) * positions + p
             tl.store(of_positions_ptr + place, tl.sum(values, axis=1 if CHANNELS_LAST else 0), mask=p < last_p)
     if FOR_CHANNELS:
-        vector = (n.to(tl.int64) * spans + span) * channels + c
-        tl.store(of_channels_ptr + vector, tl.sum(total, axis=0 if CHANNELS_LAST else 1), mask=c < channels)
+        vector = part_of(n, span, spans, c, channels)
+        tl.store(of_channels_ptr + vector, sum_positions(total, CHANNELS_LAST), mask=c < channels)
 
 
 # Positions are summed, and so are channels.

@@ -7,12 +7,14 @@ Launches: forward one where there is one layer or both are small, else two; back
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..tuning import chips, rules
+from ..tuning.spaces import Config
 from . import launch
 from .gating import Pooled, empty_pooled, has_max, has_mean
 
@@ -85,46 +87,27 @@ def forward(
     weight1, bias1, weight2, bias2 = parameters
     size, peaks = weight1.shape[0], has_max(network.pool)
     made = empty(given, batch, channels, weight1, weight2 is not None, network, saves)
-    pooled = {
-        "mean_ptr": made.pooled.mean,
-        "peak_ptr": made.pooled.peak,
-        "winner_ptr": made.pooled.winner,
-        "sum_parts_ptr": parts.mean,
-        "peak_parts_ptr": parts.peak,
-        "winner_parts_ptr": parts.winner if saves else None,
-        "scale_ptr": scale,
+    pooled = made.pooled.arguments(parts) | {
         "positions": positions,
         "splits": splits,
         "POOL": network.pool,
         "SAVE": saves,
     }
-    common = {
-        "batch": batch,
-        "channels": channels,
-        "hidden_size": size,
-        "SCALED": scale is not None,
-        "ACTIVATION": network.activation,
-        "PRECISION": _precision(dtype, given.device),
+    common = {"batch": batch, "channels": channels, "hidden_size": size, "ACTIVATION": network.activation}
+    common |= {"scale_ptr": scale, "SCALED": scale is not None, "PRECISION": _precision(dtype, given.device)}
+    to_gates: dict[str, Any] = {
+        "gate_ptr": made.gate,
+        "product_ptr": product,
+        "unit_ptr": made.hidden,
+        "bias1_ptr": bias1,
     }
+    to_gates["HIDDEN"] = network.hidden_activation
     itemsize, others = dtype.itemsize, int(scale is not None)
     if weight2 is not None and rules.is_whole(channels, size, itemsize):
         config = rules.dense_whole(channels, size, splits, itemsize, others, peaks)
-        launch.start(
-            dense_whole_fwd_kernel,
-            (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["TILE_C"])),
-            given.device,
-            gate_ptr=made.gate,
-            product_ptr=product,
-            unit_ptr=made.hidden,
-            weight1_ptr=weight1,
-            bias1_ptr=bias1,
-            weight2_ptr=weight2,
-            bias2_ptr=bias2,
-            HIDDEN=network.hidden_activation,
-            **pooled,
-            **common,
-            **config,
-        )
+        weights = {"weight1_ptr": weight1, "weight2_ptr": weight2, "bias2_ptr": bias2}
+        sizes = (batch, "BLOCK_N"), (channels, "TILE_C")
+        _start(dense_whole_fwd_kernel, given, sizes, config, **to_gates, **weights, **pooled, **common)
         return made
     config = rules.dense_hidden(channels, size, splits, itemsize, others, peaks)
     if weight2 is None:
@@ -133,41 +116,24 @@ def forward(
     hidden = made.gate
     if weight2 is not None:
         hidden = torch.empty((batch, network.pools * chunks, size), dtype=torch.float32, device=given.device)
-    launch.start(
-        dense_hidden_fwd_kernel,
-        (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(size, config["BLOCK_M"]), chunks),
-        given.device,
-        hidden_ptr=hidden,
-        weight_ptr=weight1,
-        bias_ptr=bias1 if weight2 is None else None,
-        LAYERS=1 if weight2 is None else 2,
-        **pooled,
-        **common,
-        **config,
-    )
+    weights = {"weight_ptr": weight1, "bias_ptr": bias1 if weight2 is None else None}
+    layers = {"hidden_ptr": hidden, "LAYERS": 1 if weight2 is None else 2}
+    by_chunks = (batch, "BLOCK_N"), (size, "BLOCK_M"), (channels, "CHUNK")
+    _start(dense_hidden_fwd_kernel, given, by_chunks, config, **layers, **weights, **pooled, **common)
     if weight2 is None:
         return made
     config = rules.dense_gate(channels, size, itemsize)
-    launch.start(
-        dense_gate_fwd_kernel,
-        (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(channels, config["BLOCK_C"])),
-        given.device,
-        gate_ptr=made.gate,
-        product_ptr=product,
-        unit_ptr=made.hidden,
-        hidden_ptr=hidden,
-        scale_ptr=scale,
-        bias1_ptr=bias1,
-        weight_ptr=weight2,
-        bias_ptr=bias2,
-        parts=chunks,
-        BLOCK_S=rules.parts_block(chunks),
-        POOLS=network.pools,
-        HIDDEN=network.hidden_activation,
-        **common,
-        **config,
-    )
+    weights = {"weight_ptr": weight2, "bias_ptr": bias2}
+    layers = {"hidden_ptr": hidden, "parts": chunks, "BLOCK_S": rules.parts_block(chunks), "POOLS": network.pools}
+    sizes = (batch, "BLOCK_N"), (channels, "BLOCK_C")
+    _start(dense_gate_fwd_kernel, given, sizes, config, **to_gates, **layers, **weights, **common)
     return made
+
+
+def _start(kernel: Any, like: Tensor, sizes: Sequence[tuple[int, str]], config: Config, **arguments: Any) -> None:
+    """Start a kernel that has a program for every tile: of each axis its size, and what the config calls its block."""
+    grid = tuple(rules.cdiv(size, config[block]) for size, block in sizes)
+    launch.start(kernel, grid, like.device, **arguments, **config)
 
 
 class Gradients(NamedTuple):
@@ -203,15 +169,8 @@ def backward(
     batch, splits, channels = dgate.shape
     weight1, _, weight2, _ = parameters
     size, pool = weight1.shape[0], network.pool
-    common = {
-        "dnext_ptr": dnext,
-        "batch": batch,
-        "channels": channels,
-        "hidden_size": size,
-        "CHAINED": dnext is not None,
-        "ACTIVATION": network.activation,
-        "PRECISION": _precision(dtype, dgate.device),
-    }
+    common = {"batch": batch, "channels": channels, "hidden_size": size, "ACTIVATION": network.activation}
+    common |= {"dnext_ptr": dnext, "CHAINED": dnext is not None, "PRECISION": _precision(dtype, dgate.device)}
     dhidden, parts, dlogit = dgate, splits, None
     if weight2 is not None:
         others = 1 + (scale is not None) + 2 * (dnext is not None)
@@ -219,22 +178,11 @@ def backward(
         parts = rules.cdiv(channels, config["CHUNK"])
         dhidden = torch.empty((batch, parts, size), dtype=torch.float32, device=dgate.device)
         dlogit = torch.empty_like(made.gate)
-        launch.start(
-            dense_hidden_bwd_kernel,
-            (rules.cdiv(batch, config["BLOCK_N"]), rules.cdiv(size, config["BLOCK_M"]), parts),
-            dgate.device,
-            dhidden_ptr=dhidden,
-            dlogit_ptr=dlogit,
-            dgate_ptr=dgate,
-            gate_ptr=made.gate,
-            scale_ptr=scale,
-            mean_ptr=None if dnext is None else made.pooled.mean,
-            weight_ptr=weight2,
-            splits=splits,
-            SCALED=scale is not None,
-            **common,
-            **config,
-        )
+        made_of: dict[str, Any] = {"dgate_ptr": dgate, "gate_ptr": made.gate, "scale_ptr": scale, "weight_ptr": weight2}
+        made_of |= {"mean_ptr": None if dnext is None else made.pooled.mean, "splits": splits}
+        own = {"dhidden_ptr": dhidden, "dlogit_ptr": dlogit, "SCALED": scale is not None}
+        sizes = (batch, "BLOCK_N"), (size, "BLOCK_M"), (channels, "CHUNK")
+        _start(dense_hidden_bwd_kernel, dgate, sizes, config, **own, **made_of, **common)
     dmean, dpeak = (torch.empty_like(made.gate) if needs_pooled and has(pool) else None for has in (has_mean, has_max))
     of_parameters = tuple(
         None if each is None or not needs_weights else torch.empty(each.shape, dtype=each.dtype, device=each.device)
