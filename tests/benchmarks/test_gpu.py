@@ -101,16 +101,16 @@ def test_what_crashes_is_begun_again(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_cut_off_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its time is over as soon as it waits, whenever that is.
+    # Its time is over as soon as it waits, whenever that is, and then when it has said that it was asked.
     wait, pid, told = subprocess.Popen.wait, tmp_path / "pid", tmp_path / "told"
+    ready = iter((lambda: pid.exists() and pid.read_text().strip(), told.exists))
 
     def wait_until_it_waits(self: Any, seconds: float | None = None) -> int:
-        while seconds is not None and not pid.read_text().strip():
-            time.sleep(0.01)
+        is_ready = next(ready, told.exists)
+        any(is_ready() or time.sleep(0.01) for _ in range(6000))
         return wait(self, min(seconds or 9.0, 0.3))
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait_until_it_waits)
-    pid.touch()
     # First it is asked, and may write down what there is.
     child = "trap '' INT; sleep 600"
     program = f"trap 'touch {told}' INT; sh -c \"{child}\" & echo $! > {pid}; while true; do wait; done"
