@@ -48,7 +48,7 @@ class Configuration:
         tied: whether many values of the map are equal, and with them maxima.
         training: whether there is a backward.
         needs: of what it computes gradients: ``"all"``, ``"map"``, ``"weights"``, ``"shortcut"``; or ``"v"``, of that
-            function.
+            function; or ``"nothing"``, of a block behind a batch norm.
         options: more arguments of a function, or of a block.
     """
 
@@ -178,9 +178,12 @@ def _block_normed(configuration: Configuration) -> list[Tensor]:
     leaves += [shortcut] if configuration.with_shortcut else []
     leaves = [leaf.requires_grad_() for leaf in leaves]
     given = shortcut if configuration.with_shortcut else None
-    y = block.behind(norm, x, given)
-    y = block(norm(x), given) if y is None else y
+    with torch.set_grad_enabled(configuration.needs != "nothing"):
+        y = block.behind(norm, x, given)
+        y = block(norm(x), given) if y is None else y
     running = [each for each in norm.buffers() if each.is_floating_point()]
+    if configuration.needs == "nothing":
+        return [y, *running]
     return [y.detach(), *running, *torch.autograd.grad(y, leaves, grad)]
 
 
@@ -287,7 +290,8 @@ FIXED = (
         for dtype, layout in zip((F32, BF16), LAYOUTS[:: -1 if i % 2 else 1], strict=True)
     ),
     *(Configuration(name, (1, 16, 4, 4), F16, "channels_last", targets=NEXT) for name in ("eca", "coordinate")),
-    Configuration("cbam", (1, 16, 4, 4), F32, targets=NEXT),
+    Configuration("cbam", (1, 16, 4, 4), F32, needs="map", targets=NEXT),
+    Configuration("se", (1, 16, 3, 3), F32, needs="weights"),
     *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("eca", "cbam", "gate", "nonlocal")),
     Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, options=(("pool", "max"), ("hidden_activation", "none"))),
     *(
@@ -325,6 +329,7 @@ FIXED = (
     Configuration(NORMED_CBAM, (2, 24, 5, 7), F32, with_shortcut=True, targets=NEXT),
     Configuration(NORMED_CBAM, (1, 40, 23, 23), F32, "channels_last"),
     Configuration(NORMED_CBAM, (2, 16, 5, 7), F32, "channels_last", training=False, needs="map", with_shortcut=True),
+    Configuration(NORMED_CBAM, (1, 16, 3, 3), F32, needs="nothing"),
     Configuration(CBAM_BY, (2, 32, 5, 7), F32, "channels_last", targets=NEXT),
     Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
     Configuration(SCSE, (2, 32, 5, 7), F32, with_shortcut=True),

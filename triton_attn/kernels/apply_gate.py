@@ -36,11 +36,17 @@ def share_of(dpeak, peak, winner):
 
 
 @triton.jit
-def is_peak(x, n, tile, p, peak, winner, CHANNELS_LAST: tl.constexpr):
-    """Where in a tile with positions p its channels' maxima are: x is read again where these are tied."""
-    tied = over_positions(winner < 0, CHANNELS_LAST)
+def tied_of(tile, winner, CHANNELS_LAST: tl.constexpr):
+    """What of a tile there is to read to find its channels' maxima: that of channels where they are tied."""
     outer, inner_start, inner, mask, outer_size, inner_size = tile
-    again = read_tile(x, n, (outer, inner_start, inner, mask & tied, outer_size, inner_size))
+    tied = over_positions(winner < 0, CHANNELS_LAST)
+    return outer, inner_start, inner, mask & tied, outer_size, inner_size
+
+
+@triton.jit
+def is_peak(again, p, peak, winner, CHANNELS_LAST: tl.constexpr):
+    """Where in a tile with positions p its channels' maxima are, of which x is read again where they are tied."""
+    tied = over_positions(winner < 0, CHANNELS_LAST)
     here = over_channels(p, CHANNELS_LAST) == over_positions(winner, CHANNELS_LAST)
     at_peak = tl.where(tied, again == over_positions(peak, CHANNELS_LAST), here)
     return at_peak | over_positions(peak != peak, CHANNELS_LAST)
@@ -111,7 +117,8 @@ def apply_gate_bwd_kernel(
         if MEAN:
             values += over_positions(dmean, CHANNELS_LAST)
         if MAX:
-            at_peak = is_peak(x, n, tile, p + tl.arange(0, BLOCK_P), peak, winner, CHANNELS_LAST)
+            again = read_tile(x, n, tied_of(tile, winner, CHANNELS_LAST))
+            at_peak = is_peak(again, p + tl.arange(0, BLOCK_P), peak, winner, CHANNELS_LAST)
             values += tl.where(at_peak, over_positions(share, CHANNELS_LAST), 0.0)
         write_tile(dx, values, n, tile)
 

@@ -26,19 +26,9 @@ def load_norm(
 
 
 @triton.jit
-def load_norm_of_tile(
-    mean_ptr,
-    variance_ptr,
-    weight_ptr,
-    bias_ptr,
-    c,
-    channels,
-    count,
-    TRAINING: tl.constexpr,
-    EPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
+def load_norm_of_tile(of_norm, c, channels, TRAINING: tl.constexpr, EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Mean, weight / √(variance + eps) and bias, spread over a tile's positions."""
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr, count = of_norm
     mean, inverse, weight, bias = load_norm(
         mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS
     )
@@ -215,20 +205,10 @@ def normed_peak_kernel(
     peak_parts_ptr,  # (N, S, C) float32, the maximum of x over each split, of -x where the weight is negative
     place_parts_ptr,  # (N, S, C) int32, with SAVE
     centred_ptr,  # (N, C) float32, every image's mean less the batch norm's, with SAVE
-    mean_ptr,  # (C,)
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
-    count,
-    channels,
-    positions,
-    splits,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    SAVE: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, the last two or None
+    count, channels, positions, splits,
+    EPS: tl.constexpr, TRAINING: tl.constexpr, SAVE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """Maxima behind a batch norm, of one image and block of channels: x's, or minima where the weight is negative.
 
     Behind a weight of 0 all positions are the maximum, and share its gradient: what that adds to the weight's is as if
@@ -263,19 +243,10 @@ def normed_gate_bwd_kernel(
     moment_parts_ptr,  # (N, 2, B, C) float32
     gradient_before_ptr,  # (N, C) float32, or None
     moment_before_ptr,
-    mean_ptr,  # (C,)
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
-    count,
-    channels,
-    blocks,
-    HALF: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, the last two or None
+    count, channels, blocks,
+    HALF: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """From sums over blocks of positions, of one image and block of channels, with v = batch_norm(x).
 
     They are those of the first ``HALF`` of the blocks' values, or of the second.

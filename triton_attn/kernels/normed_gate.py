@@ -14,24 +14,12 @@ from .maps import finish, hand_on, read_grad, read_tile, sizes_of, steps, sum_po
 from .squeeze import part_of, split_of_program
 
 
-@triton.jit
-def spread_norm(of_norm, c, channels, TRAINING: tl.constexpr, EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Of channels c the mean, weight / √(variance + eps) and bias, spread over a tile's positions."""
-    mean_ptr, variance_ptr, weight_ptr, bias_ptr, count = of_norm
-    return load_norm_of_tile(
-        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
-    )
-
-
 # How many values there are goes by the batch, which must not compile the kernels again.
 @triton.jit(do_not_specialize=["count"])
 def normed_squeeze_kernel(
     sum_ptr,  # (N, S, C) float32, Σ f(v) over each span
     x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
-    mean_ptr,  # (C,)
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, the last two or None
     channels, positions, spans, count,
     UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -41,7 +29,7 @@ def normed_squeeze_kernel(
     x = x_ptr, steps(stride_xn, stride_xo, UNIT)
     n, span, first_c, c, first_p, last_p = split_of_program(channels, positions, spans, BLOCK_C, SPAN)
     of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
-    mean, scale, bias = spread_norm(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
+    mean, scale, bias = load_norm_of_tile(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
 
     total = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     for p in range(first_p, last_p, BLOCK_P):
@@ -59,10 +47,7 @@ def normed_apply_fwd_kernel(
     x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     gate_ptr,  # (N, C) float32
     shortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
-    mean_ptr,  # (C,)
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, the last two or None
     channels, positions, count,
     UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr, SAVE_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr,
@@ -74,7 +59,7 @@ def normed_apply_fwd_kernel(
     shortcut = shortcut_ptr, steps(stride_sn, stride_so, UNIT)
     n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
-    mean, scale, bias = spread_norm(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
+    mean, scale, bias = load_norm_of_tile(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
     gate = tl.load(gate_ptr + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0)
     gate = over_positions(gate, CHANNELS_LAST)
 
@@ -95,10 +80,7 @@ def normed_sums_kernel(
     grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
     x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
-    mean_ptr,  # (C,)
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, the last two or None
     channels, positions, spans, count,
     UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr, NEEDS_NORM: tl.constexpr,
     HAS_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -161,10 +143,7 @@ def normed_apply_bwd_kernel(
     dpooled_ptr,  # (N, C) float32, the gradient of what was pooled
     by_mean_ptr,  # (C,) float32, in training
     by_variance_ptr,  # (C,) float32, likewise
-    mean_ptr,  # (C,)
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, the last two or None
     channels, positions, count,
     UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
     HAS_SHORTCUT: tl.constexpr, CHANNELS_LAST: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -180,7 +159,7 @@ def normed_apply_bwd_kernel(
     n, first_c, c, first_p, last_p = span_of_program(channels, positions, BLOCK_C, SPAN)
     vector, exists = n.to(tl.int64) * channels + c, c < channels
     of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
-    mean, scale, bias = spread_norm(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
+    mean, scale, bias = load_norm_of_tile(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
     gate = over_positions(tl.load(gate_ptr + vector, mask=exists, other=0.0), CHANNELS_LAST)
     dpooled = over_positions(tl.load(dpooled_ptr + vector, mask=exists, other=0.0) / positions, CHANNELS_LAST)
     if TRAINING:

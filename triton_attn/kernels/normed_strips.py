@@ -37,22 +37,11 @@ def normed_strips_kernel(
     columns_ptr,  # and of its columns
     row_parts_ptr,  # (N, parts, …) float32, the means of x's rows
     column_parts_ptr,
-    mean_ptr,  # (C,)
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
-    channels,
-    height,
-    width,
-    row_parts,
-    column_parts,
-    count,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, the last two or None
+    channels, height, width, row_parts, column_parts, count,
+    EPS: tl.constexpr, TRAINING: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_L: tl.constexpr,
-):
+):  # fmt: skip
     """The batch norm of every row's and every column's mean; a program has some of the one or of the other."""
     pid, blocks, of_rows = tl.program_id(0), tl.cdiv(channels, BLOCK_C), tl.cdiv(height, BLOCK_L)
     strips = of_rows + tl.cdiv(width, BLOCK_L)
@@ -112,16 +101,9 @@ def normed_strips_bwd_kernel(
     row_parts_ptr,  # (N, parts, …) float32, the means of x's rows
     column_parts_ptr,
     mean_ptr,  # (C,), the batch norm's
-    channels,
-    height,
-    width,
-    parts,
-    row_parts,
-    column_parts,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-):
+    channels, height, width, parts, row_parts, column_parts,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
     """Of an image and a block of channels, with v = batch_norm(x): what the batch norm's gradients are sums of.
 
     The share that a row's mean has in dv is the same at all of its W positions, drow / W.

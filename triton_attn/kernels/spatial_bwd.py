@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 from .batch_norm import load_norm_of_tile, normalise
-from .common import load_grad, load_tile, over_channels, over_positions, tile_at
+from .common import over_channels, over_positions, tile_at
+from .maps import read_grad, read_tile, sizes_of, steps, sum_positions, zeros_like_tile
 from .spatial_common import chunk_of_program
 
 
@@ -19,39 +20,20 @@ def spatial_gate_bwd_kernel(
     winner_ptr,  # (N, K, HW) int32, the first channel of each chunk that is the maximum, or 2³¹ - 1
     dgate_ptr,  # (N, 2, B, C) float32: at 0 the gradient of the channels' gate by way of y, partial sums per block
     gradient_ptr,  # (N, 2, B, C) float32, behind a batch norm: at 0 Σ_p grad · spatial, and dgate with x - mean for x
-    grad_ptr,  # (N, C, H, W), the gradient of y
+    grad_ptr, stride_gn, stride_go,  # (N, C, H, W), the gradient of y
     bits_ptr,  # the bits of ReLU's mask, with HAS_BITS
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     gate_ptr,  # (N, C) float32
     pooled_ptr,  # (N, 2, HW) float32
     spatial_ptr,  # (N, HW) float32
-    mean_ptr,  # (C,), of a batch norm in front, or None
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
-    stride_xn,
-    stride_xo,
-    stride_gn,
-    stride_go,
-    channels,
-    positions,
-    count,
-    UNIT: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    HAS_BITS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, of a batch norm in front, or None
+    channels, positions, count,
+    UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, HAS_BITS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """dspatial = Σ_c grad · x · gate and dgate = Σ_p grad · x · spatial; behind a batch norm its x is batch_norm(x)."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_xn, stride_xo, stride_gn, stride_go = stride_xn * unit, stride_xo * unit, stride_gn * unit, stride_go * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
     n, block, chunk, blocks, chunks = chunk_of_program(tl.program_id(0), channels, positions, CHUNK, BLOCK_P)
     first_p = block * BLOCK_P
     p = first_p + tl.arange(0, BLOCK_P)
@@ -60,40 +42,33 @@ def spatial_gate_bwd_kernel(
     top = tl.load(pooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
 
     AXIS_C: tl.constexpr = 1 if CHANNELS_LAST else 0
-    AXIS_P: tl.constexpr = 0 if CHANNELS_LAST else 1
-    BLOCK_OUTER: tl.constexpr = BLOCK_P if CHANNELS_LAST else BLOCK_C
-    BLOCK_INNER: tl.constexpr = BLOCK_C if CHANNELS_LAST else BLOCK_P
-    dspatial = tl.zeros((BLOCK_OUTER, BLOCK_INNER), tl.float32)
+    dspatial = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
     # In channels_last one warp has a position's channels, and finds the winner at once; else a thread keeps its own.
-    KEPT: tl.constexpr = 1 if CHANNELS_LAST else BLOCK_P
-    winner = tl.full((BLOCK_OUTER, KEPT), 2**31 - 1, tl.int32)
+    winner = tl.full((BLOCK_P, 1) if CHANNELS_LAST else (BLOCK_C, BLOCK_P), 2**31 - 1, tl.int32)
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
         gate = tl.load(gate_ptr + n * channels + c, mask=inside_c, other=0.0)
         tile = tile_at(first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        outer, _, inner, mask, _, _ = tile
-        grad = load_grad(grad_ptr, bits_ptr, n, tile, stride_gn, stride_go, HAS_BITS)
-        x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
-        off = x
+        by_y, values = read_grad(grad, bits_ptr, n, tile, HAS_BITS), read_tile(x, n, tile)
+        off = values
         if mean_ptr is not None:
-            mean, scale, bias = load_norm_of_tile(
-                mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
-            )
-            off = x - mean
-            x = normalise(x, mean, scale, bias)
+            of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
+            mean, scale, bias = load_norm_of_tile(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
+            off = values - mean
+            values = normalise(values, mean, scale, bias)
         # The very product that the forward pooled, so the maximum is found again bit by bit.
-        u = x * over_positions(gate, CHANNELS_LAST)
+        u = values * over_positions(gate, CHANNELS_LAST)
         tops = over_channels(top, CHANNELS_LAST)
-        won = mask & ((u == tops) | ((u != u) & (tops != tops)))
+        won = tile[3] & ((u == tops) | ((u != u) & (tops != tops)))
         candidate = tl.where(won, over_positions(c, CHANNELS_LAST), 2**31 - 1)
         winner = tl.minimum(winner, tl.min(candidate, axis=1, keep_dims=True) if CHANNELS_LAST else candidate)
-        dspatial += grad * u
-        dgate = tl.sum(grad * over_channels(spatial, CHANNELS_LAST) * off, axis=AXIS_P)
+        dspatial += by_y * u
+        dgate = sum_positions(by_y * over_channels(spatial, CHANNELS_LAST) * off, CHANNELS_LAST)
         part = (n * 2 * blocks + block) * channels + c
         tl.store(dgate_ptr + part, dgate, mask=inside_c)
         if mean_ptr is not None:
-            gradient = tl.sum(grad * over_channels(spatial, CHANNELS_LAST), axis=AXIS_P)
+            gradient = sum_positions(by_y * over_channels(spatial, CHANNELS_LAST), CHANNELS_LAST)
             tl.store(gradient_ptr + part, gradient, mask=inside_c)
 
     at = (n * chunks + chunk) * positions + p
@@ -105,33 +80,17 @@ def spatial_gate_bwd_kernel(
 def spatial_pool_bwd_kernel(
     dgate_ptr,  # (N, 2, B, C) float32: at 1 the gradient of the channels' gate by way of the pooled values
     gradient_ptr,  # (N, 2, B, C) float32, behind a batch norm: at 1 Σ_p du, and dgate with x - mean for x
-    x_ptr,  # (N, C, H, W)
+    x_ptr, stride_xn, stride_xo,  # (N, C, H, W)
     dpooled_ptr,  # (N, 2, HW) float32: the gradient of Σ_c u, then of max_c u
     winner_ptr,  # (N, HW) int32
-    mean_ptr,  # (C,), of a batch norm in front, or None
-    variance_ptr,  # (C,)
-    weight_ptr,  # (C,), or None
-    bias_ptr,  # (C,), or None
-    stride_xn,
-    stride_xo,
-    channels,
-    positions,
-    count,
-    UNIT: tl.constexpr,
-    EPS: tl.constexpr,
-    TRAINING: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    mean_ptr, variance_ptr, weight_ptr, bias_ptr,  # (C,) each, of a batch norm in front, or None
+    channels, positions, count,
+    UNIT: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, CHANNELS_LAST: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """dgate = Σ_p x · (the gradient of u by mean and maximum)."""
-    unit = tl.full((), UNIT, tl.int64)
-    stride_xn, stride_xo = stride_xn * unit, stride_xo * unit
-    if CHANNELS_LAST:
-        channels *= UNIT
-    else:
-        positions *= UNIT
+    channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
+    x = x_ptr, steps(stride_xn, stride_xo, UNIT)
     pid = tl.num_programs(0) - 1 - tl.program_id(0)  # backwards, as the pass before went forwards
     n, block, chunk, blocks, _ = chunk_of_program(pid, channels, positions, CHUNK, BLOCK_P)
     first_p = block * BLOCK_P
@@ -141,26 +100,22 @@ def spatial_pool_bwd_kernel(
     dtop = tl.load(dpooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
     winner = tl.load(winner_ptr + n * positions + p, mask=inside_p, other=-1)
 
-    AXIS_P: tl.constexpr = 0 if CHANNELS_LAST else 1
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, channels), BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         inside_c = c < channels
-        outer, _, inner, mask, _, _ = tile_at(
-            first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P
-        )
-        x = load_tile(x_ptr, n, outer, inner, mask, stride_xn, stride_xo)
+        tile = tile_at(first_p, positions, start, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        values = read_tile(x, n, tile)
         won = over_channels(winner, CHANNELS_LAST) == over_positions(c, CHANNELS_LAST)
         du = over_channels(dmean, CHANNELS_LAST) + tl.where(won, over_channels(dtop, CHANNELS_LAST), 0.0)
         if mean_ptr is not None:
-            of_norm = load_norm_of_tile(
-                mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, count, TRAINING, EPS, CHANNELS_LAST
-            )
-            x -= of_norm[0]
-        dgate = tl.sum(du * x, axis=AXIS_P)
+            of_norm = mean_ptr, variance_ptr, weight_ptr, bias_ptr, count
+            by_norm = load_norm_of_tile(of_norm, c, channels, TRAINING, EPS, CHANNELS_LAST)
+            values -= by_norm[0]
+        dgate = sum_positions(du * values, CHANNELS_LAST)
         part = ((n * 2 + 1) * blocks + block) * channels + c
         tl.store(dgate_ptr + part, dgate, mask=inside_c)
         if mean_ptr is not None:
-            tl.store(gradient_ptr + part, tl.sum(du, axis=AXIS_P), mask=inside_c)
+            tl.store(gradient_ptr + part, sum_positions(du, CHANNELS_LAST), mask=inside_c)
 
 
 # Positions are summed and channels are, in blocks, by threads.

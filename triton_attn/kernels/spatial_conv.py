@@ -25,14 +25,9 @@ def spatial_conv_fwd_kernel(
     parts_ptr,  # (N, K, 2, HW) float32, of each chunk the sum, then the maximum
     weight_ptr,  # (1, 2, 7, 7)
     bias_ptr,  # (1,)
-    channels,
-    height,
-    width,
-    chunks,
-    SAVE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    channels, height, width, chunks,
+    SAVE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """spatial = act(conv(mean, maximum))."""
     positions = height * width
     n, block, _ = block_of_positions(positions, BLOCK_P)
@@ -69,13 +64,9 @@ def spatial_conv_bwd_kernel(
     spatial_ptr,  # (N, HW) float32
     pooled_ptr,  # (N, 2, HW) float32
     weight_ptr,  # (1, 2, 7, 7)
-    channels,
-    height,
-    width,
-    chunks,
-    ACTIVATION: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    channels, height, width, chunks,
+    ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     """The window of the logits' gradient around a position gives both gradients of the convolution.
 
     With the weights that of the position's pooled values, with the pooled values its share of the weights'.

@@ -64,12 +64,8 @@ def spatial_sums_bwd_kernel(
     splits,  # S
     parts,  # R
     tiles,  # of the first; the other programs have some taps each
-    WEIGHTS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    WEIGHTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One image and block of channels a program, or with WEIGHTS some taps of the convolution."""
     pid = tl.program_id(0)
     if pid < tiles:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..reference import batch_norm as plain
+from ..reference.batch_norm import BatchNorm
 from ..tuning import normed_rules, rules, weighed_rules
 from . import launch, passes
 from .gating import Pooled, widened
@@ -62,6 +64,14 @@ class NormTensors(NamedTuple):
         assert variance is not None
         weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
         return Norm(mean.contiguous(), variance.contiguous(), weight, bias, training, eps, activation)
+
+
+def by_pytorch(of_norm: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor) -> Tensor:
+    """The normalised map, with weight and bias, those that ``of_norm`` has, from ``affine``."""
+    parameters = iter(affine)
+    weight, bias = (None if each is None else next(parameters) for each in of_norm[:2])
+    running_mean, running_var = of_norm[2:]
+    return plain.batch_norm(x, BatchNorm(weight, bias, running_mean, running_var, training=given[0], eps=given[1]))
 
 
 class Normalised(torch.autograd.Function):

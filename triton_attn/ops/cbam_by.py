@@ -28,6 +28,7 @@ from .normed_cbam import Link
 from .normed_gate import taken_in
 from .passes import multiply_fake, room_bwd
 from .shortcut import added, in_one
+from .spatial import OfGates
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,8 +47,7 @@ def cbam_by(
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
     link, last, front = Link(), in_one(x, shortcut), NO_NORM
     if norm is not None:
-        differentiated = wants_gradient(x, norm.weight, norm.bias, last)
-        u, after, mean, peak, front = normed_cbam.pool(link, x, norm, last, differentiated=differentiated)
+        u, after, mean, peak, front = normed_cbam.pool(link, x, norm, last)
         taken_in(norm, (x, *front[:2]))
     elif wants_gradient(x, last):
         u, after, mean, peak = _Pool.apply(link, x, last)
@@ -248,43 +248,25 @@ def _multiply_bwd(
     return of_positions, winners, *_dgate(x, norm, dgate, gradient, 0)
 
 
-def _multiply_bwd_fake(
-    grad: Tensor,
-    x: Tensor,
-    gate: Tensor,
-    of_positions: Tensor,
-    pooled: Tensor,
-    norm: Norm | None,
-    bits: Tensor | None,
-) -> Results:
+def _multiply_bwd_fake(grad: Tensor, x: Tensor, *others: Any) -> Results:
+    norm = others[3]
     return *spatial.empty_parts(x), *((spatial.empty_dgate(x),) if norm is None else spatial.empty_whole(x))
 
 
 def _apply_bwd(
-    grad: Tensor,
-    x: Tensor,
-    gate: Tensor,
-    of_positions: Tensor,
-    dpooled: Tensor,
-    winner: Tensor,
-    bits: Tensor | None,
-    dmean: Tensor,
-    dpeak: Tensor,
-    peak: Tensor,
-    place: Tensor,
+    grad: Tensor, x: Tensor, of_gates: OfGates, dmean: Tensor, dpeak: Tensor, peak: Tensor, place: Tensor
 ) -> Results:
     """The gradients of x and of the shortcut."""
     grad, x, channels_last = served_both(grad, x)
-    gate, of_positions, dpooled, dmean, dpeak = (
-        each.contiguous() for each in (gate, of_positions, dpooled, dmean, dpeak)
-    )
+    gate, of_positions, dpooled, winner, bits = of_gates.contiguous()
+    dmean, dpeak = dmean.contiguous(), dpeak.contiguous()
     return spatial.apply_bwd(
         grad, x, gate, dmean, of_positions, dpooled, winner, channels_last, bits, dpeak, peak, place
     )
 
 
-def _apply_bwd_fake(grad: Tensor, x: Tensor, *others: Any) -> Results:
-    return room_bwd(*served(x), others[4])
+def _apply_bwd_fake(grad: Tensor, x: Tensor, of_gates: OfGates, *_: Tensor) -> Results:
+    return room_bwd(*served(x), of_gates.bits)
 
 
 POOL_CHANNELS = Launcher("pool_channels", _pool_channels, _pool_channels_fake, 1)

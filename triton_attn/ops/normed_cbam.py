@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import batch_norm as plain
 from ..reference.batch_norm import BatchNorm, tensors_of
 from ..tuning import rules
 from . import batch_norm, gating, launch, linked, spatial
-from .batch_norm import NormTensors, empty_statistics, told_of
+from .batch_norm import NormTensors, by_pytorch, empty_statistics, told_of
 from .gating import splits_of
 from .layout import served, served_both
 from .library import Launcher, Results, as_kept, new_like
-from .linked import begin, by_formula, unchanged
+from .linked import begin, by_formula, unchanged, wants_gradient
 from .passes import room_bwd
+from .spatial import OfGates
 
 
 class Link(linked.Link):
@@ -83,17 +83,14 @@ class Pool(torch.autograd.Function):
 
 def _pooled(of_norm: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor) -> tuple[Tensor, ...]:
     """The normalised map, its means and its maxima, by PyTorch."""
-    parameters = iter(affine)
-    weight, bias = (None if each is None else next(parameters) for each in of_norm[:2])
-    running_mean, running_var = of_norm[2:]
-    v = plain.batch_norm(x, BatchNorm(weight, bias, running_mean, running_var, training=given[0], eps=given[1]))
+    v = by_pytorch(of_norm, given, x, *affine)
     return v, v.mean((2, 3)), v.amax((2, 3))
 
 
-def pool(link: Link, x: Tensor, norm: BatchNorm, shortcut: Tensor | None, *, differentiated: bool) -> Any:
+def pool(link: Link, x: Tensor, norm: BatchNorm, shortcut: Tensor | None) -> Any:
     """The map and the shortcut for the multiply, means and maxima, and the norm as the other steps take it."""
     given, tensors = (norm.training, norm.eps), tensors_of(norm)
-    if differentiated:
+    if wants_gradient(x, norm.weight, norm.bias, shortcut):
         u, after, mean, peak, *statistics = Pool.apply(link, given, x, *tensors, shortcut)
     else:
         mean, peak, *_, batch_mean, batch_variance = POOL(x, *tensors, *given, False)
@@ -152,11 +149,7 @@ def _pool_fake(x: Tensor, tensors: NormTensors, training: bool, eps: float, save
 def _bwd(
     grad: Tensor,
     x: Tensor,
-    gate: Tensor,
-    of_positions: Tensor,
-    dpooled: Tensor,
-    winner: Tensor,
-    bits: Tensor | None,
+    of_gates: OfGates,
     gradient: Tensor,
     moment: Tensor,
     dmean: Tensor,
@@ -176,9 +169,8 @@ def _bwd(
     """The gradients of x and of the shortcut, and of the norm's weight and bias; None where not needed."""
     grad, x, channels_last = served_both(grad, x)
     norm = tensors.norm((mean, variance), training, eps)
-    gate, of_positions, dpooled, dmean, dpeak = (
-        each.contiguous() for each in (gate, of_positions, dpooled, dmean, dpeak)
-    )
+    gate, of_positions, dpooled, winner, bits = of_gates.contiguous()
+    dmean, dpeak = dmean.contiguous(), dpeak.contiguous()
     by = dx = dshortcut = None
     if needs_norm or (needs_map and training):
         sums, maxima = (gradient.unsqueeze(1), moment.unsqueeze(1)), {"dpeak": dpeak, "peak": off}
@@ -191,10 +183,10 @@ def _bwd(
     return dx, dshortcut, *((None, None) if by is None else (by.weight, by.bias))
 
 
-def _bwd_fake(grad: Tensor, x: Tensor, *others: Any) -> Results:
-    bits, tensors, (needs_map, needs_norm) = others[4], others[13], others[-2:]
+def _bwd_fake(grad: Tensor, x: Tensor, of_gates: OfGates, *others: Any) -> Results:
+    tensors, (needs_map, needs_norm) = others[8], others[-2:]
     of_norm = new_like(tensors.norm_weight, tensors.norm_bias, needed=needs_norm)
-    return *room_bwd(*served(x), bits, needs_map), *of_norm
+    return *room_bwd(*served(x), of_gates.bits, needs_map), *of_norm
 
 
 POOL = Launcher("pool_behind_norm", _pool, _pool_fake, 8)

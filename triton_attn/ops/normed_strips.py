@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import batch_norm as plain
 from ..reference.batch_norm import BatchNorm, tensors_of
 from ..tuning import rules, strip_rules
 from . import batch_norm, launch
-from .batch_norm import Norm, NormTensors, empty_statistics, told_of
+from .batch_norm import Norm, NormTensors, by_pytorch, empty_statistics, told_of
 from .layout import served, served_both
 from .library import Launcher, Results, as_kept, new_like
-from .linked import Link, begin, by_formula, unchanged
+from .linked import Link, begin, by_formula, unchanged, wants_gradient
 from .passes import room_bwd
 from .strip_passes import Gates, Parts, apply_bwd, empty_parts, empty_seen, in_order, sums
 
@@ -79,17 +78,14 @@ class Pool(torch.autograd.Function):
 
 def _pooled(of_norm: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor) -> tuple[Tensor, ...]:
     """The normalised map and its means, by PyTorch."""
-    parameters = iter(affine)
-    weight, bias = (None if each is None else next(parameters) for each in of_norm[:2])
-    running_mean, running_var = of_norm[2:]
-    v = plain.batch_norm(x, BatchNorm(weight, bias, running_mean, running_var, training=given[0], eps=given[1]))
+    v = by_pytorch(of_norm, given, x, *affine)
     return v, v.mean(3, keepdim=True), v.mean(2, keepdim=True)
 
 
-def pool(link: Link, x: Tensor, norm: BatchNorm, shortcut: Tensor | None, *, differentiated: bool) -> Any:
+def pool(link: Link, x: Tensor, norm: BatchNorm, shortcut: Tensor | None) -> Any:
     """The map and the shortcut for the multiply, the means, and the norm as the multiply takes it."""
     given, tensors = (norm.training, norm.eps), tensors_of(norm)
-    if differentiated:
+    if wants_gradient(x, norm.weight, norm.bias, shortcut):
         u, after, of_rows, of_columns, *statistics = Pool.apply(link, given, x, *tensors, shortcut)
     else:
         of_rows, of_columns, _, _, *statistics = POOL(x, *tensors, *given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,27 @@ def _chunks(x: Tensor) -> int:
     """In how many parts sums over channels come."""
     _, channels, height, width = x.shape
     return rules.cdiv(channels, spatial_rules.spatial(channels, height * width, x.itemsize)["CHUNK"])
+
+
+class OfGates(NamedTuple):
+    """What the map's gradient takes of both gates.
+
+    Attributes:
+        dpooled: the gradients of sum and maximum over the channels, ``(N, 2, H, W)``.
+        winner: the channel that is a position's maximum.
+        bits: of ReLU's mask, with a shortcut.
+    """
+
+    gate: Tensor
+    of_positions: Tensor
+    dpooled: Tensor
+    winner: Tensor
+    bits: Tensor | None
+
+    def contiguous(self) -> OfGates:
+        """As kernels read them, which make the last two themselves."""
+        gate, of_positions, dpooled = (each.contiguous() for each in self[:3])
+        return OfGates(gate, of_positions, dpooled, self.winner, self.bits)
 
 
 def empty_channel_parts(x: Tensor) -> Tensor:

@@ -60,8 +60,7 @@ def gate_rows_and_columns(
     """
     link, last, front = Link(), in_one(x, shortcut), NO_NORM
     if norm is not None:
-        differentiated = wants_gradient(x, norm.weight, norm.bias, last)
-        u, after, of_rows, of_columns, front = normed_strips.pool(link, x, norm, last, differentiated=differentiated)
+        u, after, of_rows, of_columns, front = normed_strips.pool(link, x, norm, last)
         taken_in(norm, (x, *front[:2]))
     elif wants_gradient(x, last):
         u, after, of_rows, of_columns = _Pool.apply(link, x, last)
