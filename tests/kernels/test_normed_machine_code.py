@@ -13,6 +13,17 @@ from triton_attn import create_attention, functional
 pytestmark = pytest.mark.compile
 KERNELS = {"normed_squeeze_kernel", "normed_apply_fwd_kernel", "normed_sums_kernel", "normed_apply_bwd_kernel"}
 VECTORS = {"batch_statistics_kernel", "batch_norm_parameters_bwd_kernel"}
+# With an activation there are more sums, and more registers. sm_80 and sm_100 were dropped: they have the registers of
+# sm_90, and are compiled by the same compiler.
+WAYS = pytest.mark.parametrize(
+    ("memory_format", "dtype", "target"),
+    [
+        (torch.channels_last, torch.bfloat16, "sm_90"),
+        (torch.contiguous_format, torch.float32, "sm_90"),
+        (torch.channels_last, torch.bfloat16, "gfx942"),
+    ],
+    ids=str,
+)
 
 
 def launches(
@@ -35,17 +46,7 @@ def launches(
         return {each.name: each for each in launches_of(step) if each.name in KERNELS | VECTORS}
 
 
-# With an activation there are more sums, and more registers. sm_80 and sm_100 were dropped: they have the registers of
-# sm_90, and are compiled by the same compiler.
-@pytest.mark.parametrize(
-    ("memory_format", "dtype", "target"),
-    [
-        (torch.channels_last, torch.bfloat16, "sm_90"),
-        (torch.contiguous_format, torch.float32, "sm_90"),
-        (torch.channels_last, torch.bfloat16, "gfx942"),
-    ],
-    ids=str,
-)
+@WAYS
 def test_no_spills_and_wide_words(memory_format: torch.memory_format, dtype: torch.dtype, target: str) -> None:
     found = launches((64, 256, 56, 56), dtype, memory_format, "silu")
     assert set(found) == KERNELS | VECTORS
@@ -76,15 +77,7 @@ BY_NETWORKS = {
 
 
 @pytest.mark.parametrize("name", BY_NETWORKS)
-@pytest.mark.parametrize(
-    ("memory_format", "dtype", "target"),
-    [
-        (torch.channels_last, torch.bfloat16, "sm_90"),
-        (torch.contiguous_format, torch.float32, "sm_90"),
-        (torch.channels_last, torch.bfloat16, "gfx942"),
-    ],
-    ids=str,
-)
+@WAYS
 def test_published_blocks_with_networks_of_their_own(
     name: str, memory_format: torch.memory_format, dtype: torch.dtype, target: str
 ) -> None:

@@ -169,26 +169,32 @@ def statistics(
     """
     from ..kernels.batch_norm import batch_statistics_kernel
 
-    batch, parts, channels = mean_parts.shape
-    config = normed_rules.batch_statistics(channels, parts)
-    launch.start(
+    _start_over_channels(
         batch_statistics_kernel,
-        (rules.cdiv(channels, config["BLOCK_C"]),),
-        x.device,
+        x,
+        norm,
+        mean_parts,
+        (),
         centred_ptr=centred,
         pooled_ptr=pooled,
         mean_parts_ptr=mean_parts,
         square_parts_ptr=square_parts,
-        batch=batch,
-        channels=channels,
-        positions=x.shape[2] * x.shape[3],
-        parts=parts,
         POOL=pooled is not None,
         SAVE=centred is not None,
         **{"width": None, "BLOCK_W": 0, **sizes},
-        **norm.arguments(x, activation=False),
-        **config,
     )
+
+
+def _start_over_channels(
+    kernel: Any, x: Tensor, norm: Norm, parts: Tensor, without: tuple[str, ...], **arguments: Any
+) -> None:
+    """Start a kernel that has a program for every block of channels, of parts ``(N, S, C)``, ``without`` some names."""
+    batch, splits, channels = parts.shape
+    config = normed_rules.batch_statistics(channels, splits)
+    told = {"batch": batch, "channels": channels, "positions": x.shape[2] * x.shape[3], "parts": splits}
+    told |= norm.arguments(x, activation=False) | config
+    told = {name: value for name, value in told.items() if name not in without}
+    launch.start(kernel, (rules.cdiv(channels, config["BLOCK_C"]),), x.device, **arguments, **told)
 
 
 def apply_fwd(
@@ -262,15 +268,15 @@ def parameters_bwd(
     gradient, moment, *slopes = found
     slope, slope_moment = slopes or (None, None)
     assert gradient is not None
-    batch, parts, channels = gradient.shape
     dweight, dbias = new_like(norm.weight, norm.bias, needed=needs)
-    by_mean, by_variance = (x.new_empty((channels,), dtype=torch.float32) if norm.training else None for _ in range(2))
-    config = normed_rules.batch_statistics(channels, parts)
-    told = norm.arguments(x, activation=False)
-    launch.start(
+    size = gradient.shape[2:]
+    by_mean, by_variance = (x.new_empty(size, dtype=torch.float32) if norm.training else None for _ in range(2))
+    _start_over_channels(
         batch_norm_parameters_bwd_kernel,
-        (rules.cdiv(channels, config["BLOCK_C"]),),
-        x.device,
+        x,
+        norm,
+        gradient,
+        ("weight_ptr", "bias_ptr", "BLOCK_R"),
         dweight_ptr=dweight,
         dbias_ptr=dbias,
         by_mean_ptr=by_mean,
@@ -280,17 +286,11 @@ def parameters_bwd(
         centred_ptr=centred,
         dpeak_ptr=dpeak,
         peak_ptr=peak,
-        batch=batch,
-        channels=channels,
-        positions=x.shape[2] * x.shape[3],
-        parts=parts,
         ACTIVATED=norm.activation != "none",
         gradient_ptr=gradient,
         moment_ptr=moment,
         slope_ptr=slope,
         slope_moment_ptr=slope_moment,
-        **{name: value for name, value in told.items() if name not in ("weight_ptr", "bias_ptr")},
-        **{name: value for name, value in config.items() if name != "BLOCK_R"},
     )
     return Gradients(dweight, dbias, by_mean, by_variance)
 

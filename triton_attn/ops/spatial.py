@@ -69,6 +69,13 @@ def pool(x: Tensor, gate: Tensor, channels_last: bool, norm: Norm | None = None)
     return parts
 
 
+def _start_on_positions(kernel: Any, x: Tensor, **arguments: Any) -> None:
+    """Start a kernel that has a program for every image and block of positions, and no map."""
+    batch, positions = x.shape[0], x.shape[2] * x.shape[3]
+    config = spatial_rules.conv(positions)
+    launch.start(kernel, (batch * rules.cdiv(positions, config["BLOCK_P"]),), x.device, **arguments, **config)
+
+
 def convolve(
     x: Tensor, parts: Tensor, weight: Tensor, bias: Tensor, activation: str, saves: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -78,21 +85,9 @@ def convolve(
     """
     from ..kernels.spatial_conv import spatial_conv_fwd_kernel
 
-    batch, positions = x.shape[0], x.shape[2] * x.shape[3]
-    config = spatial_rules.conv(positions)
     spatial, pooled = empty_pooled(x, 1), empty_pooled(x) if saves else None
-    launch.start(
-        spatial_conv_fwd_kernel,
-        (batch * rules.cdiv(positions, config["BLOCK_P"]),),
-        x.device,
-        spatial_ptr=spatial,
-        pooled_ptr=pooled,
-        parts_ptr=parts,
-        bias_ptr=bias,
-        SAVE=saves,
-        **_network(x, weight, parts.shape[1] // 2, activation),
-        **config,
-    )
+    told = {"spatial_ptr": spatial, "pooled_ptr": pooled, "parts_ptr": parts, "bias_ptr": bias, "SAVE": saves}
+    _start_on_positions(spatial_conv_fwd_kernel, x, **told, **_network(x, weight, parts.shape[1] // 2, activation))
     return spatial, pooled
 
 
@@ -142,16 +137,14 @@ def reading_bwd(
     from ..kernels.spatial_conv import spatial_conv_bwd_kernel
 
     batch, positions = x.shape[0], x.shape[2] * x.shape[3]
-    config = spatial_rules.conv(positions)
-    conv_blocks = rules.cdiv(positions, config["BLOCK_P"])
+    conv_blocks = rules.cdiv(positions, spatial_rules.conv(positions)["BLOCK_P"])
     dpooled, dgate = torch.empty_like(pooled), empty_dgate(x)
     winner = torch.empty((batch, positions), dtype=torch.int32, device=x.device)
     dtaps = torch.empty((batch, conv_blocks, 196), dtype=torch.float32, device=x.device)
     dspatial, winners = gate_bwd(grad, x, gate, pooled, spatial, channels_last, bits, dgate)
-    launch.start(
+    _start_on_positions(
         spatial_conv_bwd_kernel,
-        (batch * conv_blocks,),
-        x.device,
+        x,
         dpooled_ptr=dpooled,
         winner_ptr=winner,
         dtaps_ptr=dtaps,
@@ -160,7 +153,6 @@ def reading_bwd(
         spatial_ptr=spatial,
         pooled_ptr=pooled,
         **_network(x, conv_weight, _chunks(x), activation),
-        **config,
     )
     pool_bwd(x, dpooled, winner, channels_last, dgate)
     return dpooled, winner, dgate, dtaps
