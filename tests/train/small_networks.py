@@ -31,8 +31,8 @@ class NarrowBlock(BasicBlock):
 
     expansion = Share()  # type: ignore[assignment]
 
-    def __init__(self, inplanes: int, planes: int, *rest: Any, **options: Any) -> None:
-        super().__init__(inplanes, planes // NARROWER, *rest, **options)
+    def _build(self, inplanes: int, planes: int, stride: int) -> None:
+        super()._build(inplanes, planes // NARROWER, stride)
 
 
 def draw_nothing(path: Path, history: list[dict[str, Any]]) -> None:
