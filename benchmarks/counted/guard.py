@@ -112,7 +112,14 @@ class Part:
 
 
 PARTS = (
-    Part("traffic", "traffic.json", "traffic.json", ("benchmarks.counted.traffic", "--check"), traffic, ("--ours",)),
+    Part(
+        "traffic",
+        "traffic.json",
+        "traffic.json",
+        ("benchmarks.counted.traffic", "--check"),
+        traffic,
+        ("--ours", "--workers", "2"),
+    ),
     Part("goals", "goals.json", "goals.json", ("benchmarks.counted.goals",), goals, ("--some",)),
     # From PTX, which says the same as the disassembly of these programs, in a tenth of the time.
     Part(

@@ -13,8 +13,11 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import starmap
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -241,24 +244,34 @@ def planned(case: Case, memory_format: torch.memory_format, with_shortcut: bool)
     return tuple((moved / size, launches) for moved, launches in inductor.moved(make, training))
 
 
-def measure_all(names: Sequence[str], shape: Sequence[int] | None = None, ours_alone: bool = False) -> Iterator[Row]:
-    """Every case of these blocks, in both layouts, without and with a residual block's tail; of published ones one.
+def measure_all(
+    names: Sequence[str], shape: Sequence[int] | None = None, ours_alone: bool = False, workers: int = 1
+) -> list[Row]:
+    """Every case of these blocks, by so many processes; in the same order, however many they are."""
+    counted, jobs = partial(measure, shape=shape, ours_alone=ours_alone), list(cases(names))
+    if workers == 1:
+        return list(starmap(counted, jobs))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(counted, *zip(*jobs, strict=True)))
+
+
+def cases(names: Sequence[str]) -> Iterator[tuple[Case, bool, bool]]:
+    """Of these blocks both layouts, without and with a residual block's tail; of published ones one.
 
     ``"tails"`` are blocks with the batch norm in front, in channels_last, and SE with an activation behind that.
     """
-    counted = partial(measure, shape=shape, ours_alone=ours_alone)
     blocks = (name for name in names if name != "tails")
     for case in sorted([*map(Case, blocks), *(each for each in VARIANTS if each.block in names)], key=str):
         if case.block in PUBLISHED:  # layouts and shortcuts are their tests' affair
-            yield counted(case, True, False)
+            yield case, True, False
             continue
         for channels_last in (False, True):
             for shortcut in (False, True):
-                yield counted(case, channels_last, shortcut)
+                yield case, channels_last, shortcut
     if "tails" in names:
         for case in TAILS:
-            yield from (counted(case, True, shortcut) for shortcut in (False, True))
-        yield from (counted(case, True, False) for case in INSIDE)
+            yield from ((case, True, shortcut) for shortcut in (False, True))
+        yield from ((case, True, False) for case in INSIDE)
 
 
 def table(rows: list[Row]) -> str:
@@ -340,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fail where a block moves more than its ceiling")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     parser.add_argument("--ours", action="store_true", help="count neither eager PyTorch nor Inductor; no tables")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that count (default: 1)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON to this file as well")
     parser.add_argument("--blocks", metavar="A,B", help="only these blocks")
     parser.add_argument("--shape", metavar="N,C,H,W", help="count at this shape")
@@ -356,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--blocks: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     shape = _shape(parser, arguments.shape) if arguments.shape else None
 
-    rows = list(measure_all(names, shape, arguments.ours))
+    rows = measure_all(names, shape, arguments.ours, arguments.workers)
     if arguments.output:
         write(arguments.output, as_json(rows))
     if arguments.json:
