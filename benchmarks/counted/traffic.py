@@ -358,6 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--blocks", metavar="A,B", help="only these blocks")
     parser.add_argument("--shape", metavar="N,C,H,W", help="count at this shape")
     arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        parser.error(f"--workers: expected at least 1, got {arguments.workers}")
     # Triton is imported with the first launch, later than this.
     os.environ.setdefault("TRITON_INTERPRET", "1")
     if os.environ["TRITON_INTERPRET"] != "1":

@@ -66,12 +66,10 @@ class NormTensors(NamedTuple):
         return Norm(mean.contiguous(), variance.contiguous(), weight, bias, training, eps, activation)
 
 
-def by_pytorch(of_norm: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor) -> Tensor:
-    """The normalised map, with weight and bias, those that ``of_norm`` has, from ``affine``."""
-    parameters = iter(affine)
-    weight, bias = (None if each is None else next(parameters) for each in of_norm[:2])
-    running_mean, running_var = of_norm[2:]
-    return plain.batch_norm(x, BatchNorm(weight, bias, running_mean, running_var, training=given[0], eps=given[1]))
+def by_pytorch(running: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor | None) -> Tensor:
+    """The normalised map, with the ``running`` mean and variance, and weight and bias in ``affine``."""
+    (weight, bias), (mean, variance), (training, eps) = affine, running, given
+    return plain.batch_norm(x, BatchNorm(weight, bias, mean, variance, training, eps=eps))
 
 
 class Normalised(torch.autograd.Function):

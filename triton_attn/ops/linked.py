@@ -72,19 +72,26 @@ def summed(*gradients: Tensor | None) -> Tensor | None:
     return functools.reduce(operator.add, given) if given else None
 
 
-def by_formula(formula: Callable[..., tuple[Tensor, ...]], grads: tuple[Tensor | None, ...], *inputs: Tensor) -> Any:
+def by_formula(
+    formula: Callable[..., tuple[Tensor, ...]], grads: tuple[Tensor | None, ...], *inputs: Tensor | None
+) -> Any:
     """The gradients of the inputs by the formula, to be differentiated again where that is asked for.
 
-    One gradient for one input, a tuple for several; None where all of ``grads`` are.
+    One gradient for one input, a tuple for several, None for an input that there is not; None where all of ``grads``
+    are.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [
-            each.view_as(each) if again and each.requires_grad else each.detach().requires_grad_() for each in inputs
-        ]
+        leaves = [None if each is None else _leaf(each, again) for each in inputs]
         given = [(y, grad.to(y.dtype)) for y, grad in zip(formula(*leaves), grads, strict=True) if grad is not None]
         if not given:
             return None if len(inputs) == 1 else (None,) * len(inputs)
         ys, dys = zip(*given, strict=True)
-        found = torch.autograd.grad(ys, leaves, dys, create_graph=again)
-    return found[0] if len(inputs) == 1 else found
+        found = iter(torch.autograd.grad(ys, [each for each in leaves if each is not None], dys, create_graph=again))
+    own = tuple(None if each is None else next(found) for each in leaves)
+    return own[0] if len(inputs) == 1 else own
+
+
+def _leaf(t: Tensor, again: bool) -> Tensor:
+    """What is differentiated by: with ``again`` it leads back to where the tensor is from."""
+    return t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_()

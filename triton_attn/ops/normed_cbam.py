@@ -65,10 +65,8 @@ class Pool(torch.autograd.Function):
         of_norm, (*statistics, centred, peak, off, place) = others[:4], others[4:]
         link, deferred, needs = ctx.link, ctx.link.take(), ctx.needs_input_grad
         if grad is None or deferred is None:
-            inputs = [each for each in (x, *of_norm[:2]) if each is not None]
-            found = by_formula(partial(_pooled, of_norm, ctx.given), (grad, dmean, dpeak), *inputs)
-            gradients = iter(found if isinstance(found, tuple) else (found,))
-            own = [None if each is None else next(gradients) for each in (x, *of_norm[:2])]
+            of_pooled = partial(_pooled, of_norm[2:], ctx.given)
+            own = by_formula(of_pooled, (grad, dmean, dpeak), x, *of_norm[:2])
             return None, None, *own, None, None, dshortcut
         gate, of_positions, bits = deferred
         vectors = (torch.zeros_like(peak) if each is None else each for each in (dmean, dpeak))
@@ -81,9 +79,9 @@ class Pool(torch.autograd.Function):
         return None, None, dx, *dnorm, None, None, dshortcut
 
 
-def _pooled(of_norm: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor) -> tuple[Tensor, ...]:
+def _pooled(running: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor | None) -> tuple[Tensor, ...]:
     """The normalised map, its means and its maxima, by PyTorch."""
-    v = by_pytorch(of_norm, given, x, *affine)
+    v = by_pytorch(running, given, x, *affine)
     return v, v.mean((2, 3)), v.amax((2, 3))
 
 

@@ -51,17 +51,9 @@ class Pool(torch.autograd.Function):
         x, *of_norm, mean, variance, row_parts, column_parts = as_kept(ctx)
         deferred = ctx.link.take()
         if grad is None or deferred is None:
-            inputs = [each for each in (x, *of_norm[:2]) if each is not None]
-            found = by_formula(partial(_pooled, of_norm, ctx.given), (grad, drows, dcolumns), *inputs)
-            gradients = iter(found if isinstance(found, tuple) else (found,))
-            return (
-                None,
-                None,
-                *(None if t is None else next(gradients) for t in (x, *of_norm[:2])),
-                None,
-                None,
-                dshortcut,
-            )
+            of_pooled = partial(_pooled, of_norm[2:], ctx.given)
+            own = by_formula(of_pooled, (grad, drows, dcolumns), x, *of_norm[:2])
+            return None, None, *own, None, None, dshortcut
         gates, layer, bits, of_blocks = deferred
         drows, dcolumns = (
             x.new_zeros(size) if each is None else each
@@ -76,9 +68,9 @@ class Pool(torch.autograd.Function):
         return None, None, dx, *dnorm, None, None, dshortcut
 
 
-def _pooled(of_norm: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor) -> tuple[Tensor, ...]:
+def _pooled(running: Results, given: tuple[bool, float], x: Tensor, *affine: Tensor | None) -> tuple[Tensor, ...]:
     """The normalised map and its means, by PyTorch."""
-    v = by_pytorch(of_norm, given, x, *affine)
+    v = by_pytorch(running, given, x, *affine)
     return v, v.mean(3, keepdim=True), v.mean(2, keepdim=True)
 
 
