@@ -27,6 +27,7 @@ from benchmarks.counted.meter import Seeing
 AT_ONCE = 8 * 132  # programs of a grid that may fit on a chip side by side
 SAMPLED = 8  # programs of a grid: scattered, since the last ones of a row often have less to do
 GOLDEN = 0.6180339887
+EDGES = ("beside", "tiles")  # arguments of kernels whose first programs, as many as these say, are of another kind
 SECTOR = 32
 OPERATORS = [f"{side}{name}" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")]
 OPERATORS += ["gt", "ge", "lt", "le", "eq", "ne"]
@@ -160,8 +161,8 @@ def _count(step: Step) -> None:
     grid = (*arguments.pop("grid"), 1, 1)[:3]
     tensors = [t for t in arguments.values() if isinstance(t, Tensor)]
     given = {t.data_ptr(): touched[:2] for t, touched in zip(tensors, step.touched, strict=True)}
-    few = range(min(step.programs, SAMPLED))
-    chosen = few if step.programs <= SAMPLED else {int((0.5 + i * GOLDEN) % 1 * step.programs) for i in few}
+    edge = next((arguments[name] for name in EDGES if name in arguments), 0)
+    chosen = [*_sampled(0, edge), *_sampled(edge, step.programs)]
     move, dimensions = interpreter_builder.set_grid_idx, interpreter_builder.set_grid_dim
 
     def run(number: int) -> _Program:
@@ -181,21 +182,27 @@ def _count(step: Step) -> None:
             step.kernel[(1,)](**arguments)
         return program
 
-    programs = [run(number) for number in chosen]
-    share = step.programs / len(programs)
+    programs = [(run(number), share) for number, share in chosen]
     spans = sorted(given)
-    asked: dict[tuple[int, bool], int] = defaultdict(int)
-    for program in programs:
+    asked: dict[tuple[int, bool], float] = defaultdict(float)
+    for program, share in programs:
         for address, size, written in program.accesses:
-            asked[spans[bisect_right(spans, address) - 1], written] += size
-    step.touched = [(*given[at], round(total * share), written) for (at, written), total in asked.items()]
+            asked[spans[bisect_right(spans, address) - 1], written] += size * share
+    step.touched = [(*given[at], round(total), written) for (at, written), total in asked.items()]
     for name in ("products", "operations", "summed"):
-        setattr(step, name, round(sum(getattr(program, name) for program in programs) * share))
-    longest = [*programs, run(step.programs - 1)]  # whose kind may be rare, and last
+        setattr(step, name, round(sum(getattr(program, name) * share for program, share in programs)))
+    longest = [*(program for program, _ in programs), run(step.programs - 1)]  # whose kind may be rare, and last
     for name in ("rounds", "meetings"):
-        mean = sum(getattr(program, name) for program in programs) / len(programs)
+        mean = sum(getattr(program, name) * share for program, share in programs) / step.programs
         most = max(getattr(program, name) for program in longest)
         setattr(step, name, float(most) if step.programs <= AT_ONCE else mean)
+
+
+def _sampled(begin: int, end: int) -> list[tuple[int, float]]:
+    """Programs from ``begin`` to ``end``, spread over them, and how many each stands for."""
+    size, few = end - begin, range(min(end - begin, SAMPLED))
+    found = few if size <= SAMPLED else {int((0.5 + i * GOLDEN) % 1 * size) for i in few}
+    return [(begin + number, size / len(found)) for number in found]
 
 
 def _zeros(value: Any) -> Any:

@@ -137,12 +137,14 @@ def test_only_what_is_asked_for_is_computed(name: str) -> None:
 
     moved: list[int] = []
     squeeze, of_map = {"squeeze_bwd_kernel"}, {"apply_gate_bwd_kernel"}
-    of_weights = {"partial_sums_kernel"} if name == "eca" else set()
-    network = {"neighbours_bwd_kernel"} if name == "eca" else {"dense_hidden_bwd_kernel", "dense_bwd_kernel"}
-    assert kernels(x, None) == squeeze | network | of_weights
-    assert kernels(x, shortcut) == squeeze | network | of_weights | of_map
+    small = {"neighbours_bwd_kernel"} if name == "eca" else {"dense_whole_bwd_kernel"}
+    of_weights = {"dense_hidden_bwd_kernel", "dense_bwd_kernel"}
+    if name == "eca":
+        of_weights = small | {"partial_sums_kernel"}
+    assert kernels(x, None) == squeeze | of_weights
+    assert kernels(x, shortcut) == squeeze | small | of_map
     block.requires_grad_(False)
-    assert kernels(x, shortcut) == squeeze | network | of_map
+    assert kernels(x, shortcut) == squeeze | small | of_map
     gradients = sum(each.nbytes for each in block.parameters())
     assert moved[1] - moved[2] == gradients
     if name != "eca":

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .common import over_channels, over_positions, tile_at
 from .maps import finish, hand_on, read_tile, sizes_of, steps, write_tile
+from .partial_sums import add_up
 
 
 @triton.jit
@@ -76,7 +77,8 @@ def apply_gate_fwd_kernel(
         finish(y, bits_ptr, shortcut, values, n, tile, HAS_SHORTCUT, SAVE_BITS)
 
 
-@triton.jit
+# How many parts a sum has hangs on the batch, which must not compile the kernel again.
+@triton.jit(do_not_specialize=["parts"])
 def apply_gate_bwd_kernel(
     dx_ptr, stride_dn, stride_do,  # (N, C, H, W)
     dshortcut_ptr, stride_sn, stride_so,  # (N, C, H, W), with HAS_SHORTCUT
@@ -88,14 +90,24 @@ def apply_gate_bwd_kernel(
     dpeak_ptr,  # (N, C), the gradient of the maximum, with MAX
     peak_ptr,  # (N, C) float32, the maximum, with MAX
     winner_ptr,  # (N, C) int32, where it is, or minus how often
+    part_ptr,  # (P, K) float32, parts of the gate network's gradients, or None
+    dweight1_ptr, dbias1_ptr, dweight2_ptr, dbias2_ptr,  # these, one behind the other among the K, each of its size
+    size1, size2, size3, size4,
     channels, positions,
+    parts,  # P
+    beside,  # programs, the first ones, that add them up
     UNIT: tl.constexpr, HAS_SHORTCUT: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    SUM_P: tl.constexpr, SUM_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """dx = grad · gate + dmean / HW (+ dpeak at the maximum); the gradient of the shortcut is grad behind ReLU's mask.
 
     Tied maxima share dpeak evenly. Only where there are ties must x be read again to find them.
     """
+    if part_ptr is not None:
+        if tl.program_id(0) < beside:
+            outs, sizes = (dweight1_ptr, dbias1_ptr, dweight2_ptr, dbias2_ptr), (size1, size2, size3, size4)
+            add_up(outs, sizes, part_ptr, parts, tl.program_id(0), SUM_P, SUM_K)
+            return
     channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
     dx, dshortcut = (dx_ptr, steps(stride_dn, stride_do, UNIT)), (dshortcut_ptr, steps(stride_sn, stride_so, UNIT))
     grad, x = (grad_ptr, steps(stride_gn, stride_go, UNIT)), (x_ptr, steps(stride_xn, stride_xo, UNIT))
@@ -123,7 +135,7 @@ def apply_gate_bwd_kernel(
         write_tile(dx, values, n, tile)
 
 
-# No sum goes over positions here.
+# No sum goes over positions here, and how threads share the others goes by num_warps alone.
 SPACES = {
     "apply_gate_fwd_kernel": {"BLOCK_P": (-1, 0, 1), "SPAN": (0, 1, 2)},
     "apply_gate_bwd_kernel": {"BLOCK_P": (-1, 0, 1), "SPAN": (0, 1, 2)},

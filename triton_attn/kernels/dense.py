@@ -12,9 +12,9 @@ the first one CHAINED to it. The backward is two launches: the hidden units' gra
 import triton
 import triton.language as tl
 
-from .common import activate, activate_hidden, slope
-from .dense_bwd_steps import pooled_bwd, weights_bwd
-from .dense_steps import hidden_of, in_pieces, load_bias, load_vectors, load_weight, store_vectors
+from .common import activate, activate_hidden
+from .dense_bwd_steps import hidden_bwd, pooled_bwd, weights_bwd
+from .dense_steps import hidden_of, load_bias, load_vectors, load_weight, store_vectors
 from .partials import sum_parts
 
 
@@ -117,28 +117,14 @@ def dense_hidden_bwd_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     first_c = tl.program_id(2) * CHUNK
-    dhidden = tl.zeros((PIECES, BLOCK_N, BLOCK_M), tl.float32)
-    for start in range(first_c, tl.minimum(first_c + CHUNK, channels), BLOCK_C):
-        c = start + tl.arange(0, BLOCK_C)
-        inside = (n < batch)[:, None] & (c < channels)[None, :]
-        weight = load_weight(weight_ptr, c, m, hidden_size, 1, channels, hidden_size)  # on their way with the parts
-        gate = load_vectors(gate_ptr, n, c, batch, channels)
-        if SCALED:
-            scale = load_vectors(scale_ptr, n, c, batch, channels)
-        if CHAINED:
-            dnext, mean = load_vectors(dnext_ptr, n, c, batch, channels), load_vectors(mean_ptr, n, c, batch, channels)
-        dgate = sum_parts(dgate_ptr, n, c, inside, channels, splits, BLOCK_S)
-        if SCALED:
-            dgate *= scale
-        if CHAINED:
-            dgate += dnext * mean
-        dlogit = dgate * slope(gate, ACTIVATION)
-        if start // BLOCK_C % tl.num_programs(1) == tl.program_id(1):
-            store_vectors(dlogit_ptr, dlogit, n, c, batch, channels)
-        dhidden = in_pieces(dlogit, weight, dhidden, PRECISION)
+    dhidden = hidden_bwd(
+        dlogit_ptr, dgate_ptr, gate_ptr, scale_ptr, dnext_ptr, mean_ptr, weight_ptr,
+        n, m, batch, channels, splits, hidden_size, first_c, tl.minimum(first_c + CHUNK, channels),
+        SCALED, CHAINED, ACTIVATION, PRECISION, BLOCK_C, BLOCK_S, PIECES,
+    )  # fmt: skip
     parts = tl.num_programs(2)
     row = n * parts + tl.program_id(2)
-    store_vectors(dhidden_ptr, tl.sum(dhidden, axis=0), row, m, batch * parts, hidden_size)
+    store_vectors(dhidden_ptr, dhidden, row, m, batch * parts, hidden_size)
 
 
 @triton.jit(do_not_specialize=["batch", "tiles"])

@@ -4,8 +4,53 @@ import triton
 import triton.language as tl
 
 from .common import activate_hidden, activate_hidden_bwd, slope
-from .dense_steps import load_vectors, load_weight, store_vectors
+from .dense_steps import in_pieces, load_vectors, load_weight, store_vectors
 from .partials import sum_parts, vector_of
+
+
+@triton.jit
+def hidden_bwd(
+    dlogit_ptr, dgate_ptr, gate_ptr, scale_ptr, dnext_ptr, mean_ptr, weight_ptr,
+    n, m, batch, channels, splits, hidden_size, first_c, end_c,
+    SCALED: tl.constexpr, CHAINED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """weightᵀ · dlogit over some channels; unless ``dlogit_ptr`` is None the programs of an image write it, some each.
+
+    That is the gradient of the activated units, the same for every pooled vector.
+    """
+    dhidden = tl.zeros((PIECES, n.shape[0], m.shape[0]), tl.float32)
+    for start in range(first_c, end_c, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        inside = (n < batch)[:, None] & (c < channels)[None, :]
+        weight = load_weight(weight_ptr, c, m, hidden_size, 1, channels, hidden_size)  # on their way with the parts
+        gate = load_vectors(gate_ptr, n, c, batch, channels)
+        if SCALED:
+            scale = load_vectors(scale_ptr, n, c, batch, channels)
+        if CHAINED:
+            dnext, mean = load_vectors(dnext_ptr, n, c, batch, channels), load_vectors(mean_ptr, n, c, batch, channels)
+        dgate = sum_parts(dgate_ptr, n, c, inside, channels, splits, BLOCK_S)
+        if SCALED:
+            dgate *= scale
+        if CHAINED:
+            dgate += dnext * mean
+        dlogit = dgate * slope(gate, ACTIVATION)
+        if dlogit_ptr is not None:
+            if start // BLOCK_C % tl.num_programs(1) == tl.program_id(1):
+                store_vectors(dlogit_ptr, dlogit, n, c, batch, channels)
+        dhidden = in_pieces(dlogit, weight, dhidden, PRECISION)
+    return tl.sum(dhidden, axis=0)
+
+
+@triton.jit
+def through_units(dhidden, unit, other, HIDDEN: tl.constexpr, POOLS: tl.constexpr):
+    """The gradients of the units for one pooled vector and the other, and the sum of the activated ones."""
+    dunit, units = activate_hidden_bwd(dhidden, unit, HIDDEN), activate_hidden(unit, HIDDEN)
+    dother = dunit
+    if POOLS == 2:
+        dother = activate_hidden_bwd(dhidden, other, HIDDEN)
+        units += activate_hidden(other, HIDDEN)
+    return dunit, dother, units
 
 
 @triton.jit
@@ -13,7 +58,7 @@ def units_bwd(
     dhidden_ptr, unit_ptr, n, m, batch, hidden_size, parts,
     POOL: tl.constexpr, LAYERS: tl.constexpr, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the units for one pooled vector and the other, and the sum of the activated ones.
+    """:func:`through_units` of what comes in parts.
 
     With LAYERS 1 the units are the gates, both gradients that of the gate before its activation, and the sum is none.
     """
@@ -26,12 +71,9 @@ def units_bwd(
     dhidden = sum_parts(dhidden_ptr, n, m, inside, hidden_size, parts, BLOCK_S)
     if LAYERS == 1:
         dunit, units = dhidden * slope(unit, ACTIVATION), unit
+        dother = dunit
     else:
-        dunit, units = activate_hidden_bwd(dhidden, unit, HIDDEN), activate_hidden(unit, HIDDEN)
-    dother = dunit
-    if POOLS == 2:
-        dother = activate_hidden_bwd(dhidden, other, HIDDEN)
-        units += activate_hidden(other, HIDDEN)
+        dunit, dother, units = through_units(dhidden, unit, other, HIDDEN, POOLS)
     return dunit, dother, units
 
 

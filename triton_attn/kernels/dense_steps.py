@@ -30,6 +30,13 @@ def load_weight(ptr, row, column, stride_row, stride_column, rows, columns):
 
 
 @triton.jit
+def store_weight(ptr, values, row, column, stride_row, stride_column, rows, columns):
+    """Write a tile of a weight."""
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    tl.store(ptr + row[:, None] * stride_row + column[None, :] * stride_column, values, mask=mask)
+
+
+@triton.jit
 def load_bias(ptr, i, size):
     """A bias in float32; 0 where there is none."""
     bias = tl.zeros(i.shape, tl.float32)

@@ -72,7 +72,7 @@ def neighbours_fwd_kernel(
 @triton.jit
 def neighbours_bwd_kernel(
     dvector_ptr,  # (N, C) float32, the gradient of what was pooled, of mean and maximum alike
-    dweight_ptr,  # (N · blocks of channels, K) float32, with NEEDS_WEIGHT
+    part_ptr,  # (N · blocks of channels, K) float32, with NEEDS_WEIGHT
     dgate_ptr,  # (N, S, C) float32, the gradient of the gate in parts
     gate_ptr,  # (N, C) float32
     mean_ptr,  # (N, C) float32, what was pooled
@@ -108,6 +108,6 @@ def neighbours_bwd_kernel(
             near = tl.reshape(sum_of(mean, peak, POOL), (BLOCK_C, BLOCK_K))
             product = tl.where(tl.reshape(inside, (BLOCK_C, BLOCK_K)), near * dlogit[:, None], 0.0)
             at = tl.program_id(0).to(tl.int64) * kernel_size + tap
-            tl.store(dweight_ptr + at, tl.sum(product, axis=0), mask=tap < kernel_size)
+            tl.store(part_ptr + at, tl.sum(product, axis=0), mask=tap < kernel_size)
     dvector = 0.5 * dvector if POOL == "half" else dvector
     tl.store(dvector_ptr + vector + c, dvector, mask=c < channels)

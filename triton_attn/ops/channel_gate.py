@@ -4,8 +4,8 @@ Passes over the map: 3 forward and 4 backward, 4 and 5 with a shortcut (and a ma
 few since Σ_hw(grad · x) is the only thing that the gates' gradient needs of x, and dx = grad · gate + dmean / HW needs
 no x. Where maxima are pooled too, their winners are kept, and x is read once more only where there are ties.
 
-Launches: squeeze, network and apply, forward and backward. The network is one launch forward, or one for each of its
-layers where these are large, and two backward (:mod:`.dense`). Its weights may also be those of 1×1 convolutions,
+Launches: squeeze, network and apply, forward and backward. The network is one launch, or one for each of its layers
+where these are large (:mod:`.dense`); of a small one the apply's backward ends the sums over the batch. Its weights may also be those of 1×1 convolutions,
 ``(m, C, 1, 1)`` and ``(C, m, 1, 1)``.
 """
 
@@ -78,11 +78,14 @@ def backward(
     grad, x, channels_last = served_both(grad, x)
     made, parameters = kept.made, dense.contiguous(parameters)
     dgate = gating.squeeze_bwd(grad, x, kept.bits, channels_last)
-    given = dgate, made, parameters, network, x.dtype
-    dmean, dpeak, of_parameters = dense.backward(*given, needs_pooled=needs_map, needs_weights=needs_weights)
-    dx = dshortcut = None
+    given, dx, dshortcut, sums = (dgate, made, parameters, network, x.dtype), None, None, None
+    if needs_map and (found := dense.backward_whole(*given, needs_weights)) is not None:
+        gradients, sums = found
+    else:
+        gradients = dense.backward(*given, needs_pooled=needs_map, needs_weights=needs_weights)
+    dmean, dpeak, of_parameters = gradients
     if needs_map:
-        of_pooled = made.pooled, dmean, dpeak
+        of_pooled = made.pooled, dmean, dpeak, sums
         dx, dshortcut = gating.apply_bwd(grad, x, kept.gate, kept.bits, channels_last, *of_pooled)
     return dx, *of_parameters, dshortcut
 

@@ -2,7 +2,7 @@
 
 gate = act2(Σ_k (weight2 · act1(weight1 · v_k + bias1) + bias2)),   or with one layer act2(Σ_k (weight1 · v_k + bias1))
 
-Launches: forward one where there is one layer or both are small, else two; backward as many as there are layers.
+Launches: as many as there are layers, forward and backward, but one for two small ones.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..tuning import chips, rules
 from ..tuning.spaces import Config
 from . import launch
 from .gating import Pooled, empty_pooled, has_max, has_mean
+from .partial_sums import Sums
 
 Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -183,11 +184,7 @@ def backward(
         own = {"dhidden_ptr": dhidden, "dlogit_ptr": dlogit, "SCALED": scale is not None}
         sizes = (batch, "BLOCK_N"), (size, "BLOCK_M"), (channels, "CHUNK")
         _start(dense_hidden_bwd_kernel, dgate, sizes, config, **own, **made_of, **common)
-    dmean, dpeak = (torch.empty_like(made.gate) if needs_pooled and has(pool) else None for has in (has_mean, has_max))
-    of_parameters = tuple(
-        None if each is None or not needs_weights else torch.empty(each.shape, dtype=each.dtype, device=each.device)
-        for each in parameters
-    )
+    dmean, dpeak, of_parameters = _room_bwd(made, parameters, pool, needs_pooled, needs_weights)
     config = rules.dense_bwd(channels, size, parts, dtype.itemsize)
     blocks = rules.cdiv(channels, config["BLOCK_C"])
     tiles = blocks * rules.cdiv(batch, config["ROWS"]) if needs_pooled else 0
@@ -219,6 +216,59 @@ def backward(
         **config,
     )
     return Gradients(dmean, dpeak, of_parameters)
+
+
+def backward_whole(
+    dgate: Tensor, made: Made, parameters: Parameters, network: Network, dtype: torch.dtype, needs_weights: bool
+) -> tuple[Gradients, Sums | None] | None:
+    """:func:`backward` in one launch, and the sums that are yet to be added up; None where the network is not small."""
+    from ..kernels.dense_whole import dense_whole_bwd_kernel
+
+    batch, splits, channels = dgate.shape
+    weight1, _, weight2, _ = parameters
+    size = weight1.shape[0]
+    if weight2 is None or not rules.is_whole_bwd(channels, size, dtype.itemsize):
+        return None
+    config, sums = rules.dense_whole(channels, size, splits, dtype.itemsize, 1, False), None
+    gradients = _room_bwd(made, parameters, network.pool, True, needs_weights)
+    if needs_weights:
+        sizes = (channels * size, size, channels * size, channels)
+        parts = dgate.new_empty((rules.cdiv(batch, config["BLOCK_N"]), sum(sizes)))
+        sums = Sums(parts, gradients.of_parameters, sizes, few=True)
+    _start(
+        dense_whole_bwd_kernel,
+        dgate,
+        ((batch, "BLOCK_N"), (channels, "TILE_C")),
+        config,
+        dmean_ptr=gradients.dmean,
+        dpeak_ptr=gradients.dpeak,
+        part_ptr=None if sums is None else sums.parts,
+        dgate_ptr=dgate,
+        gate_ptr=made.gate,
+        unit_ptr=made.hidden,
+        mean_ptr=made.pooled.mean,
+        peak_ptr=made.pooled.peak,
+        weight1_ptr=weight1,
+        weight2_ptr=weight2,
+        batch=batch,
+        channels=channels,
+        splits=splits,
+        hidden_size=size,
+        POOL=network.pool,
+        HIDDEN=network.hidden_activation,
+        ACTIVATION=network.activation,
+        PRECISION=_precision(dtype, dgate.device),
+    )
+    return gradients, sums
+
+
+def _room_bwd(made: Made, parameters: Parameters, pool: str, needs_pooled: bool, needs_weights: bool) -> Gradients:
+    dmean, dpeak = (torch.empty_like(made.gate) if needs_pooled and has(pool) else None for has in (has_mean, has_max))
+    of_parameters = (
+        None if each is None or not needs_weights else torch.empty(each.shape, dtype=each.dtype, device=each.device)
+        for each in parameters
+    )
+    return Gradients(dmean, dpeak, tuple(of_parameters))
 
 
 def contiguous(parameters: Parameters) -> Parameters:

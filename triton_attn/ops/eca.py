@@ -1,7 +1,7 @@
 """Channel gates by a convolution over neighbouring channels (ECA) as one op: a map in, the gated map out.
 
 Passes over the map as for :mod:`.channel_gate`: 3 forward and 4 backward, 4 and 5 with a shortcut. Launches: squeeze,
-convolution and apply forward; squeeze, convolution, the end of its weight's gradient and apply backward.
+convolution and apply forward and backward. The apply's backward ends the sum that is the weight's gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .gating import Pooled
 from .layout import in_layout, served, served_both
 from .library import Launcher, Op, Results, new_like
 from .masks import mask
-from .partial_sums import partial_sums
+from .partial_sums import Sums, partial_sums
 from .passes import multiply_fake, room_bwd
 
 
@@ -88,12 +88,15 @@ def backward(
     pooled = Pooled(kept.mean, kept.peak, kept.winner)
     dgate = gating.squeeze_bwd(grad, x, kept.bits, channels_last)
     dvector, partial = convolve_bwd(dgate, kept.gate, pooled, weight.contiguous(), pool, activation, needs_weight)
-    dx = dweight = dshortcut = None
-    if partial is not None:
-        dweight = partial_sums(partial, weight.dtype).view_as(weight)
+    dx = dweight = dshortcut = sums = None
     if needs_map:
         dmean, dpeak = (dvector if has(pool) else None for has in (gating.has_mean, gating.has_max))
-        dx, dshortcut = gating.apply_bwd(grad, x, kept.gate, kept.bits, channels_last, pooled, dmean, dpeak)
+        if partial is not None:
+            dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+            sums = Sums(partial, (dweight,), (weight.numel(),), few=False)
+        dx, dshortcut = gating.apply_bwd(grad, x, kept.gate, kept.bits, channels_last, pooled, dmean, dpeak, sums)
+    elif partial is not None:
+        dweight = partial_sums(partial, weight.dtype).view_as(weight)
     return dx, dweight, dshortcut
 
 
@@ -111,7 +114,7 @@ def convolve_bwd(
         size = (_config(weight, dgate.shape)[0], weight.numel())
         partial = torch.empty(size, dtype=torch.float32, device=gate.device)
     read = pooled if needs_weight else Pooled(None, None, None)
-    told = {"dvector_ptr": dvector, "dweight_ptr": partial, "dgate_ptr": dgate, "gate_ptr": gate}
+    told = {"dvector_ptr": dvector, "part_ptr": partial, "dgate_ptr": dgate, "gate_ptr": gate}
     told |= {"mean_ptr": read.mean, "peak_ptr": read.peak}
     _start(neighbours_bwd_kernel, weight, dgate.shape, pool, activation, NEEDS_WEIGHT=needs_weight, **told)
     return dvector, partial

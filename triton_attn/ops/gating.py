@@ -14,6 +14,7 @@ from torch import Tensor
 from ..tuning import rules
 from ..tuning.keys import Shape
 from . import launch
+from .partial_sums import Sums
 from .passes import Maps, in_units, multiply, multiply_bwd, start_by_spans, sums
 
 
@@ -175,18 +176,19 @@ def apply_bwd(
     pooled: Pooled,
     dmean: Tensor | None,
     dpeak: Tensor | None,
+    sums: Sums | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of the map, and with ``bits`` that of the shortcut.
 
     ``dmean`` and ``dpeak`` ``(N, C)`` are the gradients of what was ``pooled``. Only where maxima are tied is ``x``
-    read; else only its layout is looked at.
+    read; else only its layout is looked at. The ``sums`` are added up in the same launch.
     """
     from ..kernels.apply_gate import apply_gate_bwd_kernel
 
     maxima = dpeak is not None
     told: dict[str, Any] = {"gate_ptr": gate, "dmean_ptr": dmean, "dpeak_ptr": dpeak}
     told |= {"peak_ptr": pooled.peak if maxima else None, "winner_ptr": pooled.winner if maxima else None}
-    told |= {"MEAN": dmean is not None, "MAX": maxima}
+    told |= {"MEAN": dmean is not None, "MAX": maxima, **Sums.beside(sums)}
     return multiply_bwd(_start, apply_gate_bwd_kernel, grad, x, channels_last, bits, maxima, **told)
 
 

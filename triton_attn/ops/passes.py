@@ -52,13 +52,15 @@ def start_over(
         sizes: of an axis its size, and what the config calls its block, "" where a program walks over all of it;
             channels first, what is inner of them last.
         maps: by the names that their strides have.
-        **arguments: the kernel's others.
+        **arguments: the kernel's others; ``beside`` are programs, the first ones, that do something else.
     """
+    beside = arguments.get("beside", 0)
     inner = "channels" if channels_last and "channels" in sizes else list(sizes)[-1]
     unit, strides = in_units(channels_last, sizes[inner][0], **maps)
 
     def grid(config: Config) -> tuple[int, ...]:
-        return (like.shape[0] * math.prod(rules.cdiv(size, config[block]) for size, block in sizes.values() if block),)
+        blocks = math.prod(rules.cdiv(size, config[block]) for size, block in sizes.values() if block)
+        return (beside + like.shape[0] * blocks,)
 
     launch.tuned(
         kernel,

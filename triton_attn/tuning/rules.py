@@ -167,6 +167,14 @@ def is_whole(channels: int, hidden: int, itemsize: int) -> bool:
     return channels <= 2 * CHUNK and hidden <= (64 if itemsize < 4 else 32)
 
 
+def is_whole_bwd(channels: int, hidden: int, itemsize: int) -> bool:
+    """Whether both layers backward are one launch.
+
+    Of half as many channels as forward: with more, programs that each go over all of them take as long as two launches.
+    """
+    return channels <= CHUNK and is_whole(channels, hidden, itemsize)
+
+
 def dense_whole(channels: int, hidden: int, parts: int, itemsize: int, others: int, peaks: bool) -> dict[str, int]:
     """Blocks for both layers in one launch: those of the first one's sums, and the channels that a program gives."""
     reads, block_m = parts_block(parts) * (4 if peaks else 1) + others, max(power_of_two(hidden), 16)
@@ -212,7 +220,7 @@ def neighbours(channels: int, kernel_size: int, parts: int) -> dict[str, int]:
 
 
 @cache
-def partial_sums(size: int) -> dict[str, int]:
-    """Blocks for adding up partial results of ``size`` elements each."""
-    block_k = min(power_of_two(size), 64)
+def partial_sums(size: int, few: bool = False) -> dict[str, int]:
+    """Blocks for adding up partial results of ``size`` elements each, which may be ``few``."""
+    block_k = min(power_of_two(size), 512 if few else 64)
     return {"BLOCK_P": 2048 // block_k, "BLOCK_K": block_k, "num_warps": 4}
