@@ -47,7 +47,9 @@ def test_other_strides(layout: str) -> None:
 def test_projections_are_one_product_where_the_map_is_larger(shape: tuple[int, ...], count: int, layout: str) -> None:
     block, x = triton_attn.NonLocalBlock(shape[1]), lay_out(torch.randn(shape), layout)
     projected = importlib.import_module("triton_attn.ops.non_local_block").projected
-    projections = [t for t in projected(x, block.weights(), layout == "channels_last") if t is not None]
+    *projections, together = projected(x, block.weights(), layout == "channels_last")
+    assert (together is None) == (count > 1)
+    projections = [t for t in projections if t is not None]
     assert len(projections) == count
     with torch.no_grad():  # k and v come without their biases
         block.key_conv.bias.zero_()

@@ -32,7 +32,7 @@ def non_local_block(x: Tensor, weights: Weights, shortcut: Tensor | None = None)
     """
     x, channels_last = served(x)
     if torch.compiler.is_compiling() or not x.numel():
-        q, k, v = projected(x, weights, channels_last)
+        q, k, v, _ = projected(x, weights, channels_last)
         return non_local(q, k, v, x=x, shortcut=shortcut, key_bias=weights[3], value_bias=weights[5])
     if shortcut is not None:
         if shortcut.dtype != torch.promote_types(x.dtype, product_dtype(x)):
@@ -50,8 +50,11 @@ def is_one_product(x: Tensor, weights: Weights) -> bool:
     return sum(each.numel() for each in weights[::2]) <= 2 * x.numel()
 
 
-def projected(x: Tensor, weights: Weights, channels_last: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """q, k and v, ``(N, HW, channels)`` in the layout of ``x``: side by side in one tensor, or as three.
+Projected = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def projected(x: Tensor, weights: Weights, channels_last: bool) -> Projected:
+    """q, k and v, ``(N, HW, channels)`` in the layout of ``x``, or all in one, and then their weights side by side.
 
     k and v come without their biases. What those do is known exactly: a bias of the keys shifts whole rows of scores,
     which changes no softmax, and one of the values comes out of it as it went in, since a softmax's rows sum to 1.
@@ -60,11 +63,12 @@ def projected(x: Tensor, weights: Weights, channels_last: bool) -> tuple[Tensor,
     if is_one_product(x, weights):
         together = torch.cat([query, key, value])
         bias = torch.cat([query_bias, query_bias.new_zeros(len(together) - len(query_bias))])
-        return projection(x, together, bias, channels_last), None, None
+        return projection(x, together, bias, channels_last), None, None, together
     return (
         projection(x, query, query_bias, channels_last),
         projection(x, key, None, channels_last),
         projection(x, value, None, channels_last),
+        None,
     )
 
 
@@ -77,7 +81,7 @@ def projection(x: Tensor, weight: Tensor, bias: Tensor | None, channels_last: bo
     return map_rows(torch.conv2d(x, weight, bias))
 
 
-def projected_into(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def projected_into(x: Tensor, weights: Weights) -> Projected:
     """:func:`projected`, of a channels_last map, by operators that write into what they are given: plans call those."""
     query, query_bias, key, _, value, _ = weights
     rows, shape = rows_of(x), (x.shape[0], x.shape[2] * x.shape[3], -1)
@@ -93,8 +97,8 @@ def projected_into(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None, 
         torch.cat([query, key, value], out=together)
         bias[: len(query)].copy_(query_bias)
         bias[len(query) :].zero_()
-        return product(together, bias), None, None
-    return product(query, query_bias), product(key, None), product(value, None)
+        return product(together, bias), None, None, together
+    return product(query, query_bias), product(key, None), product(value, None), None
 
 
 def projection_bwd(
@@ -136,11 +140,15 @@ class Projections(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """What the backward needs: the projections, and what non-local attention keeps of them."""
+    """What the backward needs: the projections, and what non-local attention keeps of them.
+
+    Of projections in one product also their weights: to put these side by side again takes longer than a launch.
+    """
 
     q: Tensor
     k: Tensor | None
     v: Tensor | None
+    together: Tensor | None
     kept: Tensor | None
     norms: Tensor | None
     bits: Tensor | None
@@ -166,7 +174,7 @@ def forward(x: Tensor, projections: Projections, shortcut: Tensor | None, saves:
     weights = [each.to(dtype) for each in projections]
     x_in = x.to(dtype)
     rows = projected_into(x_in, weights) if channels_last else projected(x_in, weights, False)
-    y, *kept = NON_LOCAL.forward(x, *rows, shortcut, None, weights[-1], 1.0, saves)
+    y, *kept = NON_LOCAL.forward(x, *rows[:3], shortcut, None, weights[-1], 1.0, saves)
     return [y, *rows, *kept] if saves else [y]
 
 
@@ -179,19 +187,19 @@ def backward(grad: Tensor, x: Tensor, projections: Projections, attended: Attend
     x, channels_last = served(x)
     grad = served(grad, channels_last)[0]
     of_rows = needs_x or needs_query or needs_query_bias, needs_x or needs_key, needs_x or needs_value
-    masked, *rows = NON_LOCAL.backward(grad, *attended, 1.0, x.shape[1], channels_last, *of_rows)
+    q, k, v, together, *kept = attended
+    masked, *rows = NON_LOCAL.backward(grad, q, k, v, *kept, 1.0, x.shape[1], channels_last, *of_rows)
     if masked is None:  # without ReLU the residual's gradient is that of the output
         masked = grad
     dx = masked if needs_x else None
     weights, needed = [query, key, value], [needs_query, needs_key, needs_value]
-    if attended.k is None:
-        together = query.new_empty((attended.q.shape[2], *query.shape[1:]))
-        weights, needed = [torch.cat(weights, out=together)], [any(needed)]
+    if together is not None:
+        weights, needed = [together], [any(needed)]
     dweights: list[Tensor | None] = [None] * 3
     for i, (of_row, weight, needs_weight) in enumerate(zip(rows, weights, needed, strict=False)):
         if of_row is not None:
             dx, dweights[i] = projection_bwd(of_row, x, weight, dx, needs_weight, channels_last)
-    dquery, dkey, dvalue = dweights
+    dquery, dkey, dvalue = (None if each is None else each.to(query.dtype) for each in dweights)
     return [
         None if dx is None else dx.to(x.dtype),
         dquery,
@@ -223,7 +231,7 @@ def formula(x: Tensor, *projections: Tensor) -> Tensor:
 
 
 NON_LOCAL_BLOCK = Op(
-    Launcher("non_local_block", forward, forward, 7),
+    Launcher("non_local_block", forward, forward, 8),
     Launcher("non_local_block_backward", backward, backward, 8),
     tensors=8,
     formula=formula,

@@ -129,7 +129,8 @@ def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip, 
         "SLICE": min(tile_width(value_width, itemsize), 512),
         "BLOCK_M": 64,
         "BLOCK_N": n,
-        "BLOCK_D": min(tile_width(width, itemsize), chunks),
+        # As much again: a score is a sum over the width, of which every step is waited for.
+        "BLOCK_D": min(tile_width(width, itemsize), 128 if chunks == 64 else chunks),
         "BLOCK_V": min(tile_width(value_width, itemsize), chunks),
         "num_warps": 4 if n <= 64 and channels_last else 8,  # contiguous rows of 49 go element by element
         "num_stages": 2,
