@@ -2,17 +2,20 @@
 
 A launch takes as long as the slowest of what it has to do: bytes from memory, bytes from the L2 cache, products on
 tensor cores, other operations, and waiting. A program waits for every round of loads and for every sum over its warps;
-programs that do not fit beside one another wait for those before them:
+programs that do not fit beside one another wait for those before them. While the chip fills and empties, a part of what
+a program waits is hidden by nothing:
 
-    t = START + max(DRAM bytes / rate, L2 bytes / rate, products / rate, operations / rate, waves · waits)
+    t = START + RAMP · waits + max(DRAM bytes / rate, L2 bytes / rate, products / rate, operations / rate,
+                                   (waves - 1) · waits)
 
 What a launch before has left in the L2 cache is not read from memory again. Operators of PyTorch take their launches,
 their bytes and their products. Counts are :mod:`.work`'s; registers and shared memory are those of the machine code.
 
 FIXED is given by the chip or by what a copy was measured to take. FITTED was found by ``--fit``: the parameters with
-the least error over what an H200 was measured to take at layer1 and layer3, kernels and whole blocks; layer2, layer4
-and the stem tell how far to believe it. Those were the kernels of THEN: their counts, made by this module in a checkout
-of that commit, stay in the result file.
+the least error over what an H200 was measured to take at layer1 and layer3, kernels, whole blocks, and the copies that
+were timed beside them; layer2, layer4 and the stem tell how far to believe it. What a copy moves, the L2 cache hands on
+as well: its rate is no lower. Those were the kernels of THEN: their counts, made by this module in a checkout of that
+commit, stay in the result file.
 
 What it does not know: how a tile's elements lie in threads (bank conflicts, uncoalesced words, sums that stay within a
 warp), and which loads the compiler moves before others.
@@ -49,14 +52,15 @@ FIXED = {
     "cache": 30e6,
 }
 FITTED = {
-    "start": 5.95e-6,  # seconds for every launch, within a block
-    "event": 3.22e-6,  # seconds more where a launch is timed by itself
-    "l2": 3.66e12,  # bytes a second
-    "round": 0.691e-6,  # seconds that a round of loads takes
-    "meeting": 0.0568e-6,  # seconds that a sum or a maximum takes, for each of the program's warps
-    "operations": 5.75e12,  # a second, on the whole chip
-    "products": 3.38e14,  # multiply-adds a second, ours on tensor cores
-    "library": 2.32e14,  # the library's
+    "start": 5.38e-6,  # seconds for every launch, within a block
+    "event": 0.918e-6,  # seconds more where a launch is timed by itself
+    "ramp": 0.667,  # of what a program waits, that which nothing hides
+    "l2": 4.3e12,  # bytes a second
+    "round": 0.682e-6,  # seconds that a round of loads takes
+    "meeting": 0.0645e-6,  # seconds that a sum or a maximum takes, for each of the program's warps
+    "operations": 7.41e12,  # a second, on the whole chip
+    "products": 3.3e14,  # multiply-adds a second, ours on tensor cores
+    "library": 2.18e14,  # the library's
 }
 PARAMETERS = {**FIXED, **FITTED}
 Parameters = Mapping[str, float]
@@ -93,33 +97,40 @@ class Load:
     cache: float  # bytes that all programs ask for
     products: float  # on a chip that has a program on every multiprocessor
     operations: float
-    rounds: float  # one behind the other
-    meetings: float  # times the warps that meet
 
     @classmethod
     def of(cls, step: Step, missed: float) -> Load:
         """The load of a step that misses so many bytes."""
-        idle, times = max(1.0, MULTIPROCESSORS / max(step.programs, 1)), waves(step)
+        idle = max(1.0, MULTIPROCESSORS / max(step.programs, 1))
         asked = sum(touched[2] for touched in step.touched)
         products = step.products * (idle if step.programs else 1.0)
-        operations = (step.operations + step.summed) * idle
-        return cls(step, missed, asked, products, operations, times * step.rounds, times * step.meetings * step.warps)
+        return cls(step, missed, asked, products, (step.operations + step.summed) * idle)
+
+    def waits(self, p: Parameters) -> float:
+        """Seconds that a program waits for loads, one behind the other, and for its warps to meet."""
+        return self.step.rounds * p["round"] + self.step.meetings * self.step.warps * p["meeting"]
 
     def parts(self, p: Parameters) -> dict[str, float]:
-        """Seconds that each of it takes."""
-        if not self.step.programs:  # the library's
+        """Seconds that each of it takes, at the same time as the others."""
+        if not self.step.programs:  # the library's, or a copy
             return {"memory": self.memory / p["dram"], "products": self.products / p["library"]}
         return {
             "memory": self.memory / p["dram"],
             "L2": self.cache / p["l2"],
             "products": self.products / p["products"],
             "operations": self.operations / p["operations"],
-            "waits": self.rounds * p["round"] + self.meetings * p["meeting"],
+            "waits": (waves(self.step) - 1) * self.waits(p),
         }
 
     def seconds(self, p: Parameters) -> float:
         """Seconds in a block."""
-        return self.step.launches * p["start"] + max(self.parts(p).values())
+        return self.step.launches * p["start"] + p["ramp"] * self.waits(p) + max(self.parts(p).values())
+
+    def longest(self, p: Parameters) -> str:
+        """What takes it so long."""
+        parts = self.parts(p)
+        parts["waits"] = parts.get("waits", 0.0) + p["ramp"] * self.waits(p)
+        return max(parts, key=lambda part: parts[part])
 
 
 def alone(step: Step) -> Load:
@@ -166,6 +177,16 @@ def kernels(content: Mapping[str, Any], then: Mapping[str, list[Step]]) -> list[
     return found
 
 
+def copies(content: Mapping[str, Any]) -> list[tuple[str, Load, float]]:
+    """Site, load and measured seconds of the copy of the map that was timed beside every case."""
+    found = []
+    for case in content["cases"].values():
+        size = math.prod(case["shape"]) * 2
+        step = Step("copy", launches=1, touched=[(0, size, size, False), (1, size, size, True)])
+        found.append((case["site"], alone(step), case["seconds"]["copy"]["median"]))
+    return found
+
+
 def map_bytes(step: Step, half: int) -> int:
     """Bytes of the maps that a launch is given, of at least half the block's map."""
     return sum({(number, size): size for number, size, *_ in step.touched if size >= half}.values())
@@ -174,10 +195,13 @@ def map_bytes(step: Step, half: int) -> int:
 def fit(content: Mapping[str, Any], then: Mapping[str, list[Step]], begin: Parameters) -> dict[str, float]:
     """The parameters with the least squared error on FIT_ON, one after another by smaller and smaller factors."""
     single = [(alone(step), took) for _, site, step, took in kernels(content, then) if site in FIT_ON]
+    single += [(load, took) for site, load, took in copies(content) if site in FIT_ON]
     cases = [(name, case) for name, case in measured(content).items() if case["site"] in FIT_ON]
     whole = [(behind_one_another(then[name]), case["seconds"]["ours"]["median"]) for name, case in cases]
 
     def loss(p: Parameters) -> float:
+        if p["l2"] < p["dram"]:
+            return math.inf
         ones = sum(error(load.seconds(p) + p["event"], took) ** 2 for load, took in single)
         return ones + sum(error(total(loads, p), took) ** 2 for loads, took in whole)
 
@@ -220,8 +244,7 @@ class Predictions:
         """The steps that take longest: name, seconds, and what takes so long."""
         found = []
         for each in behind_one_another(self.now[name]):
-            parts = each.parts(PARAMETERS)
-            found.append((each.step.name, each.seconds(PARAMETERS), max(parts, key=lambda part: parts[part])))
+            found.append((each.step.name, each.seconds(PARAMETERS), each.longest(PARAMETERS)))
         return sorted(found, key=lambda each: -each[1])[:most]
 
 
@@ -284,8 +307,9 @@ def accuracy(found: Predictions, content: Mapping[str, Any]) -> str:
     every = kernels(content, found.then)
     single = [(site, alone(step).seconds(PARAMETERS) + FITTED["event"], took) for _, site, step, took in every]
     whole = [(c["site"], found.seconds_then(n), c["seconds"]["ours"]["median"]) for n, c in measured(content).items()]
+    copied = [(site, load.seconds(PARAMETERS) + FITTED["event"], took) for site, load, took in copies(content)]
     words = []
-    for label, cases in (("kernels", single), ("blocks", whole)):
+    for label, cases in (("kernels", single), ("blocks", whole), ("copies", copied)):
         for where, fitted in (("fitted on", True), ("held out", False)):
             off = [abs(error(p, took)) for site, p, took in cases if (site in FIT_ON) == fitted]
             near = sum(each <= math.log(1.3) for each in off)

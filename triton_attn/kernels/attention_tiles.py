@@ -127,15 +127,22 @@ def finish(
     The values' bias comes in here: rows of a softmax sum to 1, so attending leaves it as it is. y, x and the shortcut
     are each a pointer, the image's offset and the step.
     """
-    values = attended
+    # All on their way together.
     if HAS_BIAS:
-        values += tl.load(bias_ptr + col, mask=col < value_width, other=0.0).to(tl.float32)[None, :]
+        bias = tl.load(bias_ptr + col, mask=col < value_width, other=0.0).to(tl.float32)[None, :]
     if HAS_X:
         ptr, offset, stride = x
-        values += load_values((ptr + offset, stride, length), row, col, value_width, CHANNELS_LAST)
+        own = load_values((ptr + offset, stride, length), row, col, value_width, CHANNELS_LAST)
     if HAS_SHORTCUT:
         ptr, offset, stride = shortcut
-        values = relu(values + load_values((ptr + offset, stride, length), row, col, value_width, CHANNELS_LAST))
+        other = load_values((ptr + offset, stride, length), row, col, value_width, CHANNELS_LAST)
+    values = attended
+    if HAS_BIAS:
+        values += bias
+    if HAS_X:
+        values += own
+    if HAS_SHORTCUT:
+        values = relu(values + other)
         if SAVE_BITS:
             kept = passes_gradient(values)
             if CHANNELS_LAST:

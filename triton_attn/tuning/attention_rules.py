@@ -125,14 +125,15 @@ def whole(width: int, value_width: int, source: int, itemsize: int, chip: Chip, 
     """Blocks of the forward that holds whole rows of scores."""
     n = tile_width(source, itemsize)
     chunks = 16 if itemsize == 4 else 32 if chip.amd else 64
+    if channels_last and chunks == 64:
+        chunks = 128  # of both products every step is waited for; contiguous rows of 49 go element by element
     return {
         "SLICE": min(tile_width(value_width, itemsize), 512),
         "BLOCK_M": 64,
         "BLOCK_N": n,
-        # As much again: a score is a sum over the width, of which every step is waited for.
-        "BLOCK_D": min(tile_width(width, itemsize), 128 if chunks == 64 else chunks),
+        "BLOCK_D": min(tile_width(width, itemsize), chunks),
         "BLOCK_V": min(tile_width(value_width, itemsize), chunks),
-        "num_warps": 4 if n <= 64 and channels_last else 8,  # contiguous rows of 49 go element by element
+        "num_warps": 4 if n <= 64 and channels_last and chunks < 128 else 8,
         "num_stages": 2,
     }
 
