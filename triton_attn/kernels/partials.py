@@ -3,7 +3,7 @@
 Parts are combined in their own order, so the result is the same whatever reads it. They are read as tiles, all at once:
 one after another each would cost a round trip to the L2 cache. BLOCK_S is 1 where there is at most one part.
 
-A tile's first axis has the parts: a thread of a large tile then has all parts of its own elements, and waits for nobody.
+A tile's first axis has the parts: a thread then has all parts of its own elements, if these are many.
 """
 
 import triton

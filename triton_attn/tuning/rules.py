@@ -118,7 +118,7 @@ CHUNK = 512
 
 def parts_of_few(channels: int, parts: int, kinds: int) -> int:
     """How many parts are read at once for a product that sums over channels, of so many kinds: of few channels more."""
-    return min(power_of_two(parts), max(2048 // (kinds * power_of_two(channels)), 8))
+    return min(power_of_two(parts), max(2048 // (kinds * max(power_of_two(channels), 64)), 8))
 
 
 @cache
