@@ -352,6 +352,8 @@ FIXED = (
     Configuration("se", (3, 40, 9, 31), F32, "contiguous", with_shortcut=True),
     Configuration("eca", (2, 72, 1, 1), F32, "channels_last"),
     Configuration("coordinate", (2, 16, 6, 9), F32, "contiguous", with_shortcut=True, tied=True),
+    Configuration("coordinate", (1, 16, 23, 25), F32, "contiguous", tied=True),
+    Configuration("coordinate", (1, 16, 23, 25), BF16, "channels_last", tied=True),
     Configuration("gate", (2, 32, 6, 6), F32, "channels_last", with_shortcut=True, gating_channels=12),
     Configuration("pixel", (1, 272, 3, 3), F16, "channels_last", with_shortcut=True),
     Configuration("nonlocal", (1, 16, 17, 19), F32, "contiguous"),

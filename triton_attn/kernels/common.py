@@ -122,6 +122,25 @@ def more_moments(mean, square, values, mask, seen):
 
 
 @triton.jit
+def higher(a, b):
+    """The larger of two, NaN where one is, as PyTorch has it."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def in_order(bits):
+    """A float's bits as a number whose order is the floats', or such a number's as a float's: it is its own inverse."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def max_or_nan(values, AXIS: tl.constexpr):
+    """The maximum of float32 values, NaN where one is: ``tl.max`` passes over them. Threads meet once."""
+    bits = tl.where(values == values, in_order(values.to(tl.int32, bitcast=True)), 0x7FFFFFFF)
+    return in_order(tl.max(bits, axis=AXIS)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def over_channels(values, CHANNELS_LAST: tl.constexpr):
     """A value per position, spread over a tile's channels."""
     return values[:, None] if CHANNELS_LAST else values[None, :]

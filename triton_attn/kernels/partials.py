@@ -2,18 +2,22 @@
 
 Parts are combined in their own order, so the result is the same whatever reads it. They are read as tiles, all at once:
 one after another each would cost a round trip to the L2 cache. BLOCK_S is 1 where there is at most one part.
+
+A tile's first axis has the parts: a thread then has all parts of its own elements, if these are many.
 """
 
 import triton
 import triton.language as tl
 
+from .common import higher, max_or_nan
+
 
 @triton.jit
 def part_offsets(row, i, inside, size, parts, start, BLOCK_S: tl.constexpr):
-    """Where the parts from ``start`` on lie, (rows, BLOCK_S, elements), and which of them exist."""
+    """Where the parts from ``start`` on lie, (BLOCK_S, rows, elements), and which of them exist."""
     s = start + tl.arange(0, BLOCK_S)
-    offsets = (row.to(tl.int64)[:, None] * parts + s[None, :])[:, :, None] * size + i[None, None, :]
-    return offsets, (s < parts)[None, :, None] & inside[:, None, :]
+    offsets = (row.to(tl.int64)[None, :] * parts + s[:, None])[:, :, None] * size + i[None, None, :]
+    return offsets, (s < parts)[:, None, None] & inside[None, :, :]
 
 
 @triton.jit
@@ -28,11 +32,10 @@ def sum_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     if BLOCK_S == 1:
         found = only_part(ptr, row, i, inside, size, parts)
     else:
-        total = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.float32)
+        found = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
         for start in range(0, parts, BLOCK_S):
             offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-            total += tl.load(ptr + offsets, mask=mask, other=0.0)
-        found = tl.sum(total, axis=1)
+            found += tl.sum(tl.load(ptr + offsets, mask=mask, other=0.0), axis=0)
     return found
 
 
@@ -42,45 +45,58 @@ def max_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     if BLOCK_S == 1:
         found = only_part(ptr, row, i, inside, size, parts)
     else:
-        best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
-        nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
+        found = tl.full((row.shape[0], i.shape[0]), float("-inf"), tl.float32)
         for start in range(0, parts, BLOCK_S):
             offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
             part = tl.load(ptr + offsets, mask=mask, other=float("-inf"))
-            nan |= (part != part).to(tl.int32)
-            best = tl.where(part > best, part, best)
-        best = tl.where(tl.max(nan, axis=1) > 0, float("nan"), tl.max(best, axis=1))
-        found = tl.where(inside, best, 0.0)
+            found = higher(found, max_or_nan(part, 0))
+        found = tl.where(inside, found, 0.0)
     return found
+
+
+@triton.jit
+def sum_and_max_parts(sum_ptr, peak_ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
+    """:func:`sum_parts` of the one and :func:`max_parts` of the other, whose parts are on their way together."""
+    if BLOCK_S == 1:
+        total = only_part(sum_ptr, row, i, inside, size, parts)
+        peak = only_part(peak_ptr, row, i, inside, size, parts)
+    else:
+        total = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
+        peak = tl.full((row.shape[0], i.shape[0]), float("-inf"), tl.float32)
+        for start in range(0, parts, BLOCK_S):
+            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+            of_sum = tl.load(sum_ptr + offsets, mask=mask, other=0.0)
+            of_peak = tl.load(peak_ptr + offsets, mask=mask, other=float("-inf"))
+            total += tl.sum(of_sum, axis=0)
+            peak = higher(peak, max_or_nan(of_peak, 0))
+        peak = tl.where(inside, peak, 0.0)
+    return total, peak
+
+
+@triton.jit
+def winner_parts(peak_ptr, winner_ptr, peak, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
+    """Where the maximum ``peak`` over the parts is, as :func:`winner_of` writes it."""
+    if BLOCK_S == 1:
+        winner = only_part(winner_ptr, row, i, inside, size, parts)
+    else:
+        ties = tl.zeros((row.shape[0], i.shape[0]), tl.int32)
+        position = tl.zeros((row.shape[0], i.shape[0]), tl.int32)
+        for start in range(0, parts, BLOCK_S):
+            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
+            part = tl.load(peak_ptr + offsets, mask=mask, other=0.0)
+            found = tl.load(winner_ptr + offsets, mask=mask, other=0)
+            at_peak = mask & (part == peak[None, :, :])
+            ties += tl.sum(tl.where(at_peak, tl.where(found < 0, -found, 1), 0), axis=0)
+            position += tl.sum(tl.where(at_peak, found, 0), axis=0)
+        winner = winner_of(position, ties, peak != peak)
+    return winner
 
 
 @triton.jit
 def peak_parts(peak_ptr, winner_ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     """The maximum over the parts, as :func:`max_parts`, and its winner as :func:`winner_of` writes it."""
-    if BLOCK_S == 1:
-        peak = only_part(peak_ptr, row, i, inside, size, parts)
-        winner = only_part(winner_ptr, row, i, inside, size, parts)
-    else:
-        best = tl.full((row.shape[0], BLOCK_S, i.shape[0]), float("-inf"), tl.float32)
-        nan = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
-        position = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
-        ties = tl.zeros((row.shape[0], BLOCK_S, i.shape[0]), tl.int32)
-        for start in range(0, parts, BLOCK_S):
-            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-            part = tl.load(peak_ptr + offsets, mask=mask, other=float("-inf"))
-            found = tl.load(winner_ptr + offsets, mask=mask, other=0)
-            nan |= (part != part).to(tl.int32)
-            count = tl.where(mask, tl.where(found < 0, -found, 1), 0)
-            ties = tl.where(part > best, count, ties + tl.where(part == best, count, 0))
-            position = tl.where(part > best, found, position)
-            best = tl.where(part > best, part, best)
-        peak = tl.max(best, axis=1)
-        at_peak = best == peak[:, None, :]
-        ties = tl.sum(tl.where(at_peak, ties, 0), axis=1)
-        position = tl.sum(tl.where(at_peak, position, 0), axis=1)
-        is_nan = tl.max(nan, axis=1) > 0
-        peak, winner = tl.where(is_nan, float("nan"), peak), winner_of(position, ties, is_nan)
-    return peak, winner
+    peak = max_parts(peak_ptr, row, i, inside, size, parts, BLOCK_S)
+    return peak, winner_parts(peak_ptr, winner_ptr, peak, row, i, inside, size, parts, BLOCK_S)
 
 
 @triton.jit
@@ -108,21 +124,22 @@ def pooled_parts(
     at = row.to(tl.int64)[:, None] * size + i[None, :]
     mean = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
     peak = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
-    if MEAN:
+    if MEAN and MAX:
+        total, peak = sum_and_max_parts(sum_parts_ptr, peak_parts_ptr, row, i, inside, size, parts, BLOCK_S)
+        mean = total / positions
+    elif MEAN:
         mean = sum_parts(sum_parts_ptr, row, i, inside, size, parts, BLOCK_S) / positions
+    elif MAX:
+        peak = max_parts(peak_parts_ptr, row, i, inside, size, parts, BLOCK_S)
+    if MEAN:
         if mean_ptr is not None:
             if saves:
                 tl.store(mean_ptr + at, mean, mask=inside)
     if MAX:
         if WINNER:
             if saves:
-                peak, winner = peak_parts(peak_parts_ptr, winner_parts_ptr, row, i, inside, size, parts, BLOCK_S)
+                winner = winner_parts(peak_parts_ptr, winner_parts_ptr, peak, row, i, inside, size, parts, BLOCK_S)
                 tl.store(winner_ptr + at, winner, mask=inside)
-                peak = tl.where(inside, peak, 0.0)
-            else:
-                peak = max_parts(peak_parts_ptr, row, i, inside, size, parts, BLOCK_S)
-        else:
-            peak = max_parts(peak_parts_ptr, row, i, inside, size, parts, BLOCK_S)
         if peak_ptr is not None:
             if saves:
                 tl.store(peak_ptr + at, peak, mask=inside)

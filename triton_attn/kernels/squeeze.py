@@ -7,7 +7,7 @@ too. What comes of them are parts, (N, S, C), which the gate network adds up onc
 import triton
 import triton.language as tl
 
-from .common import more_moments, over_channels, over_positions, tile_at
+from .common import higher, max_or_nan, more_moments, over_channels, over_positions, tile_at
 from .maps import read_grad, read_tile, sizes_of, steps, sum_positions, zeros_like_tile
 from .partials import winner_of
 
@@ -30,6 +30,22 @@ def part_of(n, part, parts, c, channels):
 
 
 @triton.jit
+def found_in(is_peak, number):
+    """How often a tile's elements are the maximum, and in which tile, in one number: added up while that stays it.
+
+    The lower half counts. The upper one adds up tiles' numbers: of use where there is one, and nobody's care if more
+    run over. A maximum that is NaN is never found, and its number thrown away.
+    """
+    return tl.where(is_peak, 1 + (number << 16), 0)
+
+
+@triton.jit
+def counted(found):
+    """What :func:`found_in` made one number of."""
+    return found & 0xFFFF, found >> 16
+
+
+@triton.jit
 def squeeze_fwd_kernel(
     sum_ptr,  # (N, S, C) float32, Σ x over each split of the positions, with MEAN; the mean where squares are wanted
     square_ptr,  # (N, S, C) float32, Σ (x - that mean)², or None
@@ -45,6 +61,7 @@ def squeeze_fwd_kernel(
 
     A split's size, BLOCK_P and BLOCK_C go by the map's shape alone, so the order of the sums does too.
     """
+    tl.static_assert(SPLIT <= 1 << 15, "a split's positions are kept in 15 bits")
     channels, positions = sizes_of(channels, positions, UNIT, CHANNELS_LAST)
     x = x_ptr, steps(stride_xn, stride_xo, UNIT)
     n, split, first_c, c, first_p, last_p = split_of_program(channels, positions, splits, BLOCK_C, SPLIT)
@@ -58,9 +75,30 @@ def squeeze_fwd_kernel(
         weight = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
         sign = over_positions(tl.where(weight < 0.0, -1.0, 1.0), CHANNELS_LAST)
     best = tl.full(total.shape, float("-inf"), tl.float32)
-    winner = tl.zeros(total.shape, tl.int32)
-    ties = tl.zeros(total.shape, tl.int32)
-    for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
+    found = tl.zeros(total.shape, tl.int32)
+    # Two tiles at once, without a mask for their positions, then what is left.
+    PAIR: tl.constexpr = 2 * BLOCK_P
+    paired_p = first_p + (last_p - first_p) // PAIR * PAIR
+    for p in tl.range(first_p, paired_p, PAIR, num_stages=STAGES):
+        tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        other = tile_at(p + BLOCK_P, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        values, more = read_tile(x, n, tile), read_tile(x, n, other)
+        if square_ptr is not None:
+            total, square = more_moments(total, square, values, tile[3], seen + 1.0)
+            seen += 2.0
+            total, square = more_moments(total, square, more, other[3], seen)
+        elif MEAN:
+            total = total + values + more
+        if MAX:
+            if weight_ptr is not None:
+                values, more = values * sign, more * sign
+            top = higher(higher(best, values), more)
+            if SAVE_WINNER:
+                number = (p - first_p) // BLOCK_P
+                found = tl.where(top != best, 0, found)
+                found += found_in(values == top, number) + found_in(more == top, number + 1)
+            best = top
+    for p in range(paired_p, last_p, BLOCK_P):
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
         mask = tile[3]
         values = read_tile(x, n, tile)
@@ -73,13 +111,10 @@ def squeeze_fwd_kernel(
             if weight_ptr is not None:
                 values *= sign
             values = tl.where(mask, values, float("-inf"))
-            # NaN is above everything, as in PyTorch, and the first one stays.
-            higher = (values > best) | ((values != values) & (best == best))
+            top = higher(best, values)
             if SAVE_WINNER:
-                position = over_channels(p + tl.arange(0, BLOCK_P), CHANNELS_LAST)
-                ties = tl.where(higher, 1, ties + ((values == best) & mask).to(tl.int32))
-                winner = tl.where(higher, position, winner)
-            best = tl.where(higher, values, best)
+                found = tl.where(top != best, 0, found) + found_in((values == top) & mask, (p - first_p) // BLOCK_P)
+            best = top
 
     vector = part_of(n, split, splits, c, channels)
     if square_ptr is not None:
@@ -93,16 +128,14 @@ def squeeze_fwd_kernel(
     elif MEAN:
         tl.store(sum_ptr + vector, sum_positions(total, CHANNELS_LAST), mask=c < channels)
     if MAX:
-        nan = tl.max((best != best).to(tl.int32), axis=AXIS) > 0
-        best = tl.where(best == best, best, float("-inf"))
-        peak = tl.max(best, axis=AXIS)
-        tl.store(peak_ptr + vector, tl.where(nan, float("nan"), peak), mask=c < channels)
+        peak = max_or_nan(best, AXIS)
+        tl.store(peak_ptr + vector, peak, mask=c < channels)
         if SAVE_WINNER:
-            at_peak = best == tl.expand_dims(peak, AXIS)
-            ties = tl.sum(tl.where(at_peak, ties, 0), axis=AXIS)
-            # Of use where there is one winner: then the sum is its position.
-            position = tl.sum(tl.where(at_peak, winner, 0), axis=AXIS)
-            tl.store(winner_ptr + vector, winner_of(position, ties, nan), mask=c < channels)
+            ties, at = counted(found)
+            at = at * BLOCK_P + over_channels(tl.arange(0, BLOCK_P), CHANNELS_LAST)
+            at_peak = (best == tl.expand_dims(peak, AXIS)) & (ties > 0)
+            ties, at = counted(tl.sum(tl.where(at_peak, ties + (at << 16), 0), axis=AXIS))
+            tl.store(winner_ptr + vector, winner_of(first_p + at, ties, peak != peak), mask=c < channels)
 
 
 @triton.jit

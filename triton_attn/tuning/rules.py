@@ -116,23 +116,29 @@ ROWS = 16
 CHUNK = 512
 
 
+def parts_of_few(channels: int, parts: int, kinds: int) -> int:
+    """How many parts are read at once for a product that sums over channels, of so many kinds: of few channels more."""
+    return min(power_of_two(parts), max(2048 // (kinds * max(power_of_two(channels), 64)), 8))
+
+
 @cache
-def dense_sums(channels: int, block_m: int, parts: int, itemsize: int, reads: int) -> dict[str, int]:
-    """Blocks for a product that sums over channels, of vectors of which so many values are read for one.
+def dense_sums(channels: int, block_m: int, block_s: int, itemsize: int, kinds: int, others: int) -> dict[str, int]:
+    """Blocks for a product that sums over channels, of vectors of which parts of so many kinds are read, and others.
 
     None goes by the batch: the order of a sum must not. A program has few steps with much to read in each, since it
-    waits for every one: as many channels as registers hold, with those of the weights. Beside float32 maps operands
-    come in two parts, which take twice as many.
+    waits for every one: as many channels as registers hold, with those of the weights and of the sums, which a product
+    takes and gives. Beside float32 maps operands come in two parts, which take twice as many.
     """
-    held, most = ROWS * reads + block_m, 256 if itemsize < 4 else 128
-    block_c = min(power_of_two(channels), most, power_of_two(100 * most // held + 1) // 2)
+    held, most = ROWS * (block_s * kinds + others) + block_m, 256 if itemsize < 4 else 128
+    room = 176 * most - 16 * kinds * ROWS * block_m
+    block_c = min(power_of_two(channels), most, power_of_two(room // held + 1) // 2)
     block_c = max(block_c, 32)
     warps = 8 if block_c * held > TILE else 4
     return {
         "BLOCK_N": ROWS,
         "BLOCK_C": block_c,
         "BLOCK_M": block_m,
-        "BLOCK_S": parts_block(parts),
+        "BLOCK_S": block_s,
         "PIECES": min(warps, block_c // 16),
         "num_warps": warps,
         "num_stages": 1,
@@ -141,10 +147,11 @@ def dense_sums(channels: int, block_m: int, parts: int, itemsize: int, reads: in
 
 def dense_hidden(channels: int, hidden: int, parts: int, itemsize: int, others: int, peaks: bool) -> dict[str, int]:
     """Blocks for the first layer's product, forward, or the last one's, backward, with ``others`` beside the parts."""
-    reads = parts_block(parts) * (4 if peaks else 1) + others  # a maximum takes three registers
+    kinds = 2 if peaks else 1
     chunk = CHUNK if channels <= 2 * CHUNK else 2 * CHUNK
     block_m = 16 if hidden <= 64 else 32 if peaks else 64
-    return {"CHUNK": chunk, **dense_sums(channels, block_m, parts, itemsize, reads)}
+    block_s = parts_of_few(channels, parts, kinds)
+    return {"CHUNK": chunk, **dense_sums(channels, block_m, block_s, itemsize, kinds, others)}
 
 
 @cache
@@ -177,9 +184,10 @@ def is_whole_bwd(channels: int, hidden: int, itemsize: int) -> bool:
 
 def dense_whole(channels: int, hidden: int, parts: int, itemsize: int, others: int, peaks: bool) -> dict[str, int]:
     """Blocks for both layers in one launch: those of the first one's sums, and the channels that a program gives."""
-    reads, block_m = parts_block(parts) * (4 if peaks else 1) + others, max(power_of_two(hidden), 16)
+    kinds, block_m = 2 if peaks else 1, max(power_of_two(hidden), 16)
+    block_s = parts_of_few(channels, parts, kinds)
     tile = {"TILE_C": dense_gate(channels, hidden, itemsize)["BLOCK_C"]}
-    return dense_sums(channels, block_m, parts, itemsize, reads) | tile
+    return dense_sums(channels, block_m, block_s, itemsize, kinds, others) | tile
 
 
 @cache
