@@ -154,9 +154,12 @@ def squeeze_bwd_kernel(
     n, split, first_c, c, first_p, last_p = split_of_program(channels, positions, splits, BLOCK_C, SPLIT)
 
     total = zeros_like_tile(CHANNELS_LAST, BLOCK_C, BLOCK_P)
-    for p in tl.range(first_p, last_p, BLOCK_P, num_stages=STAGES):
+    for p in tl.range(first_p, last_p, 2 * BLOCK_P, num_stages=STAGES):  # two tiles at once
         tile = tile_at(p, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
-        total += read_grad(grad, bits_ptr, n, tile, HAS_BITS) * read_tile(x, n, tile)
+        other = tile_at(p + BLOCK_P, last_p, first_c, channels, positions, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        of_y, values = read_grad(grad, bits_ptr, n, tile, HAS_BITS), read_tile(x, n, tile)
+        more_of_y, more = read_grad(grad, bits_ptr, n, other, HAS_BITS), read_tile(x, n, other)
+        total = total + of_y * values + more_of_y * more
     vector = part_of(n, split, splits, c, channels)
     tl.store(dgate_ptr + vector, sum_positions(total, CHANNELS_LAST), mask=c < channels)
 

@@ -6,6 +6,7 @@ PyTorch's (:mod:`.gate_by`). The steps know nothing of it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -151,8 +152,8 @@ def squeeze_bwd(grad: Tensor, x: Tensor, bits: Tensor | None, channels_last: boo
     return dgate
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
-    start_by_spans(kernel, like, channels_last, maps, rules.apply_gate, **arguments)
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, maxima: bool = False, **arguments: Any) -> None:
+    start_by_spans(kernel, like, channels_last, maps, partial(rules.apply_gate, maxima=maxima), **arguments)
 
 
 def apply_fwd(
@@ -189,7 +190,8 @@ def apply_bwd(
     told: dict[str, Any] = {"gate_ptr": gate, "dmean_ptr": dmean, "dpeak_ptr": dpeak}
     told |= {"peak_ptr": pooled.peak if maxima else None, "winner_ptr": pooled.winner if maxima else None}
     told |= {"MEAN": dmean is not None, "MAX": maxima, **Sums.beside(sums)}
-    return multiply_bwd(_start, apply_gate_bwd_kernel, grad, x, channels_last, bits, maxima, **told)
+    start = partial(_start, maxima=maxima)
+    return multiply_bwd(start, apply_gate_bwd_kernel, grad, x, channels_last, bits, maxima, **told)
 
 
 def widened(x: Tensor) -> Tensor:

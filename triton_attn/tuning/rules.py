@@ -85,22 +85,24 @@ def parts_block(parts: int) -> int:
 
 
 @cache
-def apply_gate(channels: int, positions: int, channels_last: bool) -> dict[str, int]:
+def apply_gate(channels: int, positions: int, channels_last: bool, maxima: bool = False) -> dict[str, int]:
     """Blocks for the gating multiply, and the span of positions that computes its channels' gates once.
 
-    A thread has 16 elements of a tile, or 8 where rows are not aligned and go element by element.
+    A thread has 16 elements of a tile, or 8 where rows are not aligned and go element by element. It has twice as many
+    in channels_last, where a tile is one of few steps: but with ``maxima``, which take registers.
     """
     aligned = (channels if channels_last else positions) % 8 == 0
     if channels_last:
         block_c = min(max(power_of_two(channels), 8), 64)
-        block_p = min(TILE // 2 // block_c, power_of_two(positions))
+        block_p = min((TILE // 2 if maxima else TILE) // block_c, power_of_two(positions))
     else:
         block_p = min(max(power_of_two(positions), 8), 512)
         block_c = min((TILE if aligned else TILE // 2) // block_p, power_of_two(channels))
     span = 4 * block_p
+    per_thread = 16 if aligned else 8
     if channels_last:
         span = max(block_p, 256 if positions >= 512 else 128)
-    per_thread = 16 if aligned else 8
+        per_thread *= 1 if maxima else 2
     return {
         "SPAN": span,
         "BLOCK_C": block_c,
@@ -186,7 +188,8 @@ def dense_whole(channels: int, hidden: int, parts: int, itemsize: int, others: i
     """Blocks for both layers in one launch: those of the first one's sums, and the channels that a program gives."""
     kinds, block_m = 2 if peaks else 1, max(power_of_two(hidden), 16)
     block_s = parts_of_few(channels, parts, kinds)
-    tile = {"TILE_C": dense_gate(channels, hidden, itemsize)["BLOCK_C"]}
+    # Of many channels a program gives twice as many: all of them are read again for every tile.
+    tile = {"TILE_C": 128 if channels > CHUNK and itemsize < 4 else min(max(power_of_two(channels), 16), 64)}
     return dense_sums(channels, block_m, block_s, itemsize, kinds, others) | tile
 
 
