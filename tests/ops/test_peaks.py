@@ -27,7 +27,7 @@ def expected(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def drawn(shape: tuple[int, ...]) -> Tensor:
     """A map of few values, in which images and channels differ in kind."""
-    n, channels, height, width = shape
+    _, channels, height, width = shape
     torch.manual_seed(0)
     x = torch.randn(shape)
     x[:, 1::2] = x[:, 1::2].mul(2).round()
