@@ -40,10 +40,15 @@ def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32, *, he
 
 
 @cache
-def conv(positions: int) -> dict[str, int]:
-    """Blocks of the convolution, whose window of 64 columns around each position has 16 elements in a thread."""
-    block = 16 if positions <= 256 else 128
-    return {"BLOCK_P": block, "num_warps": block // 8}
+def conv(positions: int, width: int, chunks: int) -> dict[str, int]:
+    """Blocks of the convolution, whose window of 64 columns around each position has at most 32 elements in a thread.
+
+    Windows are taken of a strip of positions (``kernels.spatial_common.strip_of``); chunks of channels are asked for a
+    group at a time, with at most 16 elements in a thread.
+    """
+    block = 16 if positions <= 64 else 32 if positions <= 256 else 64
+    span = power_of_two(6 * min(width, block + 6) + block + 6)
+    return {"GROUP": min(power_of_two(chunks), 2048 // span), "SPAN": span, "BLOCK_P": block, "num_warps": 4}
 
 
 # Of the sums over everybody's parts of the convolution's gradients: seven programs.
