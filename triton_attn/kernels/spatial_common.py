@@ -38,8 +38,10 @@ def strip_of(block, width, positions, BLOCK_P: tl.constexpr, SPAN: tl.constexpr)
 
 
 @triton.jit
-def windows_of(strip, block, width, positions, BLOCK_P: tl.constexpr, FLIPPED: tl.constexpr):
-    """The 7×7 neighbourhoods in a strip (:func:`strip_of`) of a block's positions, (BLOCK_P, 64).
+def windows_of(
+    strip, block, first, width, positions, BLOCK_P: tl.constexpr, PIECE: tl.constexpr, FLIPPED: tl.constexpr
+):
+    """The 7×7 neighbourhoods in a strip (:func:`strip_of`) of a block's positions from its ``first``, (PIECE, 64).
 
     They are 0 outside of the map, where the strip is. FLIPPED looks from an input of the convolution to the outputs it
     takes part in.
@@ -47,9 +49,9 @@ def windows_of(strip, block, width, positions, BLOCK_P: tl.constexpr, FLIPPED: t
     ky, kx, exists = taps()
     if FLIPPED:
         ky, kx = 6 - ky, 6 - kx
-    i, pitch = tl.arange(0, BLOCK_P), tl.minimum(width, BLOCK_P + 6)
+    i, pitch = first + tl.arange(0, PIECE), tl.minimum(width, BLOCK_P + 6)
     at = i[:, None] + tl.where(exists, ky * pitch + kx, 0)[None, :]
-    window = tl.reshape(tl.gather(strip, tl.reshape(at, (BLOCK_P * 64,)), 0), (BLOCK_P, 64))
+    window = tl.reshape(tl.gather(strip, tl.reshape(at, (PIECE * 64,)), 0), (PIECE, 64))
     p = block * BLOCK_P + i
     # A row above the map or below is outside of the strip's positions already; a column beside it is another row's.
     column = p[:, None] % width + kx[None, :] - 3

@@ -1,7 +1,8 @@
 """The spatial gate's 7×7 convolution, on the small map between the passes, and its backward.
 
 Both add up what the passes before them left in parts, one for each chunk of channels. They ask for a group of parts at
-once, at each position that a window of their block reaches, and take the windows of the sums.
+once, at each position that a window of their block reaches, and take the windows of the sums, a piece of the block at
+a time: all of it would take too many registers.
 """
 
 import triton
@@ -51,11 +52,15 @@ def spatial_conv_fwd_kernel(
         pooled = pooled_ptr + n * 2 * positions + q
         tl.store(pooled, mean, mask=own)
         tl.store(pooled + positions, top, mask=own)
-    logit = tl.sum(windows_of(mean, block, width, positions, BLOCK_P, False) * by_mean[None, :], axis=1)
-    logit += tl.sum(windows_of(top, block, width, positions, BLOCK_P, False) * by_top[None, :], axis=1)
-    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-    spatial = activate(logit + bias.to(tl.float32), ACTIVATION)
-    tl.store(spatial_ptr + n * positions + p, spatial, mask=p < positions)
+    PIECE: tl.constexpr = BLOCK_P if BLOCK_P < 32 else 32
+    for first in range(0, BLOCK_P, PIECE):
+        around = windows_of(mean, block, first, width, positions, BLOCK_P, PIECE, False)
+        logit = tl.sum(around * by_mean[None, :], axis=1)
+        around = windows_of(top, block, first, width, positions, BLOCK_P, PIECE, False)
+        logit += tl.sum(around * by_top[None, :], axis=1)
+        p = block * BLOCK_P + first + tl.arange(0, PIECE)
+        spatial = activate(logit + bias.to(tl.float32), ACTIVATION)
+        tl.store(spatial_ptr + n * positions + p, spatial, mask=p < positions)
 
 
 @triton.jit
@@ -88,34 +93,44 @@ def spatial_conv_bwd_kernel(
     winner = tl.full((BLOCK_P,), 2**31 - 1, tl.int32)
     for first in range(0, chunks, GROUP):
         k = first + tl.arange(0, GROUP)
-        exists, at = (k < chunks)[:, None], (n * chunks + k)[:, None] * positions
-        other = tl.load(winners_ptr + at + p[None, :], mask=exists & inside_p[None, :], other=2**31 - 1)
-        more = tl.load(dspatial_ptr + at + q[None, :], mask=exists & inside[None, :], other=0.0)
+        is_chunk, at = (k < chunks)[:, None], (n * chunks + k)[:, None] * positions
+        other = tl.load(winners_ptr + at + p[None, :], mask=is_chunk & inside_p[None, :], other=2**31 - 1)
+        more = tl.load(dspatial_ptr + at + q[None, :], mask=is_chunk & inside[None, :], other=0.0)
         dlogit += tl.sum(more, axis=0)
         winner = tl.minimum(winner, tl.min(other, axis=0))
     tl.store(winner_ptr + n * positions + p, winner, mask=inside_p)
     # Beyond the map there is no gradient, whatever the slope of the zeros that stand for its gates.
     dlogit *= slope(spatial, ACTIVATION)
-    window = windows_of(dlogit, block, width, positions, BLOCK_P, True)
-    dmean = tl.sum(window * by_mean[None, :], axis=1) / channels
-    dtop = tl.sum(window * by_top[None, :], axis=1)
-    tl.store(dpooled_ptr + n * 2 * positions + p, dmean, mask=inside_p)
-    tl.store(dpooled_ptr + (n * 2 + 1) * positions + p, dtop, mask=inside_p)
+    wrong = (dlogit - dlogit != 0.0).to(tl.float32)
+    any_wrong = tl.max(wrong, axis=0) != 0.0
+    PIECE: tl.constexpr = BLOCK_P if BLOCK_P < 32 else 32
+    of_mean = tl.zeros((PIECE, 64), tl.float32)
+    of_top = tl.zeros((PIECE, 64), tl.float32)
+    not_finite = tl.zeros((64,), tl.float32)
+    for first in range(0, BLOCK_P, PIECE):
+        i = first + tl.arange(0, PIECE)
+        window = windows_of(dlogit, block, first, width, positions, BLOCK_P, PIECE, True)
+        dmean = tl.sum(window * by_mean[None, :], axis=1) / channels
+        dtop = tl.sum(window * by_top[None, :], axis=1)
+        dpooled, exists = dpooled_ptr + n * 2 * positions + block * BLOCK_P + i, block * BLOCK_P + i < positions
+        tl.store(dpooled, dmean, mask=exists)
+        tl.store(dpooled + positions, dtop, mask=exists)
+        of_mean += window * tl.gather(mean, i, 0)[:, None]
+        of_top += window * tl.gather(top, i, 0)[:, None]
+        if any_wrong:
+            found = windows_of(wrong, block, first, width, positions, BLOCK_P, PIECE, True)
+            not_finite += tl.sum(found, axis=0)
     own = inside & (q >= block * BLOCK_P) & (q < block * BLOCK_P + BLOCK_P)
     total = tl.sum(tl.where(own, dlogit, 0.0), axis=0)
-    not_finite = tl.zeros((64,), tl.float32)
-    wrong = (dlogit - dlogit != 0.0).to(tl.float32)
-    if tl.max(wrong, axis=0) != 0.0:
-        not_finite = tl.sum(windows_of(wrong, block, width, positions, BLOCK_P, True), axis=0)
-    store_taps(dtaps_ptr + (n * blocks + block) * 148, window, mean, top, not_finite, total)
+    store_taps(dtaps_ptr + (n * blocks + block) * 148, of_mean, of_top, not_finite, total)
 
 
 @triton.jit
-def store_taps(ptr, window, mean, top, not_finite, total):
-    """Two sums over positions for every tap: window · mean, window · top; how many are not finite, and all their sum."""
+def store_taps(ptr, of_mean, of_top, not_finite, total):
+    """Sums over positions: for every tap window · mean, window · top and how many are not finite; and of them all."""
     ky, kx, exists = taps()
     at = ptr + ky * 7 + kx
-    tl.store(at, tl.sum(window * mean[:, None], axis=0), mask=exists)
-    tl.store(at + 49, tl.sum(window * top[:, None], axis=0), mask=exists)
+    tl.store(at, tl.sum(of_mean, axis=0), mask=exists)
+    tl.store(at + 49, tl.sum(of_top, axis=0), mask=exists)
     tl.store(at + 98, not_finite, mask=exists)
     tl.store(ptr + 147, total)

@@ -22,8 +22,8 @@ def block_p(positions: int) -> int:
 @cache
 def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> dict[str, int]:
     """Blocks of the kernels that walk over a chunk of channels of a block of positions."""
-    # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has sixteen elements: so few
-    # warps meet for the sums over positions, at every step, and no kernel needs the registers that a thread may have.
+    # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has sixteen elements: so
+    # few warps meet for the sums over positions, at every step, and no kernel needs all registers of a thread.
     block_c, chunk = min(64 // itemsize, max(power_of_two(channels), 8)), power_of_two(channels)
     while chunk > 64 and cdiv(positions, block_p(positions)) * cdiv(channels, chunk) < programs(channels, positions):
         chunk //= 2
@@ -37,12 +37,12 @@ def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> di
 
 @cache
 def conv(positions: int, width: int, chunks: int) -> dict[str, int]:
-    """Blocks of the convolution, whose window of 64 columns around each position has at most 32 elements in a thread.
+    """Blocks of the convolution: of at most 32 positions a window is taken at once, 64 columns around each.
 
-    Windows are taken of a strip of positions (``kernels.spatial_common.strip_of``); chunks of channels are asked for a
-    group at a time, with at most 16 elements in a thread.
+    They are taken of a strip of positions (``kernels.spatial_common.strip_of``), for which chunks of channels are asked
+    for a group at a time. A thread has at most 16 elements of either.
     """
-    block = 16 if positions <= 64 else 32 if positions <= 256 else 64
+    block = 16 if positions <= 64 else 32 if positions <= 256 else 128
     span = power_of_two(6 * min(width, block + 6) + block + 6)
     return {"GROUP": min(power_of_two(chunks), 2048 // span), "SPAN": span, "BLOCK_P": block, "num_warps": 4}
 
