@@ -215,10 +215,11 @@ def test_traffic(name: str, layout: str) -> None:
     # ones (written, and read with three rows around a block) and the gate; backward the gate, its gradient, the winner,
     # and the gradients of the pooled values.
     batch, channels, height, width = shape
-    config, block_p = spatial_rules.spatial(channels, height * width, 4), spatial_rules.conv(height * width)["BLOCK_P"]
+    config = spatial_rules.spatial(channels, height * width, 4)
     blocks, chunks = -(-height * width // config["BLOCK_P"]), -(-channels // config["CHUNK"])
+    block_p = spatial_rules.conv(height * width, width, chunks)["BLOCK_P"]
     positions, around = batch * height * width, 1 + (6 * width + 6) / block_p
-    taps = 2 * 4 * 196 / block_p
+    taps = 2 * 4 * 148 / block_p
     vector = 4 * batch * channels  # one (N, C) float32: every block reads or writes some
     # A gate network in one launch reads the parts, and eight vectors at most, again for every tile of channels.
     tiles = -(-channels // rules.dense_whole(channels, channels // 16, blocks, 4, 0, False)["TILE_C"])

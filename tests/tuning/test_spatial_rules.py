@@ -22,7 +22,7 @@ def test_spatial(channels: int, positions: int, itemsize: int) -> None:
     assert config["CHUNK"] % config["BLOCK_C"] == 0
     # Bits are packed by eight along the contiguous axis, whichever it is.
     assert min(config["BLOCK_C"], config["BLOCK_P"]) >= 8
-    assert config["BLOCK_C"] * config["BLOCK_P"] <= 8 * 32 * config["num_warps"]
+    assert config["BLOCK_C"] * config["BLOCK_P"] <= 16 * 32 * config["num_warps"]
     assert config["BLOCK_C"] * itemsize <= 64
 
 
@@ -34,8 +34,12 @@ def test_a_batch_of_16_fills_a_chip(channels: int, positions: int) -> None:
     assert 16 * channels * positions * 2 // 8192 < 264 or programs >= 264
 
 
-@given(positions=sizes)
-def test_conv(positions: int) -> None:
-    config = spatial_rules.conv(positions)
-    # The window around a position has 64 columns, of which a thread has 16 elements.
-    assert config["BLOCK_P"] * 64 <= 16 * 32 * config["num_warps"]
+@given(height=sizes, width=sizes, chunks=sizes)
+def test_conv(height: int, width: int, chunks: int) -> None:
+    config = spatial_rules.conv(height * width, width, chunks)
+    assert all(is_power_of_two(value) for value in config.values())
+    threads = 32 * config["num_warps"]
+    assert config["GROUP"] * config["SPAN"] <= 16 * threads
+    # The strip has whatever the last position's last tap looks at.
+    block = config["BLOCK_P"]
+    assert 6 * min(width, block + 6) + block - 1 + 6 < config["SPAN"]

@@ -18,20 +18,44 @@ def taps():
 
 
 @triton.jit
-def load_window(ptr, p, height, width, FLIPPED: tl.constexpr):
-    """The 7×7 neighbourhood of the positions ``p`` in an image of (HW,) float32, (BLOCK_P, 64): 0 outside of the map.
+def maximum(values, AXIS: tl.constexpr):
+    """The maximum along an axis, NaN where there is one: tl.max passes over it, and PyTorch's maximum does not."""
+    is_nan = values != values
+    top = tl.max(tl.where(is_nan, float("inf"), values), axis=AXIS)
+    return tl.where(tl.max(is_nan.to(tl.int32), axis=AXIS) != 0, float("nan"), top)
 
-    It is one load, so that each value is asked for once. FLIPPED looks from an input of the convolution to the outputs
-    it takes part in.
+
+@triton.jit
+def strip_of(block, width, positions, BLOCK_P: tl.constexpr, SPAN: tl.constexpr):
+    """The positions that the 7×7 windows of a block of positions reach, (SPAN,), and which of them exist.
+
+    Where the map is narrow they are a piece of it. Where it is wide they are seven, one for each row of the windows:
+    then ``pitch``, from a row to the next in the strip, is less than the map's.
+    """
+    i, pitch = tl.arange(0, SPAN), tl.minimum(width, BLOCK_P + 6)
+    q = block * BLOCK_P - 3 + (i // pitch - 3) * width + i % pitch
+    return q, (i < 6 * pitch + BLOCK_P + 6) & (q >= 0) & (q < positions)
+
+
+@triton.jit
+def windows_of(
+    strip, block, first, width, positions, BLOCK_P: tl.constexpr, PIECE: tl.constexpr, FLIPPED: tl.constexpr
+):
+    """The 7×7 neighbourhoods in a strip (:func:`strip_of`) of a block's positions from its ``first``, (PIECE, 64).
+
+    They are 0 outside of the map, where the strip is. FLIPPED looks from an input of the convolution to the outputs it
+    takes part in.
     """
     ky, kx, exists = taps()
-    dy, dx = ky - 3, kx - 3
     if FLIPPED:
-        dy, dx = -dy, -dx
-    row, column = p[:, None] // width + dy[None, :], p[:, None] % width + dx[None, :]
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    mask = inside & exists[None, :] & (p < height * width)[:, None]
-    return tl.load(ptr + row * width + column, mask=mask, other=0.0)
+        ky, kx = 6 - ky, 6 - kx
+    i, pitch = first + tl.arange(0, PIECE), tl.minimum(width, BLOCK_P + 6)
+    at = i[:, None] + tl.where(exists, ky * pitch + kx, 0)[None, :]
+    window = tl.reshape(tl.gather(strip, tl.reshape(at, (PIECE * 64,)), 0), (PIECE, 64))
+    p = block * BLOCK_P + i
+    # A row above the map or below is outside of the strip's positions already; a column beside it is another row's.
+    column = p[:, None] % width + kx[None, :] - 3
+    return tl.where((column >= 0) & (column < width) & exists[None, :] & (p < positions)[:, None], window, 0.0)
 
 
 @triton.jit

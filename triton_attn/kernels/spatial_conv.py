@@ -1,13 +1,15 @@
 """The spatial gate's 7×7 convolution, on the small map between the passes, and its backward.
 
-Both add up what the passes before them left in parts, one for each chunk of channels.
+Both add up what the passes before them left in parts, one for each chunk of channels. They ask for a group of parts at
+once, at each position that a window of their block reaches, and take the windows of the sums, a piece of the block at
+a time: all of it would take too many registers.
 """
 
 import triton
 import triton.language as tl
 
 from .common import activate, slope
-from .spatial_common import load_taps, load_window, taps
+from .spatial_common import load_taps, maximum, strip_of, taps, windows_of
 
 
 @triton.jit
@@ -26,46 +28,53 @@ def spatial_conv_fwd_kernel(
     weight_ptr,  # (1, 2, 7, 7)
     bias_ptr,  # (1,)
     channels, height, width, chunks,
-    SAVE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr,
+    SAVE: tl.constexpr, ACTIVATION: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """spatial = act(conv(mean, maximum))."""
     positions = height * width
     n, block, _ = block_of_positions(positions, BLOCK_P)
-    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-    parts = parts_ptr + n * chunks * 2 * positions
-    mean = load_window(parts, p, height, width, False)
-    top = load_window(parts + positions, p, height, width, False)
-    for _ in range(1, chunks):
-        parts += 2 * positions
-        more = load_window(parts, p, height, width, False)
-        other = load_window(parts + positions, p, height, width, False)
-        mean += more
-        top = tl.maximum(top, other, propagate_nan=tl.PropagateNan.ALL)
+    by_mean, by_top, bias = load_taps(weight_ptr), load_taps(weight_ptr + 49), tl.load(bias_ptr)
+    q, inside = strip_of(block, width, positions, BLOCK_P, SPAN)
+    mean = tl.zeros((SPAN,), tl.float32)
+    top = tl.full((SPAN,), float("-inf"), tl.float32)
+    for first in range(0, chunks, GROUP):
+        k = first + tl.arange(0, GROUP)
+        at = parts_ptr + (n * chunks + k)[:, None] * 2 * positions + q[None, :]
+        mask = (k < chunks)[:, None] & inside[None, :]
+        more = tl.load(at, mask=mask, other=0.0)
+        other = tl.load(at + positions, mask=mask, other=float("-inf"))
+        mean += tl.sum(more, axis=0)
+        top = tl.maximum(top, maximum(other, 0), propagate_nan=tl.PropagateNan.ALL)
     mean = mean / channels
-    logit = tl.sum(mean * load_taps(weight_ptr)[None, :], axis=1)
-    logit += tl.sum(top * load_taps(weight_ptr + 49)[None, :], axis=1)
-    spatial = activate(logit + tl.load(bias_ptr).to(tl.float32), ACTIVATION)
-    tl.store(spatial_ptr + n * positions + p, spatial, mask=p < positions)
+    top = tl.where(inside, top, 0.0)
     if SAVE:
-        # The window's middle is the position itself; NaN times the others' 0 would not be.
-        is_middle = (tl.arange(0, 64) == 27)[None, :]
-        pooled = pooled_ptr + n * 2 * positions + p
-        tl.store(pooled, tl.sum(tl.where(is_middle, mean, 0.0), axis=1), mask=p < positions)
-        tl.store(pooled + positions, tl.sum(tl.where(is_middle, top, 0.0), axis=1), mask=p < positions)
+        own = inside & (q >= block * BLOCK_P) & (q < block * BLOCK_P + BLOCK_P)
+        pooled = pooled_ptr + n * 2 * positions + q
+        tl.store(pooled, mean, mask=own)
+        tl.store(pooled + positions, top, mask=own)
+    PIECE: tl.constexpr = BLOCK_P if BLOCK_P < 32 else 32
+    for first in range(0, BLOCK_P, PIECE):
+        around = windows_of(mean, block, first, width, positions, BLOCK_P, PIECE, False)
+        logit = tl.sum(around * by_mean[None, :], axis=1)
+        around = windows_of(top, block, first, width, positions, BLOCK_P, PIECE, False)
+        logit += tl.sum(around * by_top[None, :], axis=1)
+        p = block * BLOCK_P + first + tl.arange(0, PIECE)
+        spatial = activate(logit + bias.to(tl.float32), ACTIVATION)
+        tl.store(spatial_ptr + n * positions + p, spatial, mask=p < positions)
 
 
 @triton.jit
 def spatial_conv_bwd_kernel(
     dpooled_ptr,  # (N, 2, HW) float32: the gradient of Σ_c u, then of max_c u
     winner_ptr,  # (N, HW) int32, the first channel that is the maximum
-    dtaps_ptr,  # (N, B, 4, 49) float32: partial sums for the gradients of the convolution's parameters
+    dtaps_ptr,  # (N, B, 148) float32: partial sums for the gradients of the convolution's parameters
     dspatial_ptr,  # (N, K, HW) float32, parts of the gradient of the positions' gate
     winners_ptr,  # (N, K, HW) int32
     spatial_ptr,  # (N, HW) float32
     pooled_ptr,  # (N, 2, HW) float32
     weight_ptr,  # (1, 2, 7, 7)
     channels, height, width, chunks,
-    ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr,
+    ACTIVATION: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The window of the logits' gradient around a position gives both gradients of the convolution.
 
@@ -75,32 +84,53 @@ def spatial_conv_bwd_kernel(
     n, block, blocks = block_of_positions(positions, BLOCK_P)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     inside_p = p < positions
-    window = load_window(dspatial_ptr + n * chunks * positions, p, height, width, True)
-    winner = tl.load(winners_ptr + n * chunks * positions + p, mask=inside_p, other=-1)
-    for k in range(1, chunks):
-        at = (n * chunks + k) * positions
-        more = load_window(dspatial_ptr + at, p, height, width, True)
-        other = tl.load(winners_ptr + at + p, mask=inside_p, other=-1)
-        window += more
-        winner = tl.minimum(winner, other)
-    # Beyond the map there is no gradient, whatever the slope of the zeros that stand for its gates.
-    window *= slope(load_window(spatial_ptr + n * positions, p, height, width, True), ACTIVATION)
-    dmean = tl.sum(window * load_taps(weight_ptr)[None, :], axis=1) / channels
-    dtop = tl.sum(window * load_taps(weight_ptr + 49)[None, :], axis=1)
+    by_mean, by_top = load_taps(weight_ptr), load_taps(weight_ptr + 49)
     mean = tl.load(pooled_ptr + n * 2 * positions + p, mask=inside_p, other=0.0)
     top = tl.load(pooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
-    tl.store(dpooled_ptr + n * 2 * positions + p, dmean, mask=inside_p)
-    tl.store(dpooled_ptr + (n * 2 + 1) * positions + p, dtop, mask=inside_p)
+    q, inside = strip_of(block, width, positions, BLOCK_P, SPAN)
+    spatial = tl.load(spatial_ptr + n * positions + q, mask=inside, other=0.0)
+    dlogit = tl.zeros((SPAN,), tl.float32)
+    winner = tl.full((BLOCK_P,), 2**31 - 1, tl.int32)
+    for first in range(0, chunks, GROUP):
+        k = first + tl.arange(0, GROUP)
+        is_chunk, at = (k < chunks)[:, None], (n * chunks + k)[:, None] * positions
+        other = tl.load(winners_ptr + at + p[None, :], mask=is_chunk & inside_p[None, :], other=2**31 - 1)
+        more = tl.load(dspatial_ptr + at + q[None, :], mask=is_chunk & inside[None, :], other=0.0)
+        dlogit += tl.sum(more, axis=0)
+        winner = tl.minimum(winner, tl.min(other, axis=0))
     tl.store(winner_ptr + n * positions + p, winner, mask=inside_p)
-    store_taps(dtaps_ptr + (n * blocks + block) * 196, window, mean, top)
+    # Beyond the map there is no gradient, whatever the slope of the zeros that stand for its gates.
+    dlogit *= slope(spatial, ACTIVATION)
+    wrong = (dlogit - dlogit != 0.0).to(tl.float32)
+    any_wrong = tl.max(wrong, axis=0) != 0.0
+    PIECE: tl.constexpr = BLOCK_P if BLOCK_P < 32 else 32
+    of_mean = tl.zeros((PIECE, 64), tl.float32)
+    of_top = tl.zeros((PIECE, 64), tl.float32)
+    not_finite = tl.zeros((64,), tl.float32)
+    for first in range(0, BLOCK_P, PIECE):
+        i = first + tl.arange(0, PIECE)
+        window = windows_of(dlogit, block, first, width, positions, BLOCK_P, PIECE, True)
+        dmean = tl.sum(window * by_mean[None, :], axis=1) / channels
+        dtop = tl.sum(window * by_top[None, :], axis=1)
+        dpooled, exists = dpooled_ptr + n * 2 * positions + block * BLOCK_P + i, block * BLOCK_P + i < positions
+        tl.store(dpooled, dmean, mask=exists)
+        tl.store(dpooled + positions, dtop, mask=exists)
+        of_mean += window * tl.gather(mean, i, 0)[:, None]
+        of_top += window * tl.gather(top, i, 0)[:, None]
+        if any_wrong:
+            found = windows_of(wrong, block, first, width, positions, BLOCK_P, PIECE, True)
+            not_finite += tl.sum(found, axis=0)
+    own = inside & (q >= block * BLOCK_P) & (q < block * BLOCK_P + BLOCK_P)
+    total = tl.sum(tl.where(own, dlogit, 0.0), axis=0)
+    store_taps(dtaps_ptr + (n * blocks + block) * 148, of_mean, of_top, not_finite, total)
 
 
 @triton.jit
-def store_taps(ptr, window, mean, top):
-    """Four sums over positions for every tap: window · mean, window · top, window, and how many are not finite."""
+def store_taps(ptr, of_mean, of_top, not_finite, total):
+    """Sums over positions: for every tap window · mean, window · top and how many are not finite; and of them all."""
     ky, kx, exists = taps()
     at = ptr + ky * 7 + kx
-    tl.store(at, tl.sum(window * mean[:, None], axis=0), mask=exists)
-    tl.store(at + 49, tl.sum(window * top[:, None], axis=0), mask=exists)
-    tl.store(at + 98, tl.sum(window, axis=0), mask=exists)
-    tl.store(at + 147, tl.sum((window - window != 0.0).to(tl.float32), axis=0), mask=exists)
+    tl.store(at, tl.sum(of_mean, axis=0), mask=exists)
+    tl.store(at + 49, tl.sum(of_top, axis=0), mask=exists)
+    tl.store(at + 98, not_finite, mask=exists)
+    tl.store(ptr + 147, total)

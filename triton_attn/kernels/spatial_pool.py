@@ -6,7 +6,7 @@ import triton.language as tl
 from .batch_norm import load_norm_of_tile, normalise
 from .common import over_positions, tile_at
 from .maps import read_tile, sizes_of, steps, zeros_like_tile
-from .spatial_common import chunk_of_program
+from .spatial_common import chunk_of_program, maximum
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -47,13 +47,9 @@ def spatial_pool_kernel(
         total += u
         best = tl.maximum(best, tl.where(tile[3], u, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
 
-    # tl.max passes over NaN, and PyTorch's maximum does not.
-    is_nan = best != best
-    top = tl.max(tl.where(is_nan, float("inf"), best), axis=AXIS)
-    top = tl.where(tl.max(is_nan.to(tl.int32), axis=AXIS) != 0, float("nan"), top)
     pooled = pooled_ptr + (n * chunks + chunk) * 2 * positions + p
     tl.store(pooled, tl.sum(total, axis=AXIS), mask=p < positions)
-    tl.store(pooled + positions, top, mask=p < positions)
+    tl.store(pooled + positions, maximum(best, AXIS), mask=p < positions)
 
 
 # Channels are summed, in blocks, by threads.

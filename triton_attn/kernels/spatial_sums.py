@@ -12,9 +12,9 @@ from .partials import sum_parts
 
 @triton.jit
 def load_columns(ptr, row, column, rows, exists):
-    """Columns of the parts (R, 196), 0 outside of them."""
+    """Columns of the parts (R, 148), 0 outside of them."""
     mask = (row < rows)[:, None] & exists[None, :]
-    return tl.load(ptr + row.to(tl.int64)[:, None] * 196 + column[None, :], mask=mask, other=0.0)
+    return tl.load(ptr + row.to(tl.int64)[:, None] * 148 + column[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -27,20 +27,20 @@ def conv_parameters_bwd(dweight_ptr, dbias_ptr, part_ptr, parts, block, BLOCK_R:
     not_finite = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
     total = tl.zeros((BLOCK_R, 1), tl.float32)
     seen = tl.zeros((BLOCK_R, 1), tl.float32)
-    # The window's middle sees every position.
-    middle = 24 + tl.arange(0, 1)
+    only = tl.arange(0, 1)
     for start in range(0, parts, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
         mean = load_columns(part_ptr, row, tap, parts, exists)
         top = load_columns(part_ptr, row, 49 + tap, parts, exists)
-        other = load_columns(part_ptr, row, 147 + tap, parts, exists)
-        center = load_columns(part_ptr, row, 98 + middle, parts, middle < 49)
-        all_of_them = load_columns(part_ptr, row, 147 + middle, parts, middle < 49)
+        other = load_columns(part_ptr, row, 98 + tap, parts, exists)
+        # The window's middle sees every position.
+        middle = load_columns(part_ptr, row, 98 + 24 + only, parts, only == 0)
+        more = load_columns(part_ptr, row, 147 + only, parts, only == 0)
         of_mean += mean
         of_top += top
         not_finite += other
-        total += center
-        seen += all_of_them
+        total += more
+        seen += middle
     # A tap that looks beyond the map from a position takes its gradient times 0, as in PyTorch.
     hidden = tl.sum(not_finite, axis=0) < tl.sum(tl.sum(seen, axis=0), axis=0)
     dtype = dweight_ptr.dtype.element_ty
@@ -59,7 +59,7 @@ def spatial_sums_bwd_kernel(
     dweight_ptr,  # (1, 2, 7, 7)
     dbias_ptr,  # (1,)
     dgate_parts_ptr,  # (N, S, C) float32
-    part_ptr,  # (R, 4, 49) float32, as store_taps leaves them
+    part_ptr,  # (R, 148) float32, as store_taps leaves them
     channels,
     splits,  # S
     parts,  # R

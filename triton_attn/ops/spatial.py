@@ -13,13 +13,11 @@ from .batch_norm import Gradients, Norm, told_of
 from .passes import Maps, multiply, multiply_bwd, start_over, sums
 
 
-def _start(
-    kernel: Any, like: Tensor, channels_last: bool, maps: Maps, *, heavy: bool = False, **arguments: Any
-) -> None:
+def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
     """Start a kernel that has a program for every image and block of positions of ``like``."""
     channels, positions = like.shape[1], like.shape[2] * like.shape[3]
     lanes = 64 if chips.chip_of(like.device).amd else 32
-    rule = spatial_rules.spatial(channels, positions, like.itemsize, lanes, heavy=heavy)
+    rule = spatial_rules.spatial(channels, positions, like.itemsize, lanes)
     sizes = {"channels": (channels, "CHUNK"), "positions": (positions, "BLOCK_P")}
     start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
 
@@ -71,9 +69,14 @@ def pool(x: Tensor, gate: Tensor, channels_last: bool, norm: Norm | None = None)
 
 def _start_on_positions(kernel: Any, x: Tensor, **arguments: Any) -> None:
     """Start a kernel that has a program for every image and block of positions, and no map."""
-    batch, positions = x.shape[0], x.shape[2] * x.shape[3]
-    config = spatial_rules.conv(positions)
-    launch.start(kernel, (batch * rules.cdiv(positions, config["BLOCK_P"]),), x.device, **arguments, **config)
+    config = _conv(x)
+    blocks = rules.cdiv(x.shape[2] * x.shape[3], config["BLOCK_P"])
+    launch.start(kernel, (x.shape[0] * blocks,), x.device, **arguments, **config)
+
+
+def _conv(x: Tensor) -> dict[str, int]:
+    """The config of the convolution's kernels."""
+    return spatial_rules.conv(x.shape[2] * x.shape[3], x.shape[3], _chunks(x))
 
 
 def convolve(
@@ -87,14 +90,14 @@ def convolve(
 
     spatial, pooled = empty_pooled(x, 1), empty_pooled(x) if saves else None
     told = {"spatial_ptr": spatial, "pooled_ptr": pooled, "parts_ptr": parts, "bias_ptr": bias, "SAVE": saves}
-    _start_on_positions(spatial_conv_fwd_kernel, x, **told, **_network(x, weight, parts.shape[1] // 2, activation))
+    _start_on_positions(spatial_conv_fwd_kernel, x, **told, **_network(x, weight, activation))
     return spatial, pooled
 
 
-def _network(x: Tensor, weight: Tensor, chunks: int, activation: str) -> dict[str, Any]:
-    """What both kernels are told of the convolution, and of what is pooled in so many parts."""
+def _network(x: Tensor, weight: Tensor, activation: str) -> dict[str, Any]:
+    """What both kernels are told of the convolution, and of what is pooled in parts."""
     sizes = dict(zip(("channels", "height", "width"), x.shape[1:], strict=True))
-    return {"weight_ptr": weight.contiguous(), **sizes, "chunks": chunks, "ACTIVATION": activation}
+    return {"weight_ptr": weight.contiguous(), **sizes, "chunks": _chunks(x), "ACTIVATION": activation}
 
 
 def empty_pooled(x: Tensor, kinds: int = 2) -> Tensor:
@@ -132,15 +135,15 @@ def reading_bwd(
     """The two passes that read the map, and the convolution's backward between them.
 
     Returns the gradients of ``Σ_c u`` and ``max_c u`` ``(N, 2, HW)``, the channel that is the maximum ``(N, HW)``
-    int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B', 196)``.
+    int32, and partial sums: of the gradient of ``gate`` ``(N, 2 · B, C)``, and of the convolution's ``(N, B', 148)``.
     """
     from ..kernels.spatial_conv import spatial_conv_bwd_kernel
 
     batch, positions = x.shape[0], x.shape[2] * x.shape[3]
-    conv_blocks = rules.cdiv(positions, spatial_rules.conv(positions)["BLOCK_P"])
+    conv_blocks = rules.cdiv(positions, _conv(x)["BLOCK_P"])
     dpooled, dgate = torch.empty_like(pooled), empty_dgate(x)
     winner = torch.empty((batch, positions), dtype=torch.int32, device=x.device)
-    dtaps = torch.empty((batch, conv_blocks, 196), dtype=torch.float32, device=x.device)
+    dtaps = torch.empty((batch, conv_blocks, 148), dtype=torch.float32, device=x.device)
     dspatial, winners = gate_bwd(grad, x, gate, pooled, spatial, channels_last, bits, dgate)
     _start_on_positions(
         spatial_conv_bwd_kernel,
@@ -152,7 +155,7 @@ def reading_bwd(
         winners_ptr=winners,
         spatial_ptr=spatial,
         pooled_ptr=pooled,
-        **_network(x, conv_weight, _chunks(x), activation),
+        **_network(x, conv_weight, activation),
     )
     pool_bwd(x, dpooled, winner, channels_last, dgate)
     return dpooled, winner, dgate, dtaps
@@ -192,7 +195,7 @@ def gate_bwd(
     dspatial, winners = empty_parts(x)
     told: dict[str, Any] = {"gate_ptr": gate, "pooled_ptr": pooled, "spatial_ptr": spatial}
     told |= {"dspatial_ptr": dspatial, "winner_ptr": winners, "dgate_ptr": dgate, "gradient_ptr": gradient}
-    told |= {"heavy": norm is not None, **told_of(norm, x)}
+    told |= told_of(norm, x)
     sums(_start, spatial_gate_bwd_kernel, grad, x, channels_last, bits, **told)
     return dspatial, winners
 
@@ -266,7 +269,7 @@ def sums_bwd(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The ends of sums over positions: the gradient of the channels' gate, of which ``dgate`` ``(N, S, C)`` are parts.
 
-    And those of the convolution's weight and bias where they are needed, of which ``dtaps`` ``(N, B, 196)`` are parts.
+    And those of the convolution's weight and bias where they are needed, of which ``dtaps`` ``(N, B, 148)`` are parts.
     """
     from ..kernels.spatial_sums import spatial_sums_bwd_kernel
 
@@ -321,6 +324,5 @@ def apply_bwd(
     told |= {"dpooled_ptr": dpooled, "winner_ptr": winner}
     told |= {"dpeak_ptr": dpeak, "peak_ptr": peak, "place_ptr": place, "MAX": dpeak is not None}
     told |= {"by_mean_ptr": by and by.by_mean, "by_variance_ptr": by and by.by_variance, **told_of(norm, x)}
-    told |= {"heavy": norm is not None}
     kernel = spatial_apply_bwd_kernel
     return multiply_bwd(_start, kernel, grad, x, channels_last, bits, dpeak is not None, **told)

@@ -20,14 +20,10 @@ def block_p(positions: int) -> int:
 
 
 @cache
-def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32, *, heavy: bool = False) -> dict[str, int]:
-    """Blocks of the kernels that walk over a chunk of channels of a block of positions.
-
-    Those of the backward behind a batch norm are ``heavy``: a thread has half as many elements there. Of eight it would
-    take 133 and 156 registers, and leave a multiprocessor of Hopper one program of 8 warps.
-    """
-    # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has eight elements: sixteen
-    # would leave a multiprocessor of Hopper one program of the heaviest kernel, where this leaves it two.
+def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> dict[str, int]:
+    """Blocks of the kernels that walk over a chunk of channels of a block of positions."""
+    # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has sixteen elements: so
+    # few warps meet for the sums over positions, at every step, and no kernel needs all registers of a thread.
     block_c, chunk = min(64 // itemsize, max(power_of_two(channels), 8)), power_of_two(channels)
     while chunk > 64 and cdiv(positions, block_p(positions)) * cdiv(channels, chunk) < programs(channels, positions):
         chunk //= 2
@@ -35,15 +31,20 @@ def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32, *, he
         "CHUNK": max(chunk, block_c),
         "BLOCK_C": block_c,
         "BLOCK_P": block_p(positions),
-        "num_warps": max(block_p(positions) * block_c // ((4 if heavy else 8) * lanes), 1),
+        "num_warps": max(block_p(positions) * block_c // (16 * lanes), 1),
     }
 
 
 @cache
-def conv(positions: int) -> dict[str, int]:
-    """Blocks of the convolution, whose window of 64 columns around each position has 16 elements in a thread."""
-    block = 16 if positions <= 256 else 128
-    return {"BLOCK_P": block, "num_warps": block // 8}
+def conv(positions: int, width: int, chunks: int) -> dict[str, int]:
+    """Blocks of the convolution: of at most 32 positions a window is taken at once, 64 columns around each.
+
+    They are taken of a strip of positions (``kernels.spatial_common.strip_of``), for which chunks of channels are asked
+    for a group at a time. A thread has at most 16 elements of either.
+    """
+    block = 16 if positions <= 64 else 32 if positions <= 256 else 128
+    span = power_of_two(6 * min(width, block + 6) + block + 6)
+    return {"GROUP": min(power_of_two(chunks), 2048 // span), "SPAN": span, "BLOCK_P": block, "num_warps": 4}
 
 
 # Of the sums over everybody's parts of the convolution's gradients: seven programs.
