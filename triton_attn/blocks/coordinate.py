@@ -2,7 +2,7 @@
 
 op        ops/channel_gate.py, pooling by mean and maximum, with no activation and no sigmoid
 forward   squeeze_fwd, dense_whole_fwd, apply_gate_fwd
-backward  squeeze_bwd, dense_hidden_bwd, dense_bwd, apply_gate_bwd
+backward  squeeze_bwd, dense_whole_bwd, apply_gate_bwd
 saved     x, the means, the maxima and who they are, the hidden units, the gate, ReLU's mask in bits
 """
 

@@ -2,7 +2,7 @@
 
 op        ops/eca.py: its passes over the map are ops/gating.py's
 forward   squeeze_fwd, neighbours_fwd, apply_gate_fwd
-backward  squeeze_bwd, neighbours_bwd, partial_sums, apply_gate_bwd
+backward  squeeze_bwd, neighbours_bwd, apply_gate_bwd
 saved     x, the means, the gate, ReLU's mask in bits
 """
 

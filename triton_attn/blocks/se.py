@@ -2,7 +2,7 @@
 
 op        ops/channel_gate.py: its passes over the map are ops/gating.py's, its network ops/dense.py's
 forward   squeeze_fwd, dense_whole_fwd, apply_gate_fwd
-backward  squeeze_bwd, dense_hidden_bwd, dense_bwd, apply_gate_bwd
+backward  squeeze_bwd, dense_whole_bwd, apply_gate_bwd
 saved     x, the means, the hidden units, the gate, ReLU's mask in bits
 """
 
