@@ -119,8 +119,10 @@ CHUNK = 512
 
 
 def parts_of_few(channels: int, parts: int, kinds: int) -> int:
-    """How many parts are read at once for a product that sums over channels, of so many kinds: of few channels more."""
-    return min(power_of_two(parts), max(2048 // (kinds * max(power_of_two(channels), 64)), 8))
+    """How many parts are read at once for a product that sums over channels: of one kind and few channels more."""
+    if kinds > 1:
+        return parts_block(parts)
+    return min(power_of_two(parts), max(2048 // max(power_of_two(channels), 64), 8))
 
 
 @cache
