@@ -311,6 +311,8 @@ FIXED = (
     Configuration(CHANNEL_GATE, (2, 140, 3, 3), F32, training=False),
     Configuration(CHANNEL_GATE, (2, 140, 2, 2), F32, "channels_last", options=(("pool", "max"),)),
     Configuration("dual", (1, 40, 3, 3), F32, options=(("reduction", 1),)),
+    # Of CBAM's convolution a block in pieces, and seven rows that are not one piece of the map.
+    Configuration("cbam", (1, 16, 2, 140), F32),
     Configuration(GATE_BY, (2, 24, 9, 31), F32, options=(("pool", "both"),)),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, options=(("pool", "max"),), training=False),
     Configuration(NORMED, (2, 24, 5, 7), F32, with_shortcut=True, options=TRAINING),

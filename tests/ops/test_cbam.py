@@ -67,7 +67,9 @@ def test_parity(
 
 @pytest.mark.parametrize(("name", "layout"), [("CBAM", "channels_last"), ("DualAttentionBlock", "contiguous")])
 @pytest.mark.parametrize(
-    ("shape", "reduction"), [((1, 3, 45, 47), 1), ((2, 300, 5, 4), 3), ((20, 24, 3, 3), 2)], ids=str
+    ("shape", "reduction"),
+    [((1, 3, 45, 47), 1), ((1, 200, 3, 150), 25), ((2, 300, 5, 4), 3), ((20, 24, 3, 3), 2)],
+    ids=str,
 )
 def test_parity_over_many_tiles(name: str, shape: tuple[int, int, int, int], reduction: int, layout: str) -> None:
     """Several blocks of positions, several of channels and of hidden channels, several of the batch."""

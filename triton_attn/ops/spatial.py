@@ -13,11 +13,13 @@ from .batch_norm import Gradients, Norm, told_of
 from .passes import Maps, multiply, multiply_bwd, start_over, sums
 
 
-def _start(kernel: Any, like: Tensor, channels_last: bool, maps: Maps, **arguments: Any) -> None:
+def _start(
+    kernel: Any, like: Tensor, channels_last: bool, maps: Maps, *, heavy: bool = False, **arguments: Any
+) -> None:
     """Start a kernel that has a program for every image and block of positions of ``like``."""
     channels, positions = like.shape[1], like.shape[2] * like.shape[3]
     lanes = 64 if chips.chip_of(like.device).amd else 32
-    rule = spatial_rules.spatial(channels, positions, like.itemsize, lanes)
+    rule = spatial_rules.spatial(channels, positions, like.itemsize, lanes, heavy=heavy)
     sizes = {"channels": (channels, "CHUNK"), "positions": (positions, "BLOCK_P")}
     start_over(kernel, like, channels_last, rule, sizes, maps, **arguments)
 
@@ -324,5 +326,6 @@ def apply_bwd(
     told |= {"dpooled_ptr": dpooled, "winner_ptr": winner}
     told |= {"dpeak_ptr": dpeak, "peak_ptr": peak, "place_ptr": place, "MAX": dpeak is not None}
     told |= {"by_mean_ptr": by and by.by_mean, "by_variance_ptr": by and by.by_variance, **told_of(norm, x)}
+    told |= {"heavy": dpeak is not None or norm is not None}
     kernel = spatial_apply_bwd_kernel
     return multiply_bwd(_start, kernel, grad, x, channels_last, bits, dpeak is not None, **told)

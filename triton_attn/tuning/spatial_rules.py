@@ -20,8 +20,12 @@ def block_p(positions: int) -> int:
 
 
 @cache
-def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> dict[str, int]:
-    """Blocks of the kernels that walk over a chunk of channels of a block of positions."""
+def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32, *, heavy: bool = False) -> dict[str, int]:
+    """Blocks of the kernels that walk over a chunk of channels of a block of positions.
+
+    The last of the backward is ``heavy`` where it reads x as well: a thread has half as many elements there, of rows of
+    no whole words it would spill 64 bytes.
+    """
     # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has sixteen elements: so
     # few warps meet for the sums over positions, at every step, and no kernel needs all registers of a thread.
     block_c, chunk = min(64 // itemsize, max(power_of_two(channels), 8)), power_of_two(channels)
@@ -31,7 +35,7 @@ def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32) -> di
         "CHUNK": max(chunk, block_c),
         "BLOCK_C": block_c,
         "BLOCK_P": block_p(positions),
-        "num_warps": max(block_p(positions) * block_c // (16 * lanes), 1),
+        "num_warps": max(block_p(positions) * block_c // ((8 if heavy else 16) * lanes), 1),
     }
 
 
