@@ -5,8 +5,8 @@ few since Σ_hw(grad · x) is the only thing that the gates' gradient needs of x
 no x. Where maxima are pooled too, their winners are kept, and x is read once more only where there are ties.
 
 Launches: squeeze, network and apply, forward and backward. The network is one launch, or one for each of its layers
-where these are large (:mod:`.dense`); of a small one the apply's backward ends the sums over the batch. Its weights may also be those of 1×1 convolutions,
-``(m, C, 1, 1)`` and ``(C, m, 1, 1)``.
+where these are large (:mod:`.dense`); of a small one the apply's backward ends the sums over the batch. Its weights may
+also be those of 1×1 convolutions, ``(m, C, 1, 1)`` and ``(C, m, 1, 1)``.
 """
 
 from __future__ import annotations

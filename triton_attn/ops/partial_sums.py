@@ -10,7 +10,6 @@ from torch import Tensor
 from ..tuning import rules
 from . import launch
 
-
 NAMES = ("dweight1_ptr", "dbias1_ptr", "dweight2_ptr", "dbias2_ptr")
 
 
