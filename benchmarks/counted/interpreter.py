@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 from importlib.metadata import version
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ def patch_once_a_launch() -> None:
 
     To run a kernel it puts its own functions into ``triton.language``, and takes them out at the end. It does so again
     whenever a kernel calls a device function, where most of it is in place already: finding that out is half of what
-    it does all day.
+    it does all day. What there is to put where is looked for once.
     """
     from triton.runtime import interpreter
 
@@ -31,6 +32,8 @@ def patch_once_a_launch() -> None:
         return  # another release, which is left as it is
     patch, call = interpreter._patch_lang, interpreter.GridExecutor.__call__
     patched: set[ModuleType] = set()
+    found: dict[Any, tuple[list[Any], list[Any]]] = {}
+    nothing = SimpleNamespace(restore=lambda: None)
 
     @functools.cache
     def modules_of(fn: Any) -> frozenset[ModuleType]:
@@ -40,9 +43,19 @@ def patch_once_a_launch() -> None:
     def patch_the_rest(fn: Any) -> Any:
         modules = modules_of(fn)
         if patched >= modules:
-            return SimpleNamespace(restore=lambda: None)
+            return nothing
+        key = modules, frozenset(patched)
         patched.update(modules)
-        return patch(fn)
+        scope = interpreter._LangPatchScope()
+        if key not in found:
+            scope = patch(fn)
+            own = [(owner, name, getattr(owner, name)) for owner, name, _ in scope._changes]
+            found[key] = own, list(scope._changes)
+            return scope
+        own, scope._changes = found[key][0], list(found[key][1])
+        for owner, name, value in own:
+            setattr(owner, name, value)
+        return scope
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         patched.clear()
@@ -55,6 +68,7 @@ def patch_once_a_launch() -> None:
     interpreter.GridExecutor.__call__ = launch
     if version("triton").startswith(KNOWN):
         _make_types_once()
+        _unwrap_at_a_glance()
         patch_operators()
 
 
@@ -79,6 +93,7 @@ def _make_types_once() -> None:
             self.__dict__.update(types[key])
             return
         block_init(self, element, shape)
+        self.known = (element, *shape_of(key[1:]))
         types[key] = dict(self.__dict__)
 
     def tensor(self: Any, handle: Any, kind: Any) -> None:
@@ -86,10 +101,8 @@ def _make_types_once() -> None:
         try:
             self.dtype, self.numel, self.shape = kind.__dict__["known"]
         except KeyError:
-            kind.known = self.dtype, self.numel, self.shape = (
-                kind.scalar,
-                *shape_of(kind.shape if kind.is_block() else ()),
-            )
+            sizes = tuple(map(int, kind.shape)) if kind.is_block() else ()
+            kind.known = self.dtype, self.numel, self.shape = (kind.scalar, *shape_of(sizes))
 
     equal, true = core.tuple.__eq__, core.constexpr(True)
     core.tuple.__eq__ = lambda self, other: true if self is other else equal(self, other)
@@ -104,3 +117,19 @@ def _make_types_once() -> None:
         return names[scalar.name]
 
     interpreter._get_np_dtype = name_of
+
+
+def _unwrap_at_a_glance() -> None:
+    """Every function of the language asks of all its arguments whether they are known when it compiles."""
+    from triton.language import core
+
+    unwrap = core._unwrap_if_constexpr
+    plain = {core.tensor, core.dtype, core.block_type, core.pointer_type, int, float, bool, str, type(None)}
+
+    def at_a_glance(value: Any) -> Any:
+        kind = type(value)
+        return value if kind in plain else value.value if kind is core.constexpr else unwrap(value)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("triton.") and vars(module).get("_unwrap_if_constexpr") is unwrap:
+            vars(module)["_unwrap_if_constexpr"] = at_a_glance

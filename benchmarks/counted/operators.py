@@ -103,17 +103,32 @@ def patch_operators() -> None:
 
     tensor.__add__ = moved
 
-    _look_first(type(semantic))
+    numbers = floats | others | integers
+    pairs = [(a, b) for a in (*booleans, *integers) for b in (*integers, *floats)]
+    pairs += [(a, b) for a in floats for b in others] + [(a, b) for a in others for b in floats]
+
+    def converted(value: Any, kind: Any) -> Any:
+        return made(value.handle.data.astype(numbers[id(kind)]), kind, kind, value)
+
+    _look_first(type(semantic), frozenset(pairs), converted)
 
 
-def _look_first(semantic: Any) -> None:
-    """Operands of one shape need no broadcasting, values of a type no cast: found by looking, not by comparing."""
+def _look_first(semantic: Any, pairs: frozenset[tuple[int, int]], converted: Any) -> None:
+    """Operands of one shape need no broadcasting, values of a type no cast: found by looking, not by comparing.
+
+    Between the pairs of types NumPy casts, as it does in the end for the language's function.
+    """
     broadcast, cast = semantic.broadcast_impl_value, semantic.cast
 
     def broadcast_if_need_be(self: Any, left: Any, right: Any) -> Any:
         return (left, right) if left.shape is right.shape else broadcast(self, left, right)
 
     def cast_if_need_be(self: Any, value: Any, kind: Any, rounding: str | None = None) -> Any:
-        return value if value.dtype is kind else cast(self, value, kind, rounding)
+        held = value.dtype
+        if held is kind:
+            return value
+        if rounding is None and (id(held), id(kind)) in pairs:
+            return converted(value, kind)
+        return cast(self, value, kind, rounding)
 
     semantic.broadcast_impl_value, semantic.cast = broadcast_if_need_be, cast_if_need_be

@@ -125,3 +125,30 @@ def test_mixed_types_take_the_longer_way() -> None:
         for left, right in [("fp32", "fp16"), ("int32", "fp32"), ("int32", "int64")]:
             operands = tensor(left, (4, 8), 0), tensor(right, (4, 1), 1)
             same(shorter(name, *operands), longer(name, *operands))
+
+
+@np.errstate(all="ignore")
+def test_casts() -> None:
+    """By what the language's own cast asks the builder for."""
+    from triton.language import core
+    from triton.runtime.interpreter import interpreter_builder as builder
+    from triton.runtime.interpreter import interpreter_semantic as semantic
+
+    kinds = [next(each for each in vars(core).values() if named(each, kind)) for kind in ("int1", "bf16", *NUMPY)]
+    for target in kinds[2:]:
+        for kind in ("int1", *NUMPY):
+            for shape in [(4, 8), (1,), ()]:
+                value = tensor(kind, shape, 3)
+                if value.dtype is target:
+                    assert semantic.cast(value, target) is value
+                    continue
+                wanted = core.block_type(target, list(shape)) if shape else target
+                same(semantic.cast(value, target), core.tensor(builder.cast_impl(value.handle, wanted), wanted))
+    wide = core.tensor(
+        type(value.handle)(np.array([1.0 + 2**-11, 1e6, np.nan, -0.0], np.float32), core.float32),
+        core.block_type(core.float32, [4]),
+    )
+    half = semantic.cast(wide, core.float16)
+    assert np.array_equal(half.handle.data, wide.handle.data.astype(np.float16), equal_nan=True)
+    back = semantic.cast(semantic.cast(wide, core.bfloat16), core.float32)
+    assert back.handle.data.tolist()[:2] == [1.0, 999424.0]

@@ -58,7 +58,7 @@ def test_a_training_step(name: str) -> None:
     Rounding may put a single value on the other side of a ReLU, which changes all gradients below: then another network
     is drawn. An error of a formula is in all of them.
     """
-    for seed in range(3):
+    for seed in (2, 1, 0):  # with the first, all do at once
         ours, plain = errors(name, seed)
         # Of keys the bias' gradient is zero, and rounding in the twin.
         off = {layer: error for layer, error in ours.items() if error >= 1e-4 and not layer.endswith("key_conv")}
