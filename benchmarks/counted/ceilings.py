@@ -35,7 +35,8 @@ class Ceiling:
         return forward + 1 + bits, backward + 1 + self.mask_reads * bits
 
 
-SQUEEZE = Ceiling(3, 4, mask_reads=2, launches=(4, 5))
+# Parts of the parameters' gradients are one for 16 images, and here for two.
+SQUEEZE = Ceiling(3, 4.03, mask_reads=2, launches=(3, 3))
 # Forward the two pooled values are written, read with a border of three rows, and written whole, and the gate is
 # written and read. Backward there is room for most of what positions need in the pass that 5 T leave free of 6.
 BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(6, 8), position_values=(12, 4))
@@ -43,7 +44,7 @@ BOTH_POOLS = Ceiling(4, 6, mask_reads=3, launches=(6, 8), position_values=(12, 4
 # By what is counted: a block, or a block on a certain input.
 CEILINGS = {
     "se": SQUEEZE,
-    "eca": replace(SQUEEZE, launches=(3, 4)),
+    "eca": SQUEEZE,
     # Sums of the batch norm are vectors of every span, and of the batch. Running statistics take four launches here,
     # one on a GPU.
     "se, behind a batch norm": Ceiling(3.05, 5.05, mask_reads=2, launches=(8, 5)),
@@ -53,9 +54,10 @@ CEILINGS = {
     "se, behind a batch norm and ReLU in evaluation": Ceiling(3.05, 5.1, mask_reads=2, launches=(3, 5)),
     "eca, behind a batch norm": Ceiling(3.05, 5.05, mask_reads=2, launches=(8, 5)),
     "eca, behind a batch norm in evaluation": Ceiling(3.05, 4.05, mask_reads=2, launches=(4, 5)),
-    # Every span of the multiply's backward reads two vectors more where maxima are pooled.
-    "coordinate": Ceiling(3, 4.05, mask_reads=2, launches=(4, 5)),
-    "coordinate, maxima tied": Ceiling(3, 5, mask_reads=2, launches=(4, 5)),
+    # Every span of the multiply's backward reads two vectors more where maxima are pooled; where they are, is asked of
+    # the maxima's parts once more.
+    "coordinate": Ceiling(3.01, 4.08, mask_reads=2, launches=(3, 3)),
+    "coordinate, maxima tied": Ceiling(3.01, 5, mask_reads=2, launches=(3, 3)),
     "cbam": BOTH_POOLS,
     "dual": replace(BOTH_POOLS, launches=(8, 11)),
     "pixel": Ceiling(2, 3, mask_reads=1, channels=256),
