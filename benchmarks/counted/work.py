@@ -27,7 +27,6 @@ from benchmarks.counted.meter import Seeing
 AT_ONCE = 8 * 132  # programs of a grid that may fit on a chip side by side
 SAMPLED = 8  # programs of a grid: scattered, since the last ones of a row often have less to do
 GOLDEN = 0.6180339887
-EDGES = ("beside", "tiles")  # arguments of kernels whose first programs, as many as these say, are of another kind
 SECTOR = 32
 OPERATORS = [f"{side}{name}" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")]
 OPERATORS += ["gt", "ge", "lt", "le", "eq", "ne"]
@@ -161,8 +160,8 @@ def _count(step: Step) -> None:
     grid = (*arguments.pop("grid"), 1, 1)[:3]
     tensors = [t for t in arguments.values() if isinstance(t, Tensor)]
     given = {t.data_ptr(): touched[:2] for t, touched in zip(tensors, step.touched, strict=True)}
-    edge = next((arguments[name] for name in EDGES if name in arguments), 0)
-    chosen = [*_sampled(0, edge), *_sampled(edge, step.programs)]
+    beside = arguments.get("beside", 0)  # the first programs are of another kind
+    chosen = [*_sampled(0, beside), *_sampled(beside, step.programs)]
     move, dimensions = interpreter_builder.set_grid_idx, interpreter_builder.set_grid_dim
 
     def run(number: int) -> _Program:

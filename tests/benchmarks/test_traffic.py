@@ -219,3 +219,15 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         traffic.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_few_cases_have_every_case_layout_and_tail() -> None:
+    names = [*triton_attn.list_attention(), *traffic.PUBLISHED, "tails"]
+    every = list(traffic.cases(names))
+    some = [case for case in every if traffic.is_among_some(*case)]
+    for values, kept in zip(zip(*every, strict=True), zip(*some, strict=True), strict=True):
+        assert {*map(str, values)} == {*map(str, kept)}
+    # The others are as they were counted last.
+    left = traffic.left_out(names)
+    assert len(left) == len(every) - len(some) > 20
+    assert all(row["ours"]["forward"]["total"] for row in left)
