@@ -41,7 +41,7 @@ from benchmarks.files import RESULTS, markdown, today, versions, write
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Between them these start every kernel.
-QUICK_SITES = ("layer1", "layer4")
+QUICK = (("layer1", "contiguous"), ("layer1", "channels_last"), ("layer4", "channels_last"))
 QUICK_TARGETS = ("sm_90",)
 
 
@@ -103,10 +103,10 @@ def launches(blocks: Iterable[str], targets: Iterable[str], quick: bool) -> dict
 
 def cases(quick: bool) -> Iterator[tuple[str, str, str]]:
     """Site, layout and dtype."""
-    for site in QUICK_SITES if quick else SITES:
-        for layout in LAYOUTS:
-            for dtype in ("bfloat16",) if quick else DTYPES:
-                yield site, layout, dtype
+    if quick:
+        yield from ((*each, "bfloat16") for each in QUICK)
+    else:
+        yield from itertools.product(SITES, LAYOUTS, DTYPES)
 
 
 def compile_all(

@@ -46,7 +46,6 @@ EXCEPTIONS: dict[tuple[str, str, str], tuple[float, str]] = {
     ("coordinate", "layer2", FEWEST): (0.96, "256 programs: twice as many would write twice the parts of maxima"),
     ("coordinate", "layer3", FEWEST): (0.96, "256 programs: twice as many would write twice the parts of maxima"),
     ("cbam", "layer4", L2): (1.38, "SE's network, and for every position float32 values beside 49 · 2,048 of the map"),
-    ("dual", "layer3", L2): (1.39, "two networks, each with the bytes of SE's"),
     ("dual", "layer4", L2): (1.65, "two networks, each with the bytes of SE's"),
     ("cbam", "", FORWARD): (6, "the gate of positions takes pooling, a convolution and a pass of its own"),
     ("cbam", "", BACKWARD): (7, "likewise, and the convolution's parameters"),

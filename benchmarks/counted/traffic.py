@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -253,14 +253,17 @@ def measure_all(
 ) -> list[Row]:
     """Every case of these blocks, by so many processes; in the same order, however many they are."""
     counted = partial(measure, shape=shape, ours_alone=ours_alone)
-    jobs = [case for case in cases(names) if not some or is_among_some(*case)]
+    jobs = few(cases(names)) if some else list(cases(names))
     if workers == 1:
         return list(starmap(counted, jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(pool.map(counted, *zip(*jobs, strict=True)))
 
 
-def cases(names: Sequence[str]) -> Iterator[tuple[Case, bool, bool]]:
+Counting = tuple["Case", bool, bool]  # whether in channels_last, and with a shortcut
+
+
+def cases(names: Sequence[str]) -> Iterator[Counting]:
     """Of these blocks both layouts, without and with a residual block's tail; of published ones one.
 
     ``"tails"`` are blocks with the batch norm in front, in channels_last, and SE with an activation behind that.
@@ -279,11 +282,12 @@ def cases(names: Sequence[str]) -> Iterator[tuple[Case, bool, bool]]:
         yield from ((case, True, False) for case in INSIDE)
 
 
-def is_among_some(case: Case, channels_last: bool, shortcut: bool) -> bool:
-    """Whether it is counted where a few are enough: any case, layout and tail comes once at least."""
-    if case.block in PUBLISHED or case in INSIDE:
-        return True
-    return shortcut if case in TAILS else channels_last == shortcut
+def few(every: Iterable[Counting]) -> list[Counting]:
+    """Where a few are enough: every case once, contiguous without a tail and in channels_last with one in turns."""
+    found: dict[str, list[Counting]] = {}
+    for each in every:
+        found.setdefault(str(each[0]), []).append(each)
+    return [of_case[-1 if i % 2 else 0] for i, of_case in enumerate(found.values())]
 
 
 def table(rows: list[Row]) -> str:
@@ -338,7 +342,8 @@ def role_table(rows: list[Row]) -> str:
 
 def left_out(names: Sequence[str]) -> list[dict[str, Any]]:
     """What the committed file says of the cases that are not counted where a few are enough."""
-    left = {(str(case), *others) for case, *others in cases(names) if not is_among_some(case, *others)}
+    counted = few(cases(names))
+    left = {(str(case), *others) for case, *others in cases(names) if (case, *others) not in counted}
     rows = load(RESULTS / "traffic.json")["rows"]
     return [row for row in rows if (row["case"], row["layout"] == "channels_last", row["shortcut"]) in left]
 
@@ -373,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fail where a block moves more than its ceiling")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     parser.add_argument("--ours", action="store_true", help="count neither eager PyTorch nor Inductor; no tables")
-    parser.add_argument("--some", action="store_true", help="count every case, layout and tail once, not all that meet")
+    parser.add_argument("--some", action="store_true", help="count every case once, the others as they were")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that count (default: 1)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON to this file as well")
     parser.add_argument("--blocks", metavar="A,B", help="only these blocks")

@@ -77,7 +77,7 @@ def test_a_spill_is_seen() -> None:
     starved = Launch(
         step.kernel,
         step.signature,
-        tuple((name, {"BLOCK_C": 16, "BLOCK_P": 1024}.get(name, value)) for name, value in step.constants),
+        tuple((name, {"BLOCK_C": 4, "BLOCK_P": 1024}.get(name, value)) for name, value in step.constants),
         step.divisible,
         (("num_warps", 1),),
     )

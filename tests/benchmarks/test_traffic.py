@@ -58,7 +58,7 @@ def test_ceilings(
     assert forward.total_sectors + backward.total_sectors <= 1.15 * (forward.total + backward.total)
     assert forward.map_launches.total() == backward.map_launches.total() == 2
     assert forward.launches.total() == 3  # the gate network of few channels is one
-    assert backward.launches.total() == 4
+    assert backward.launches.total() == 3  # and backward, where the multiply's ends its sums
     # The mask is bits: one per element, written once and read twice.
     bits = shape[0] * shape[1] * shape[2] * shape[3] // 8
     if with_shortcut:
@@ -221,13 +221,13 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     assert message in capsys.readouterr().err
 
 
-def test_a_few_cases_have_every_case_layout_and_tail() -> None:
+def test_a_few_have_every_case_layout_and_tail() -> None:
     names = [*triton_attn.list_attention(), *traffic.PUBLISHED, "tails"]
     every = list(traffic.cases(names))
-    some = [case for case in every if traffic.is_among_some(*case)]
-    for values, kept in zip(zip(*every, strict=True), zip(*some, strict=True), strict=True):
+    few = traffic.few(every)
+    for values, kept in zip(zip(*every, strict=True), zip(*few, strict=True), strict=True):
         assert {*map(str, values)} == {*map(str, kept)}
     # The others are as they were counted last.
     left = traffic.left_out(names)
-    assert len(left) == len(every) - len(some) > 20
+    assert len(left) == len(every) - len(few) > 30
     assert all(row["ours"]["forward"]["total"] for row in left)
