@@ -11,6 +11,7 @@ The interpreter shares a process with no other: Triton is imported either for it
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -90,6 +91,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wanted = _thinned([item for item in items if item in wanted])
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
     items[:] = [item for item in items if item in wanted]
+
+
+def pytest_collection_finish() -> None:
+    """What is there stays: the collector need not look at PyTorch's modules again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _thinned(items: list[pytest.Item]) -> set[pytest.Item]:

@@ -78,7 +78,7 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
         assert_within(a, b, c, f"{i}", plain_error=error)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     **sizes(70, 20, 20),
     **KINDS,

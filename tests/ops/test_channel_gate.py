@@ -37,7 +37,7 @@ def twins(name: str, channels: int, size: int, dtype: torch.dtype) -> tuple[nn.M
     return parity.twins(build(name, channels, size), dtype)
 
 
-@settings(max_examples=24)
+@settings(max_examples=12)
 @given(name=st.sampled_from(BLOCKS), shape=shapes(), size=st.integers(1, 16), **KINDS)
 @example(name="se", shape=(1, 1, 1, 1), size=1, dtype=torch.float32, layout="contiguous", with_shortcut=True)
 @example(name="eca", shape=(1, 1, 1, 1), size=1, dtype=torch.float32, layout="contiguous", with_shortcut=True)

@@ -66,7 +66,7 @@ def check(
         assert_within(*each, name)
 
 
-@settings(max_examples=16)
+@settings(max_examples=8)
 @given(
     **sizes(96, 33, 9),
     per_channel=st.booleans(),

@@ -61,7 +61,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(shape=shapes(), **KINDS)
 @example(shape=(1, 2, 1, 1), dtype=torch.float32, layout="contiguous", with_shortcut=True)
 @example(shape=(2, 63, 7, 7), dtype=torch.float16, layout="channels_last", with_shortcut=True)

@@ -42,7 +42,7 @@ def every_value() -> Any:
     return decorate
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     hidden=st.sampled_from(sorted(HIDDEN)),
     gate=st.sampled_from(CHOICES),

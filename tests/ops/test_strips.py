@@ -95,7 +95,7 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_shortcut
     )
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     **sizes(70, 40, 40),
     **KINDS,
