@@ -31,12 +31,14 @@ KERNELS = [
     ids=str,
 )
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
-def test_no_spills_and_wide_words(target, shape, memory_format):
-    for dtype in (torch.bfloat16, torch.float32):
-        launches = block_launches("published.cbam", shape, dtype, memory_format, with_shortcut=True, target=target)
-        assert [launch.name for launch in launches] == KERNELS
-        for launch in launches:
-            report = compiled_quickly(launch, target)
-            assert report.spilled == 0, (launch.name, dtype)
-            if shape[1] == 256 and launch.name.startswith("spatial"):
-                assert report.widest_load >= 8, (launch.name, dtype)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_no_spills_and_wide_words(
+    target: str, shape: tuple[int, ...], memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    launches = block_launches("published.cbam", shape, dtype, memory_format, with_shortcut=True, target=target)
+    assert [launch.name for launch in launches] == KERNELS
+    for launch in launches:
+        report = compiled_quickly(launch, target)
+        assert report.spilled == 0, (launch.name, dtype)
+        if shape[1] == 256 and launch.name.startswith("spatial"):
+            assert report.widest_load >= 8, (launch.name, dtype)
