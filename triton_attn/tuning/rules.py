@@ -134,7 +134,7 @@ def dense_sums(channels: int, block_m: int, block_s: int, itemsize: int, kinds: 
     takes and gives. Beside float32 maps operands come in two parts, which take twice as many.
     """
     held, most = ROWS * (block_s * kinds + others) + block_m, 256 if itemsize < 4 else 128
-    room = 176 * most - 16 * kinds * ROWS * block_m
+    room = 88 * most - 16 * kinds * ROWS * block_m
     block_c = min(power_of_two(channels), most, power_of_two(room // held + 1) // 2)
     block_c = max(block_c, 32)
     warps = 8 if block_c * held > TILE else 4
