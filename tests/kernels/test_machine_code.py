@@ -45,7 +45,7 @@ def check(step: Launch, target: str, width: int = 16) -> None:
 @pytest.mark.parametrize(
     ("shape", "target", "dtype", "with_shortcut", "memory_format"),
     [
-        # `make guard` has both sites on sm_90 in bfloat16, and the compile report has all of them: others come out much
+        # `make guard` has each site once on sm_90 in bfloat16, and the compile report has all: others come out much
         # alike.
         (LAYER1, "sm_80", torch.bfloat16, True, torch.contiguous_format),
         (LAYER1, "sm_80", torch.float32, True, torch.contiguous_format),

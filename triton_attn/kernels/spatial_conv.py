@@ -8,7 +8,7 @@ a time: all of it would take too many registers.
 import triton
 import triton.language as tl
 
-from .common import activate, slope
+from .common import activate, higher, slope
 from .spatial_common import load_taps, maximum, strip_of, taps, windows_of
 
 
@@ -44,7 +44,7 @@ def spatial_conv_fwd_kernel(
         more = tl.load(at, mask=mask, other=0.0)
         other = tl.load(at + positions, mask=mask, other=float("-inf"))
         mean += tl.sum(more, axis=0)
-        top = tl.maximum(top, maximum(other, 0), propagate_nan=tl.PropagateNan.ALL)
+        top = higher(top, maximum(other, 0))
     mean = mean / channels
     top = tl.where(inside, top, 0.0)
     if SAVE:

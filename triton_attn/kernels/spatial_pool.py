@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .batch_norm import load_norm_of_tile, normalise
-from .common import over_positions, tile_at
+from .common import higher, over_positions, tile_at
 from .maps import read_tile, sizes_of, steps, zeros_like_tile
 from .spatial_common import chunk_of_program, maximum
 
@@ -45,7 +45,7 @@ def spatial_pool_kernel(
             values = normalise(values, mean, scale, bias)
         u = values * over_positions(gate, CHANNELS_LAST)
         total += u
-        best = tl.maximum(best, tl.where(tile[3], u, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
+        best = higher(best, tl.where(tile[3], u, float("-inf")))
 
     pooled = pooled_ptr + (n * chunks + chunk) * 2 * positions + p
     tl.store(pooled, tl.sum(total, axis=AXIS), mask=p < positions)
