@@ -260,9 +260,10 @@ class _Program:
             return own["create_dot"](this, a, b, *rest)
 
         def summed(this: Any, values: Any) -> Any:
-            self.meetings += 1
-            self.summed += values[0].handle.data.size
-            self.round_open = False
+            if this.axis is None or values[0].handle.data.shape[this.axis] > 1:  # one by itself is there already
+                self.meetings += 1
+                self.summed += values[0].handle.data.size
+                self.round_open = False
             return reduce(this, values)
 
         def computed(name: str) -> Callable[..., Any]:

@@ -285,15 +285,13 @@ NEXT = ("sm_90", "sm_80")  # kernels without a product; others are executed for 
 # has the others. At (7, 300, 48, 8) an H200 once read where nothing is.
 FIXED = (
     *(
-        Configuration(name, (2, 32, 5, 7), BF16, LAYOUTS[(i + 1) % 2], with_shortcut=True)
-        for i, name in enumerate(NAMES)
-        if name != "cbam"  # the others of it have all of this
+        Configuration(name, (2, 32, 5, 7), BF16, LAYOUTS[name in ("dual", "gate")], with_shortcut=True)
+        for name in ("dual", "nonlocal", "gate", "pixel")
     ),
-    Configuration("nonlocal", (2, 32, 5, 7), F32, "channels_last"),
-    *(Configuration(name, (1, 16, 4, 4), F16, "channels_last", targets=NEXT) for name in ("eca", "coordinate")),
+    Configuration("eca", (1, 16, 4, 4), F16, "channels_last", targets=NEXT),
     Configuration("cbam", (1, 16, 4, 4), F32, needs="map", targets=NEXT),
     Configuration("se", (1, 16, 3, 3), F32, needs="weights"),
-    *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("eca", "cbam", "gate", "nonlocal")),
+    *(Configuration(name, (1, 16, 8, 8), BF16, training=False) for name in ("eca", "cbam")),
     Configuration(CHANNEL_GATE, (2, 24, 5, 6), F32, options=(("pool", "max"), ("hidden_activation", "none"))),
     *(
         Configuration(CHANNEL_GATE, (2, 24, 5, 6), dtype, options=(("hidden_activation", hidden), ("activation", gate)))
@@ -316,14 +314,11 @@ FIXED = (
     Configuration("cbam", (1, 16, 2, 140), F32),
     Configuration(GATE_BY, (2, 24, 9, 31), F32, options=(("pool", "both"),)),
     Configuration(GATE_BY, (2, 24, 5, 6), BF16, options=(("pool", "max"),), training=False),
-    Configuration(NORMED, (2, 24, 5, 7), F32, with_shortcut=True, options=TRAINING),
     Configuration(NORMED, (2, 16, 23, 23), BF16, "channels_last", options=(*TRAINING, ("activation", "silu"))),
     Configuration(NORMED, (17, 8, 3, 3), F32, options=(*TRAINING, ("activation", "relu")), needs="map", targets=NEXT),
     Configuration(NORMED, (2, 24, 5, 6), F32, "channels_last", with_shortcut=True, needs="map"),
     Configuration(NORMED, (2, 24, 5, 6), F32, options=(("activation", "hardswish"),)),
-    Configuration(STRIPS, (2, 12, 5, 7), F32, "channels_last", with_shortcut=True, options=NO_BIAS, targets=NEXT),
-    Configuration(STRIPS, (1, 3, 4, 133), F16, with_shortcut=True, options=NO_BIAS),
-    Configuration(STRIPS, (1, 16, 8, 8), BF16, training=False, options=NO_BIAS),
+    Configuration(STRIPS, (1, 3, 4, 133), F16, with_shortcut=True, options=NO_BIAS, targets=NEXT),
     Configuration(STRIPS, (2, 12, 5, 7), F32, "channels_last", needs="map"),
     Configuration(NORMED_STRIPS, (2, 12, 5, 7), F32, with_shortcut=True, targets=NEXT),
     Configuration(NORMED_STRIPS, (1, 24, 35, 3), BF16, "channels_last"),
@@ -332,12 +327,9 @@ FIXED = (
     Configuration(NORMED_CBAM, (1, 40, 23, 23), F32, "channels_last"),
     Configuration(NORMED_CBAM, (2, 16, 5, 7), F32, "channels_last", training=False, needs="map", with_shortcut=True),
     Configuration(NORMED_CBAM, (1, 16, 3, 3), F32, needs="nothing"),
-    Configuration(CBAM_BY, (2, 32, 5, 7), F32, "channels_last", targets=NEXT),
-    Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
+    Configuration(CBAM_BY, (1, 16, 3, 3), BF16, "channels_last", with_shortcut=True, training=False, targets=NEXT),
     Configuration(SCSE, (2, 32, 5, 7), F32, with_shortcut=True),
     Configuration(SCSE, (2, 72, 5, 7), BF16, "channels_last", targets=NEXT),
-    Configuration(SCSE, (1, 16, 3, 3), F16, with_shortcut=True, training=False),
-    Configuration(SCSE, (1, 16, 23, 23), F32, "channels_last", needs="map"),
     # The bias of its convolution has a gradient of rounding alone.
     Configuration(CONTEXT, (2, 32, 5, 7), F32, needs="map", with_shortcut=True),
     Configuration(SIMAM, (2, 12, 5, 7), F32, with_shortcut=True),
@@ -345,16 +337,13 @@ FIXED = (
     Configuration("eca", (2, 32, 5, 7), F32, needs="map"),
     Configuration("gate", (2, 32, 5, 7), F32, needs="map"),
     Configuration("gate", (2, 32, 5, 7), F32, needs="weights"),
-    Configuration("gate", (1, 200, 3, 7), F32, needs="map"),
     Configuration("gate", (1, 200, 3, 7), F32, needs="weights"),
     Configuration("gate", (1, 200, 3, 7), F32, needs="shortcut", with_shortcut=True),
     Configuration(NON_LOCAL, (33, 40, 24, 20), F32, "channels_last", needs="v"),
     Configuration("nonlocal", (1, 64, 3, 3), F32, with_shortcut=True),
     Configuration("nonlocal", (1, 64, 3, 3), BF16, "channels_last", with_shortcut=True, training=False),
     Configuration("se", (3, 40, 9, 31), F32, "contiguous", with_shortcut=True),
-    Configuration("eca", (2, 72, 1, 1), F32, "channels_last"),
-    Configuration("coordinate", (1, 16, 23, 25), F32, "contiguous", with_shortcut=True, tied=True),
-    Configuration("coordinate", (1, 16, 23, 25), BF16, "channels_last", tied=True),
+    Configuration("coordinate", (1, 16, 23, 25), BF16, "channels_last", tied=True, targets=NEXT),
     Configuration("gate", (2, 32, 6, 6), F32, "channels_last", with_shortcut=True, gating_channels=12),
     Configuration("pixel", (1, 272, 3, 3), F16, "channels_last", with_shortcut=True),
     Configuration("nonlocal", (1, 16, 17, 19), F32, "contiguous"),

@@ -1,23 +1,26 @@
 """Sums and maxima that come in parts: tensors of (rows, S, size), one part for each split of what they go over.
 
-Parts are combined in their own order, so the result is the same whatever reads it. They are read as tiles, all at once:
-one after another each would cost a round trip to the L2 cache. BLOCK_S is 1 where there is at most one part.
-
-A tile's first axis has the parts: a thread then has all parts of its own elements, if these are many.
+Parts are combined in their own order, so the result is the same whatever reads it. BLOCK_S of them are on their way at
+once: one after another each would cost a round trip to the L2 cache. BLOCK_S is 1 where there is at most one part.
 """
 
 import triton
 import triton.language as tl
 
-from .common import higher, max_or_nan
+from .common import higher
 
 
 @triton.jit
-def part_offsets(row, i, inside, size, parts, start, BLOCK_S: tl.constexpr):
-    """Where the parts from ``start`` on lie, (BLOCK_S, rows, elements), and which of them exist."""
-    s = start + tl.arange(0, BLOCK_S)
-    offsets = (row.to(tl.int64)[None, :] * parts + s[:, None])[:, :, None] * size + i[None, None, :]
-    return offsets, (s < parts)[:, None, None] & inside[None, :, :]
+def load_parts(ptr, row, i, inside, size, parts, start, OTHER: tl.constexpr, BLOCK_S: tl.constexpr):
+    """The parts ``t[row, s, i]`` from s = ``start`` on, as a tuple of BLOCK_S tiles; OTHER where not ``inside``.
+
+    In one tile Triton 3.6 would share them among threads before rows, or before elements that are not known to lie side
+    by side: warps would compute the same sums, lanes ask for one word each of as many lines.
+    """
+    at, tiles = ptr + (row.to(tl.int64)[:, None] * parts + start) * size + i[None, :], ()
+    for s in tl.static_range(BLOCK_S):
+        tiles += (tl.load(at + s * size, mask=inside & (start + s < parts), other=OTHER),)
+    return tiles
 
 
 @triton.jit
@@ -34,8 +37,9 @@ def sum_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     else:
         found = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
         for start in range(0, parts, BLOCK_S):
-            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-            found += tl.sum(tl.load(ptr + offsets, mask=mask, other=0.0), axis=0)
+            tiles = load_parts(ptr, row, i, inside, size, parts, start, 0.0, BLOCK_S)
+            for s in tl.static_range(BLOCK_S):
+                found += tiles[s]
     return found
 
 
@@ -47,9 +51,9 @@ def max_parts(ptr, row, i, inside, size, parts, BLOCK_S: tl.constexpr):
     else:
         found = tl.full((row.shape[0], i.shape[0]), float("-inf"), tl.float32)
         for start in range(0, parts, BLOCK_S):
-            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-            part = tl.load(ptr + offsets, mask=mask, other=float("-inf"))
-            found = higher(found, max_or_nan(part, 0))
+            tiles = load_parts(ptr, row, i, inside, size, parts, start, float("-inf"), BLOCK_S)
+            for s in tl.static_range(BLOCK_S):
+                found = higher(found, tiles[s])
         found = tl.where(inside, found, 0.0)
     return found
 
@@ -64,11 +68,11 @@ def sum_and_max_parts(sum_ptr, peak_ptr, row, i, inside, size, parts, BLOCK_S: t
         total = tl.zeros((row.shape[0], i.shape[0]), tl.float32)
         peak = tl.full((row.shape[0], i.shape[0]), float("-inf"), tl.float32)
         for start in range(0, parts, BLOCK_S):
-            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-            of_sum = tl.load(sum_ptr + offsets, mask=mask, other=0.0)
-            of_peak = tl.load(peak_ptr + offsets, mask=mask, other=float("-inf"))
-            total += tl.sum(of_sum, axis=0)
-            peak = higher(peak, max_or_nan(of_peak, 0))
+            sums = load_parts(sum_ptr, row, i, inside, size, parts, start, 0.0, BLOCK_S)
+            peaks = load_parts(peak_ptr, row, i, inside, size, parts, start, float("-inf"), BLOCK_S)
+            for s in tl.static_range(BLOCK_S):
+                total += sums[s]
+                peak = higher(peak, peaks[s])
         peak = tl.where(inside, peak, 0.0)
     return total, peak
 
@@ -82,12 +86,13 @@ def winner_parts(peak_ptr, winner_ptr, peak, row, i, inside, size, parts, BLOCK_
         ties = tl.zeros((row.shape[0], i.shape[0]), tl.int32)
         position = tl.zeros((row.shape[0], i.shape[0]), tl.int32)
         for start in range(0, parts, BLOCK_S):
-            offsets, mask = part_offsets(row, i, inside, size, parts, start, BLOCK_S)
-            part = tl.load(peak_ptr + offsets, mask=mask, other=0.0)
-            found = tl.load(winner_ptr + offsets, mask=mask, other=0)
-            at_peak = mask & (part == peak[None, :, :])
-            ties += tl.sum(tl.where(at_peak, tl.where(found < 0, -found, 1), 0), axis=0)
-            position += tl.sum(tl.where(at_peak, found, 0), axis=0)
+            # No part is NaN where the maximum is not, and where it is nothing goes by the part.
+            peaks = load_parts(peak_ptr, row, i, inside, size, parts, start, float("nan"), BLOCK_S)
+            winners = load_parts(winner_ptr, row, i, inside, size, parts, start, 0, BLOCK_S)
+            for s in tl.static_range(BLOCK_S):
+                at_peak, winner = peaks[s] == peak, winners[s]
+                ties += tl.where(at_peak, tl.where(winner < 0, -winner, 1), 0)
+                position += tl.where(at_peak, winner, 0)
         winner = winner_of(position, ties, peak != peak)
     return winner
 

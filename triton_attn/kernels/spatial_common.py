@@ -18,14 +18,6 @@ def taps():
 
 
 @triton.jit
-def maximum(values, AXIS: tl.constexpr):
-    """The maximum along an axis, NaN where there is one: tl.max passes over it, and PyTorch's maximum does not."""
-    is_nan = values != values
-    top = tl.max(tl.where(is_nan, float("inf"), values), axis=AXIS)
-    return tl.where(tl.max(is_nan.to(tl.int32), axis=AXIS) != 0, float("nan"), top)
-
-
-@triton.jit
 def strip_of(block, width, positions, BLOCK_P: tl.constexpr, SPAN: tl.constexpr):
     """The positions that the 7×7 windows of a block of positions reach, (SPAN,), and which of them exist.
 

@@ -8,8 +8,9 @@ a time: all of it would take too many registers.
 import triton
 import triton.language as tl
 
-from .common import activate, higher, slope
-from .spatial_common import load_taps, maximum, strip_of, taps, windows_of
+from .common import activate, slope
+from .partials import load_parts, sum_and_max_parts
+from .spatial_common import load_taps, strip_of, taps, windows_of
 
 
 @triton.jit
@@ -35,18 +36,9 @@ def spatial_conv_fwd_kernel(
     n, block, _ = block_of_positions(positions, BLOCK_P)
     by_mean, by_top, bias = load_taps(weight_ptr), load_taps(weight_ptr + 49), tl.load(bias_ptr)
     q, inside = strip_of(block, width, positions, BLOCK_P, SPAN)
-    mean = tl.zeros((SPAN,), tl.float32)
-    top = tl.full((SPAN,), float("-inf"), tl.float32)
-    for first in range(0, chunks, GROUP):
-        k = first + tl.arange(0, GROUP)
-        at = parts_ptr + (n * chunks + k)[:, None] * 2 * positions + q[None, :]
-        mask = (k < chunks)[:, None] & inside[None, :]
-        more = tl.load(at, mask=mask, other=0.0)
-        other = tl.load(at + positions, mask=mask, other=float("-inf"))
-        mean += tl.sum(more, axis=0)
-        top = higher(top, maximum(other, 0))
-    mean = mean / channels
-    top = tl.where(inside, top, 0.0)
+    at, size = parts_ptr + n * chunks * 2 * positions, 2 * positions
+    mean, top = sum_and_max_parts(at, at + positions, tl.arange(0, 1), q, inside[None, :], size, chunks, GROUP)
+    mean, top = tl.reshape(mean, (SPAN,)) / channels, tl.reshape(top, (SPAN,))
     if SAVE:
         own = inside & (q >= block * BLOCK_P) & (q < block * BLOCK_P + BLOCK_P)
         pooled = pooled_ptr + n * 2 * positions + q
@@ -89,15 +81,17 @@ def spatial_conv_bwd_kernel(
     top = tl.load(pooled_ptr + (n * 2 + 1) * positions + p, mask=inside_p, other=0.0)
     q, inside = strip_of(block, width, positions, BLOCK_P, SPAN)
     spatial = tl.load(spatial_ptr + n * positions + q, mask=inside, other=0.0)
-    dlogit = tl.zeros((SPAN,), tl.float32)
-    winner = tl.full((BLOCK_P,), 2**31 - 1, tl.int32)
+    dlogit = tl.zeros((1, SPAN), tl.float32)
+    winner = tl.full((1, BLOCK_P), 2**31 - 1, tl.int32)
+    image, of_strip, of_block = tl.arange(0, 1), inside[None, :], inside_p[None, :]
+    winners, dspatial = winners_ptr + n * chunks * positions, dspatial_ptr + n * chunks * positions
     for first in range(0, chunks, GROUP):
-        k = first + tl.arange(0, GROUP)
-        is_chunk, at = (k < chunks)[:, None], (n * chunks + k)[:, None] * positions
-        other = tl.load(winners_ptr + at + p[None, :], mask=is_chunk & inside_p[None, :], other=2**31 - 1)
-        more = tl.load(dspatial_ptr + at + q[None, :], mask=is_chunk & inside[None, :], other=0.0)
-        dlogit += tl.sum(more, axis=0)
-        winner = tl.minimum(winner, tl.min(other, axis=0))
+        others = load_parts(winners, image, p, of_block, positions, chunks, first, 2**31 - 1, GROUP)
+        more = load_parts(dspatial, image, q, of_strip, positions, chunks, first, 0.0, GROUP)
+        for k in tl.static_range(GROUP):
+            dlogit += more[k]
+            winner = tl.minimum(winner, others[k])
+    dlogit, winner = tl.reshape(dlogit, (SPAN,)), tl.reshape(winner, (BLOCK_P,))
     tl.store(winner_ptr + n * positions + p, winner, mask=inside_p)
     # Beyond the map there is no gradient, whatever the slope of the zeros that stand for its gates.
     dlogit *= slope(spatial, ACTIVATION)

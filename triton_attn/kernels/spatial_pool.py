@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 
 from .batch_norm import load_norm_of_tile, normalise
-from .common import higher, over_positions, tile_at
+from .common import higher, max_or_nan, over_positions, tile_at
 from .maps import read_tile, sizes_of, steps, zeros_like_tile
-from .spatial_common import chunk_of_program, maximum
+from .spatial_common import chunk_of_program
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -49,7 +49,7 @@ def spatial_pool_kernel(
 
     pooled = pooled_ptr + (n * chunks + chunk) * 2 * positions + p
     tl.store(pooled, tl.sum(total, axis=AXIS), mask=p < positions)
-    tl.store(pooled + positions, maximum(best, AXIS), mask=p < positions)
+    tl.store(pooled + positions, max_or_nan(best, AXIS), mask=p < positions)
 
 
 # Channels are summed, in blocks, by threads.

@@ -134,7 +134,7 @@ def dense_sums(channels: int, block_m: int, block_s: int, itemsize: int, kinds: 
     takes and gives. Beside float32 maps operands come in two parts, which take twice as many.
     """
     held, most = ROWS * (block_s * kinds + others) + block_m, 256 if itemsize < 4 else 128
-    room = 88 * most - 16 * kinds * ROWS * block_m
+    room = 176 * most - 16 * kinds * ROWS * block_m
     block_c = min(power_of_two(channels), most, power_of_two(room // held + 1) // 2)
     block_c = max(block_c, 32)
     warps = 8 if block_c * held > TILE else 4
@@ -216,8 +216,7 @@ def dense_bwd(channels: int, hidden: int, parts: int, itemsize: int) -> dict[str
 @cache
 def whole(channels: int, parts: int) -> dict[str, int]:
     """Blocks for adding up parts for somebody else."""
-    block_s = min(power_of_two(parts), 32)
-    return {"BLOCK_C": min(power_of_two(channels), TILE // 2 // block_s, 256), "BLOCK_S": block_s, "num_warps": 4}
+    return {"BLOCK_C": min(power_of_two(channels), 128), "BLOCK_S": min(power_of_two(parts), 16), "num_warps": 1}
 
 
 @cache
