@@ -28,7 +28,7 @@ def patch_once_a_launch() -> None:
     """
     from triton.runtime import interpreter
 
-    if not hasattr(interpreter, "_patch_lang"):
+    if not hasattr(interpreter, "_LangPatchScope"):
         return  # another release, which is left as it is
     patch, call = interpreter._patch_lang, interpreter.GridExecutor.__call__
     patched: set[ModuleType] = set()

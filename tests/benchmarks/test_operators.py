@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.counted.interpreter import KNOWN
+from benchmarks.counted.interpreter import KNOWN, patch_once_a_launch
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -152,3 +152,13 @@ def test_casts() -> None:
     assert np.array_equal(half.handle.data, wide.handle.data.astype(np.float16), equal_nan=True)
     back = semantic.cast(semantic.cast(wide, core.bfloat16), core.float32)
     assert back.handle.data.tolist()[:2] == [1.0, 999424.0]
+
+
+def test_another_release_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.4 puts its functions into the language in another way."""
+    from triton.runtime import interpreter
+
+    before = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    monkeypatch.delattr(interpreter, "_LangPatchScope")
+    patch_once_a_launch.__wrapped__()
+    assert (interpreter._patch_lang, interpreter.GridExecutor.__call__) == before
