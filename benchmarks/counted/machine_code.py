@@ -365,12 +365,11 @@ def _read_amdgcn(target: str, code: str, num_warps: int, shared: int) -> Report:
         found = re.findall(rf"(?:global|buffer)_{kind}_(dwordx[234]|dword|[us]?short|[us]?byte)", code)
         return tuple(sorted(widths[name.replace("sshort", "short").replace("sbyte", "byte")] for name in found))
 
-    spilled = number("vgpr_spill_count") + number("sgpr_spill_count")
     return Report(
         target,
         num_warps,
         number("vgpr_count"),
-        spilled,
+        number("private_segment_fixed_size"),  # scalar registers spill into a vector register's lanes, not to memory
         shared,
         accesses("load"),
         accesses("store"),

@@ -76,29 +76,39 @@ BY_NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", BY_NETWORKS)
-@WAYS
-def test_published_blocks_with_networks_of_their_own(
-    name: str, memory_format: torch.memory_format, dtype: torch.dtype, target: str
-) -> None:
-    def make(*size: int) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=memory_format).requires_grad_()
+def launches_by_networks(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> list[Launch]:
+    """Those of a published block behind a batch norm, of a training step with a shortcut."""
 
-    x, shortcut, grad = (make(64, 256, 28, 28) for _ in range(3))
+    def make() -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format).requires_grad_()
+
+    x, shortcut, grad = (make() for _ in range(3))
     with torch.device("meta"):
-        block = create_attention(f"published.{name}", 256, dtype=dtype)
-        norm = torch.nn.BatchNorm2d(256, dtype=dtype)
+        block = create_attention(f"published.{name}", shape[1], dtype=dtype)
+        norm = torch.nn.BatchNorm2d(shape[1], dtype=dtype)
 
     def step() -> None:
         torch.autograd.grad(block.behind(norm, x, shortcut), [x, shortcut, *norm.parameters()], grad)
 
     with serving_meta_tensors():
-        launches = launches_of(step)
-    assert tuple(launch.name for launch in launches) == BY_NETWORKS[name]
-    for launch in launches:
+        return launches_of(step)
+
+
+@pytest.mark.parametrize("name", BY_NETWORKS)
+@WAYS
+def test_published_blocks_with_networks_of_their_own(
+    name: str, memory_format: torch.memory_format, dtype: torch.dtype, target: str
+) -> None:
+    found = launches_by_networks(name, (64, 256, 28, 28), dtype, memory_format)
+    assert tuple(launch.name for launch in found) == BY_NETWORKS[name]
+    for launch in found:
         assert compiled_quickly(launch, target).spilled == 0, launch.name
 
 
 def test_rows_of_no_whole_words() -> None:
-    for name, launch in launches((64, 2048, 7, 7), torch.bfloat16, torch.contiguous_format, "none").items():
-        assert compiled_quickly(launch, "sm_90").spilled == 0, name
+    given = (64, 2048, 7, 7), torch.bfloat16, torch.contiguous_format
+    found = [*launches(*given, "none").values()]
+    for launch in found + [launch for name in BY_NETWORKS for launch in launches_by_networks(name, *given)]:
+        assert compiled_quickly(launch, "sm_90").spilled == 0, launch.name

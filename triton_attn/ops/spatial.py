@@ -197,7 +197,7 @@ def gate_bwd(
     dspatial, winners = empty_parts(x)
     told: dict[str, Any] = {"gate_ptr": gate, "pooled_ptr": pooled, "spatial_ptr": spatial}
     told |= {"dspatial_ptr": dspatial, "winner_ptr": winners, "dgate_ptr": dgate, "gradient_ptr": gradient}
-    told |= told_of(norm, x)
+    told |= {**told_of(norm, x), "heavy": norm is not None}
     sums(_start, spatial_gate_bwd_kernel, grad, x, channels_last, bits, **told)
     return dspatial, winners
 

@@ -23,8 +23,8 @@ def block_p(positions: int) -> int:
 def spatial(channels: int, positions: int, itemsize: int, lanes: int = 32, *, heavy: bool = False) -> dict[str, int]:
     """Blocks of the kernels that walk over a chunk of channels of a block of positions.
 
-    The last of the backward is ``heavy`` where it reads x as well: a thread has half as many elements there, of rows of
-    no whole words it would spill 64 bytes.
+    Those of the backward are ``heavy`` that want x for its maxima too, or have a batch norm in front: a thread has half
+    as many elements there, of rows of no whole words it would spill 64 bytes.
     """
     # In channels_last a tile's row is 64 bytes; bits are packed by eight along it. A thread has sixteen elements: so
     # few warps meet for the sums over positions, at every step, and no kernel needs all registers of a thread.
