@@ -19,7 +19,7 @@ def load_parts(ptr, row, i, inside, size, parts, start, OTHER: tl.constexpr, BLO
     """
     at, tiles = ptr + (row.to(tl.int64)[:, None] * parts + start) * size + i[None, :], ()
     for s in tl.static_range(BLOCK_S):
-        tiles += (tl.load(at + s * size, mask=inside & (start + s < parts), other=OTHER),)
+        tiles += (tl.load(at + s * size, mask=inside & (start + s < parts), other=OTHER),)  # type: ignore[assignment]
     return tiles
 
 
