@@ -27,15 +27,15 @@ REPORT = Report("sm_90", 8, 64, 0, 2048, (4, 16, 16), (2, 16), 3)
 
 
 def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--quick", "--blocks", "eca", "--targets", "sm_90,gfx942", "--workers", "1", "--output", str(tmp_path)]
-    assert compile_report.main(arguments) == 0
+    arguments = ["--quick", "--blocks", "pixel", "--targets", "sm_90,gfx942", "--workers", "1"]
+    assert compile_report.main([*arguments, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "report.json").read_text())
     text = (tmp_path / "report.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
 
-    launches = compile_report.launches(["eca"], ["sm_90", "gfx942"], quick=True)
-    assert f"{len(launches)} programs of eca, on sm_90, gfx942." in printed
+    launches = compile_report.launches(["pixel"], ["sm_90", "gfx942"], quick=True)
+    assert f"{len(launches)} programs of pixel, on sm_90, gfx942." in printed
     assert found["versions"]["triton"] in text
     for target in ("sm_90", "gfx942"):
         rows = [row for row in found["rows"] if row["target"] == target]
@@ -52,7 +52,7 @@ def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                 and set(row["layout"].split(", ")) == {use.layout for use in uses}
             )
             assert row["occupancy"] == pytest.approx(report.occupancy, abs=1e-3)
-            assert row["blocks"] == "eca"
+            assert row["blocks"] == "pixel"
             assert f"| {launch.name} | {target} | bfloat16 | {row['layout']} | {report.num_warps} |" in text
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import triton_attn
-from tests.execute.configurations import Configuration, results
+from tests.execute.configurations import FIXED, results
 from tests.execute.hook import Executor
 from tests.execute.instructions import NotExecutedError
 from tests.execute.mutations import BLOCKS, mutants
@@ -156,9 +156,10 @@ def test_a_buffer_declared_short_is_found(name: str) -> None:
         assert "out of bounds" in {each.kind for each in found}
         return program.run(grid, values)
 
-    executor = Executor(run=short)
+    configuration = next(each for each in FIXED if each.name == name and each.training and each.needs == "all")
+    executor = Executor(configuration.targets, run=short)
     with executor.installed(), triton_attn.use_backend("triton"):
-        results(Configuration(name, (2, 32, 5, 7), torch.float32, "channels_last", with_shortcut=True))
+        results(configuration)
     assert executor.executed
     assert not executor.found
 
