@@ -40,8 +40,9 @@ from benchmarks.files import RESULTS, markdown, today, versions, write
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Between them these start every kernel.
-QUICK = (("layer1", "contiguous"), ("layer4", "channels_last"))  # each once; the report has all that meet
+# Between them these start every kernel. Non-local has others where it keeps its scores, and in float32.
+QUICK = (("layer1", "contiguous", "bfloat16"), ("layer4", "channels_last", "bfloat16"))
+MORE = {"nonlocal": (("layer2", "channels_last", "bfloat16"), ("stem", "contiguous", "float32"))}
 QUICK_TARGETS = ("sm_90",)
 
 
@@ -83,7 +84,7 @@ def launches(blocks: Iterable[str], targets: Iterable[str], quick: bool) -> dict
     """The distinct launches of these blocks on these targets, and where each comes from."""
     found: dict[tuple[Launch, str], set[Use]] = defaultdict(set)
     for target, name in itertools.product(targets, blocks):
-        for site, layout, dtype in cases(quick):
+        for site, layout, dtype in cases(name, quick):
             shape = SITES[site]
             batch, channels, height, width = shape
             settings: list[dict[str, Any]] = [{"with_shortcut": True}]
@@ -101,10 +102,10 @@ def launches(blocks: Iterable[str], targets: Iterable[str], quick: bool) -> dict
     return found
 
 
-def cases(quick: bool) -> Iterator[tuple[str, str, str]]:
+def cases(name: str, quick: bool) -> Iterator[tuple[str, str, str]]:
     """Site, layout and dtype."""
     if quick:
-        yield from ((*each, "bfloat16") for each in QUICK)
+        yield from (*QUICK, *MORE.get(name, ()))
     else:
         yield from itertools.product(SITES, LAYOUTS, DTYPES)
 
