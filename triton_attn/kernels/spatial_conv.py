@@ -36,8 +36,8 @@ def spatial_conv_fwd_kernel(
     n, block, _ = block_of_positions(positions, BLOCK_P)
     by_mean, by_top, bias = load_taps(weight_ptr), load_taps(weight_ptr + 49), tl.load(bias_ptr)
     q, inside = strip_of(block, width, positions, BLOCK_P, SPAN)
-    at, size = parts_ptr + n * chunks * 2 * positions, 2 * positions
-    mean, top = sum_and_max_parts(at, at + positions, tl.arange(0, 1), q, inside[None, :], size, chunks, GROUP)
+    image, size = n + tl.arange(0, 1), 2 * positions
+    mean, top = sum_and_max_parts(parts_ptr, parts_ptr + positions, image, q, inside[None, :], size, chunks, GROUP)
     mean, top = tl.reshape(mean, (SPAN,)) / channels, tl.reshape(top, (SPAN,))
     if SAVE:
         own = inside & (q >= block * BLOCK_P) & (q < block * BLOCK_P + BLOCK_P)
@@ -83,11 +83,10 @@ def spatial_conv_bwd_kernel(
     spatial = tl.load(spatial_ptr + n * positions + q, mask=inside, other=0.0)
     dlogit = tl.zeros((1, SPAN), tl.float32)
     winner = tl.full((1, BLOCK_P), 2**31 - 1, tl.int32)
-    image, of_strip, of_block = tl.arange(0, 1), inside[None, :], inside_p[None, :]
-    winners, dspatial = winners_ptr + n * chunks * positions, dspatial_ptr + n * chunks * positions
+    image, of_strip, of_block = n + tl.arange(0, 1), inside[None, :], inside_p[None, :]
     for first in range(0, chunks, GROUP):
-        others = load_parts(winners, image, p, of_block, positions, chunks, first, 2**31 - 1, GROUP)
-        more = load_parts(dspatial, image, q, of_strip, positions, chunks, first, 0.0, GROUP)
+        others = load_parts(winners_ptr, image, p, of_block, positions, chunks, first, 2**31 - 1, GROUP)
+        more = load_parts(dspatial_ptr, image, q, of_strip, positions, chunks, first, 0.0, GROUP)
         for k in tl.static_range(GROUP):
             dlogit += more[k]
             winner = tl.minimum(winner, others[k])
